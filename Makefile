@@ -1,0 +1,59 @@
+# The verbs of this repository; `make` alone lists them. What they need is fetched into .tools and .venv.
+
+PYTHON ?= python3
+WORKERS ?= 2
+UV = UV_PYTHON_DOWNLOADS=never "$(CURDIR)/.tools/bin/uv"
+VENV = .venv/bin
+PROJECT = {{cookiecutter.project_slug}}
+LOCK = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--custom-compile-command "make lock" --upgrade
+
+.DEFAULT_GOAL = help
+.PHONY: help demo test check fix lock bench clean
+
+help: ## List these verbs
+	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  make %-6s %s\n", $$1, $$2 }'
+
+demo: .venv/ready ## Render a Space with the default answers and serve it at http://127.0.0.1:7860
+	@$(VENV)/python tools/demo.py
+
+test: .venv/ready ## Run all tests (what this machine lacks is skipped by name)
+	$(VENV)/python -m pytest -n $(WORKERS)
+
+check: .venv/ready ## Lint, types and quick tests: the loop while working
+	$(VENV)/ruff check
+	$(VENV)/ruff format --check
+	$(VENV)/mypy
+	$(VENV)/python -m pytest -n $(WORKERS) -m "not slow" -q
+
+fix: .venv/ready ## Format, and mend what the linter can mend
+	$(VENV)/ruff format
+	$(VENV)/ruff check --fix
+
+lock: .tools/bin/uv ## Pin the newest versions that the ranges allow, with hashes
+	cd "$(PROJECT)" && $(LOCK) requirements.txt --output-file requirements.lock
+	$(LOCK) --constraint "$(PROJECT)/requirements.lock" requirements-dev.txt --output-file requirements-dev.lock
+
+bench: .venv/ready ## Measure rendering against an empty template
+	$(VENV)/python -m benchmarks.render
+
+clean: ## Remove what these verbs fetched and rendered
+	rm -rf .tools .venv .demo
+
+# One line for each thing that a machine may lack, instead of a traceback later.
+.tools/bin/uv:
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or later is needed, and there is no $(PYTHON)."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed, and $(PYTHON) is older. Name another: make PYTHON=python3.12 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "$(PYTHON) has no venv module. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@echo "Fetching tools into .tools"
+	@$(PYTHON) -m venv --clear .tools
+	@.tools/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+
+.venv/ready: requirements-dev.lock | .tools/bin/uv
+	@echo "Installing the requirements into .venv"
+	@rm -rf .venv
+	@$(UV) venv --quiet --python $(PYTHON) .venv
+	@$(UV) pip install --quiet --python .venv --require-hashes --requirement requirements-dev.lock
+	@touch $@

@@ -1,0 +1,128 @@
+"""Writes the README's front matter, the Dockerfile and the app's title, out of one description of the Space.
+
+What the Hub, the image and the app must agree on (port, user, health check) is therefore written once. Functions
+return text, `main()` alone writes. No network, clock or randomness: the same answers give the same bytes, which is
+also what lets `cruft update` merge these files. Imports are few because they are most of what a render waits for.
+
+Cookiecutter renders this file with Jinja before it runs it: no two braces may stand together in it.
+"""
+
+import json
+import os
+
+# As JSON in a raw string, because no quote or backslash in an answer can end it.
+ANSWERS = r"""
+{{ cookiecutter | tojson }}
+"""
+
+PORT = 7860
+USER = 1000
+HOME = "/home/user"
+APP = HOME + "/app"
+COMMAND = ["uvicorn", "src.main:app", "--host", "0.0.0.0", "--port", str(PORT)]  # noqa: S104
+# With Python, because a slim image has no curl.
+HEALTH_CHECK = [
+    "python",
+    "-c",
+    f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{PORT}/health/live', timeout=4)",
+]
+
+
+def front_matter(answers: "dict[str, str]") -> str:
+    """The block that must open README.md on the Hub."""
+    fields = {
+        "title": answers["project_name"],
+        "emoji": answers["emoji"],
+        "colorFrom": answers["color_from"],
+        "colorTo": answers["color_to"],
+        "sdk": "docker",
+        "app_port": PORT,
+        "pinned": False,
+        "license": answers["license"],
+        "short_description": answers["short_description"],
+    }
+    # JSON is YAML, and unescaped JSON is what Python's and JavaScript's parsers read alike.
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in fields.items()]
+    return "---\n" + "".join(lines) + "---\n\n"
+
+
+def dockerfile(answers: "dict[str, str]") -> str:
+    """The image that the Hub builds and runs."""
+    return f"""\
+FROM python:{answers["python_version"]}-slim
+
+# The Hub runs Spaces as user {USER}. The folders are that user's too: SQLite writes its journal beside the database.
+RUN useradd --create-home --home-dir {HOME} --user-group --uid {USER} user \\
+    && install --directory --owner={USER} --group={USER} {APP} {APP}/data
+WORKDIR {APP}
+
+# Before the code, so that a change of code does not install everything again.
+COPY requirements.lock ./
+RUN pip install --no-cache-dir --root-user-action=ignore --require-hashes --requirement requirements.lock
+
+COPY --chown={USER}:{USER} alembic.ini ./
+COPY --chown={USER}:{USER} migrations/ migrations/
+COPY --chown={USER}:{USER} src/ src/
+# Bytecode belongs in the image: a container with a read-only root could not keep it, and each start would compile.
+RUN python -m compileall -q migrations src
+
+ENV HOME={HOME} \\
+    PATH={HOME}/.local/bin:$PATH \\
+    PORT={PORT} \\
+    PYTHONUNBUFFERED=1
+
+# By number, because Kubernetes cannot tell from a name that it is not root.
+USER {USER}
+EXPOSE {PORT}
+HEALTHCHECK --interval=30s --timeout=5s --start-period=20s CMD {json.dumps(HEALTH_CHECK)}
+
+# In exec form, so that the server itself receives SIGTERM and can finish its requests.
+CMD {json.dumps(COMMAND)}
+"""
+
+
+def about(answers: "dict[str, str]") -> str:
+    """What the app says about itself, as data, so that no answer ever stands in Python code."""
+    facts = {
+        "title": answers["project_name"],
+        "emoji": answers["emoji"],
+        "description": answers["short_description"],
+    }
+    return json.dumps(facts, ensure_ascii=False, indent=2) + "\n"
+
+
+def without_front_matter(readme: str) -> str:
+    """The README's text: with `--skip-if-file-exists` an earlier run's README is still there, front matter and all."""
+    return readme.split("\n---\n\n", 1)[1] if readme.startswith("---\n") else readme
+
+
+def remove_caches() -> None:
+    """Whoever works in the template leaves caches in it, which cookiecutter copies like everything else."""
+    for folder, subfolders, _ in os.walk("."):
+        for name in list(subfolders):
+            if name == "__pycache__" or (name.startswith(".") and name.endswith("_cache")):
+                import shutil  # only here, because clones hold no caches
+
+                shutil.rmtree(os.path.join(folder, name))
+                subfolders.remove(name)
+
+
+def write(path: str, text: str) -> None:
+    """Write the same bytes on every system."""
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+
+
+def main() -> None:
+    """Complete the project in the working directory."""
+    answers = json.loads(ANSWERS)
+    remove_caches()
+    with open("README.md", encoding="utf-8") as file:
+        readme = without_front_matter(file.read())
+    write("README.md", front_matter(answers) + readme)
+    write("Dockerfile", dockerfile(answers))
+    write("src/config/about.json", about(answers))
+
+
+if __name__ == "__main__":
+    main()

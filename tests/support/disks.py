@@ -1,0 +1,51 @@
+"""Processes that find their disks read-only, or full, in a mount namespace of their own."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+
+import pytest
+
+_SEAL = 'while read -r _ point _; do mount -o remount,bind,ro "$point" 2>/dev/null; done </proc/self/mounts'
+_UNSHARE = ["unshare", "--map-root-user", "--mount"]
+
+
+def read_only(*, writable: str | None = None) -> list[str]:
+    """A prefix for a command that can write nowhere, or only to the empty folder `writable`."""
+    mount = f"; mount -t tmpfs -o size=64m none {writable}" if writable else ""
+    return _in_namespace(f"{_SEAL}{mount}")
+
+
+def small(folder: str, *, kilobytes: int) -> list[str]:
+    """A prefix for a command that finds a small empty disk at `folder`."""
+    return _in_namespace(f"mount -t tmpfs -o size={kilobytes}k none {folder}")
+
+
+@contextmanager
+def immutable(files: Sequence[str]) -> Iterator[None]:
+    """Files that not even their owner can write to, also through descriptors that are open already."""
+    done = subprocess.run(["chattr", "+i", *files], capture_output=True, check=False)  # noqa: S603, S607
+    try:
+        if done.returncode != 0:
+            pytest.skip("chattr +i does not work for this user on this file system")
+        yield
+    finally:
+        subprocess.run(["chattr", "-i", *files], capture_output=True, check=False)  # noqa: S603, S607
+
+
+def _in_namespace(commands: str) -> list[str]:
+    if not _can_mount():
+        pytest.skip("this user may not mount in a namespace: unshare --map-root-user --mount fails")
+    return [*_UNSHARE, "sh", "-c", f'{commands}; exec "$@"', "sh"]
+
+
+@cache
+def _can_mount() -> bool:
+    if shutil.which("unshare") is None:
+        return False
+    done = subprocess.run(  # noqa: S603
+        [*_UNSHARE, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False
+    )
+    return done.returncode == 0

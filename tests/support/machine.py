@@ -1,0 +1,42 @@
+"""What a machine has. What it lacks is skipped by name, or fails where REQUIRE_EVERYTHING is set."""
+
+import os
+import shutil
+import subprocess
+from functools import cache
+
+import pytest
+
+REQUIRE_EVERYTHING = bool(os.environ.get("REQUIRE_EVERYTHING"))
+
+
+def need(program: str, purpose: str) -> str:
+    """The path of a program, or a skipped test that says what it would have been good for."""
+    found = shutil.which(program)
+    if found is None:
+        pytest.skip(f"{program} is not installed: {purpose}")
+    return found
+
+
+@cache
+def container_engine() -> str | None:
+    """`docker` or `podman`, whichever works first. A docker client without its daemon does not."""
+    for engine in ("docker", "podman"):
+        if shutil.which(engine):
+            done = subprocess.run([engine, "info"], capture_output=True, check=False)  # noqa: S603
+            if done.returncode == 0:
+                return engine
+    return None
+
+
+@cache
+def can_unshare_network() -> bool:
+    """Whether a process may be started without any network."""
+    if shutil.which("unshare") is None:
+        return False
+    done = subprocess.run(
+        ["unshare", "--net", "--map-root-user", "true"],  # noqa: S607
+        capture_output=True,
+        check=False,
+    )
+    return done.returncode == 0

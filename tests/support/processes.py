@@ -1,0 +1,56 @@
+"""Starting programs with nothing of the tests' own environment, and ending exactly what was started."""
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+def bare_environment(home: str | Path) -> dict[str, str]:
+    """What a program gets: a path that begins with the tests' interpreter, a private home, UTF-8, nothing else."""
+    programs = [str(Path(sys.executable).parent), "/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"]
+    return {"PATH": os.pathsep.join(programs), "HOME": str(home), "LANG": "C.UTF-8"}
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def is_listening(port: int) -> bool:
+    """Whether somebody accepts connections on this machine's port."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def reserved(port: int, patience: float = 30) -> Iterator[None]:
+    """Have a port that a test cannot choose for itself: other processes of this test run wait for their turn."""
+    with Path(tempfile.gettempdir(), f"port-{port}-of-{os.getuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        deadline = time.monotonic() + patience
+        while is_listening(port):
+            assert time.monotonic() < deadline, f"Port {port} is taken on this machine"
+            time.sleep(0.1)
+        yield
+
+
+def end(process: subprocess.Popen[bytes], patience: float = 30) -> int:
+    """End a process that leads its own session, first politely, then with everything it started."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.wait(10)

@@ -1,0 +1,139 @@
+"""A real uvicorn process that serves a baked project, spoken to over HTTP."""
+
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from tests.support.processes import bare_environment, end, free_port, is_listening
+
+SECONDS_TO_LISTEN = 15
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running app. `client` knows its address; `get`, `post` and the others are its methods."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    client: httpx2.Client
+    log_file: Path
+
+    @property
+    def url(self) -> str:
+        """Where it answers, without a slash at the end."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def get(self, path: str, **options: Any) -> httpx2.Response:
+        """Send a GET request."""
+        return self.client.get(path, **options)
+
+    def head(self, path: str, **options: Any) -> httpx2.Response:
+        """Send a HEAD request."""
+        return self.client.head(path, **options)
+
+    def post(self, path: str, **options: Any) -> httpx2.Response:
+        """Send a POST request."""
+        return self.client.post(path, **options)
+
+    def patch(self, path: str, **options: Any) -> httpx2.Response:
+        """Send a PATCH request."""
+        return self.client.patch(path, **options)
+
+    def delete(self, path: str, **options: Any) -> httpx2.Response:
+        """Send a DELETE request."""
+        return self.client.delete(path, **options)
+
+    def health(self) -> dict[str, Any]:
+        """The health report as it is now."""
+        report: dict[str, Any] = self.get("/health").json()
+        return report
+
+    def settled(self, within: float = 20) -> dict[str, Any]:
+        """The first health report that is no longer `starting`."""
+        return self.health_when(lambda report: report["status"] != "starting", within)
+
+    def health_when(self, holds: Any, within: float = 20) -> dict[str, Any]:
+        """The first health report of which `holds(report)` is true."""
+        deadline = time.monotonic() + within
+        while not holds(report := self.health()):
+            if time.monotonic() > deadline:
+                raise AssertionError(f"After {within} s the report was still {report}:\n{self.log()}")
+            time.sleep(0.05)
+        return report
+
+    def log(self) -> str:
+        """Everything that the process printed."""
+        return self.log_file.read_text(encoding="utf-8", errors="replace")
+
+    def stop(self, patience: float = 30) -> int:
+        """Send SIGTERM and return the exit code, which is negative where a signal ended the process."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(patience)
+
+    def kill(self) -> None:
+        """Kill it without any warning."""
+        self.process.kill()
+        self.process.wait(10)
+
+
+@contextmanager
+def serve(
+    folder: Path,
+    environ: Mapping[str, str] | None = None,
+    *,
+    app: str = "src.main:app",
+    command: Sequence[str] | None = None,
+    prefix: Sequence[str] = (),
+    port: int | None = None,
+) -> Iterator[Server]:
+    """Start the app in `folder` with a bare environment, wait until it listens, and end it afterwards.
+
+    `command` replaces uvicorn's command line; it must serve on the given `port`. `prefix` is put before it, such as
+    `unshare` or `setpriv` with their arguments.
+    """
+    port = port or free_port()
+    command = command or [
+        sys.executable, "-m", "uvicorn", app, "--host", "127.0.0.1", "--port", str(port),
+    ]  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="served-") as private:
+        home, log_file = Path(private, "home"), Path(private, "log")
+        home.mkdir()
+        with log_file.open("wb") as log:
+            process = subprocess.Popen(  # noqa: S603
+                [*prefix, *command],
+                cwd=folder,
+                env=bare_environment(home) | dict(environ or {}),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            wait_until_listening(process, port, log_file)
+            with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+                yield Server(process, port, client, log_file)
+        finally:
+            end(process)
+
+
+def wait_until_listening(process: subprocess.Popen[bytes], port: int, log_file: Path) -> None:
+    """Return when the process accepts connections; fail with its log when it does not in time."""
+    deadline = time.monotonic() + SECONDS_TO_LISTEN
+    while not is_listening(port):
+        if process.poll() is not None:
+            problem = f"The server ended with {process.returncode} before it listened"
+        elif time.monotonic() > deadline:
+            problem = f"The server did not listen within {SECONDS_TO_LISTEN} s"
+        else:
+            time.sleep(0.02)
+            continue
+        raise AssertionError(f"{problem}:\n{log_file.read_text(encoding='utf-8', errors='replace')}")

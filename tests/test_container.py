@@ -1,0 +1,219 @@
+"""The image builds from a fresh render, runs as the Hub runs it, and holds only what runs."""
+
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.support.bakery import Bakery
+from tests.support.machine import container_engine
+from tests.support.processes import is_listening, reserved
+
+PORT = 7860
+VERSIONS = ["3.13", "3.11"]
+pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class Image:
+    """A built image."""
+
+    engine: str
+    name: str
+    dockerfile: str
+
+    def run(self, *command: str, user: str = "1000") -> str:
+        """What a command in a throw-away container prints."""
+        return engine_output(self.engine, "run", "--rm", "--network", "none", "--user", user, self.name, *command)
+
+    @contextmanager
+    def serve(self, **environ: str) -> Iterator[str]:
+        """A container with a read-only root; its name. It is removed afterwards, and shown when the block fails."""
+        name = f"space-{time.time_ns()}"
+        variables = [part for key, value in environ.items() for part in ("--env", f"{key}={value}")]
+        options = ["--read-only", "--tmpfs", "/tmp", "--publish", f"127.0.0.1:{PORT}:{PORT}", *variables]
+        with reserved(PORT):
+            engine_output(self.engine, "run", "--detach", "--name", name, *options, self.name)
+            try:
+                deadline = time.monotonic() + 15
+                while not is_listening(PORT):
+                    assert time.monotonic() < deadline, "The container did not listen"
+                    time.sleep(0.05)
+                yield name
+            except BaseException:
+                sys.stderr.write(engine_output(self.engine, "logs", name))
+                raise
+            finally:
+                engine_output(self.engine, "rm", "--force", name)
+
+
+def engine_output(engine: str, *arguments: str) -> str:
+    """Run docker or podman; output and errors together. A failure shows them."""
+    done = subprocess.run(  # noqa: S603
+        [engine, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    assert done.returncode == 0, f"{engine} {' '.join(arguments)}:\n{done.stdout}"
+    return done.stdout
+
+
+def has_base_image(engine: str, version: str) -> bool:
+    """Whether the image's base is here, or can be fetched."""
+    base = f"docker.io/library/python:{version}-slim"
+    return any(
+        subprocess.run([engine, *how, base], capture_output=True, check=False).returncode == 0  # noqa: S603
+        for how in (["image", "inspect"], ["pull", "--quiet"])
+    )
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def image(request: pytest.FixtureRequest, bake: Bakery, tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """The image of a project in which somebody has worked, once for each Python that is offered."""
+    version = str(request.param)
+    engine = container_engine()
+    if engine is None:
+        pytest.skip("neither docker nor podman works here: no image can be built")
+    if not has_base_image(engine, version):
+        pytest.skip(f"the image python:{version}-slim is not here and cannot be fetched")
+    project = bake(python_version=version).copy_to(tmp_path_factory.mktemp("image"))
+    for name in LEFTOVERS:
+        leftover = project.path / name
+        leftover.parent.mkdir(parents=True, exist_ok=True)
+        leftover.write_text("left by somebody\n")
+    name = f"localhost/space-of-the-tests:{version}"
+    engine_output(engine, "build", "--tag", name, str(project.path))
+    return Image(engine, name, project.read("Dockerfile"))
+
+
+LEFTOVERS = [
+    ".env", ".env.local", "src/.env", "app.db", "data/app.db", "data/app.db-wal", "src/app.sqlite3", ".git/config",
+    "tests/test_left.py", "src/__pycache__/left.cpython-313.pyc", ".pytest_cache/left", ".mypy_cache/left",
+    ".venv/bin/left", "secret.txt", "node_modules/left",
+]  # fmt: skip
+
+
+def test_every_offered_python_is_tested(bake: Bakery) -> None:
+    assert bake.questions["python_version"] == VERSIONS
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_hadolint_finds_nothing(bake: Bakery, version: str) -> None:
+    dockerfile = bake(python_version=version).path / "Dockerfile"
+    program = Path(sys.executable).parent / "hadolint"
+    done = subprocess.run([program, dockerfile], capture_output=True, text=True, check=False)  # noqa: S603
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_dockerfile_and_the_front_matter_agree(bake: Bakery, version: str) -> None:
+    project = bake(python_version=version)
+    dockerfile = project.read("Dockerfile")
+    assert f"FROM python:{version}-slim\n" in dockerfile
+    assert set(re.findall(r"\b\d{4,5}\b", dockerfile)) == {"1000", str(PORT)}
+    assert f"EXPOSE {PORT}\n" in dockerfile
+    assert f"\napp_port: {PORT}\n" in project.read("README.md")
+    command = json.loads(re.findall(r"^CMD (.*)$", dockerfile, re.MULTILINE)[-1])
+    assert command == ["uvicorn", "src.main:app", "--host", "0.0.0.0", "--port", str(PORT)]  # noqa: S104
+
+
+def test_the_container_serves_with_a_read_only_root_as_an_ordinary_user(image: Image) -> None:
+    with image.serve() as container, client() as space:
+        assert settled(space)["database"]["backend"] == "sqlite"
+        assert space.get("/").status_code == 200
+        assert space.post("/api/items", json={"title": "In the image"}).status_code == 201
+        assert [item["title"] for item in space.get("/api/items").json()["items"]] == ["In the image"]
+        asked = "import os; print(os.getuid(), os.getgid(), os.environ['HOME'], os.getcwd())"
+        answer = engine_output(image.engine, "exec", container, "python", "-c", asked)
+        assert answer.split() == ["1000", "1000", "/home/user", "/home/user/app"]
+
+
+def test_the_health_check_of_the_image_tells_whether_it_serves(image: Image) -> None:
+    check = json.loads(re.findall(r"^HEALTHCHECK .* CMD (.*)$", image.dockerfile, re.MULTILINE)[0])
+    with image.serve() as container:
+        engine_output(image.engine, "exec", container, *check)
+    alone = subprocess.run(  # noqa: S603
+        [image.engine, "run", "--rm", image.name, *check], capture_output=True, check=False
+    )
+    assert alone.returncode == 1
+
+
+def test_requests_that_run_at_sigterm_finish_and_the_exit_code_is_0(image: Image) -> None:
+    with image.serve() as container:
+        with client() as space:
+            settled(space)
+        requests = [UnfinishedRequest(f"Number {number}") for number in range(5)]
+        time.sleep(0.5)
+        stopping = threading.Thread(target=engine_output, args=(image.engine, "stop", "--time", "30", container))
+        stopping.start()
+        time.sleep(1)
+        assert stopping.is_alive(), "The container stopped although requests were running"
+        answers = [request.finish() for request in requests]
+        stopping.join()
+        assert [answer.split(" ", 2)[1] for answer in answers] == ["201"] * len(answers)
+        state = engine_output(image.engine, "inspect", "--format", "{{.State.ExitCode}}", container)
+        assert state.strip() == "0", engine_output(image.engine, "logs", container)
+
+
+def test_the_data_folder_and_the_code_belong_to_the_user(image: Image) -> None:
+    asked = "import os; print(*[os.stat(p).st_uid for p in ('.', 'data', 'src', 'migrations', 'src/main.py')])"
+    assert set(image.run("python", "-c", asked).split()) == {"1000"}
+
+
+def test_the_image_holds_no_test_cache_secret_or_database(image: Image) -> None:
+    listing = image.run("find", "/home/user", "/root", "-mindepth", "1", user="0")
+    app = "/home/user/app/"
+    files = {line.removeprefix(app) for line in listing.splitlines() if line.startswith(app)}
+    assert {name.split("/")[0] for name in files} == {"alembic.ini", "data", "migrations", "requirements.lock", "src"}
+    assert "src/main.py" in files
+    unwanted = re.compile(r"test|\.git|\.env|\.db|\.sqlite|secret|_cache|/\.cache|left")
+    assert [line for line in listing.splitlines() if unwanted.search(line)] == []
+    # Bytecode of what is there, and of nothing else.
+    compiled = {name for name in files if name.endswith(".pyc")}
+    sources = {name for name in files if name.endswith(".py")}
+    assert {re.sub(r"__pycache__/(.*?)\.cpython-\d+\.pyc", r"\1.py", name) for name in compiled} == sources
+
+
+def client() -> httpx2.Client:
+    """A client of the container."""
+    return httpx2.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=20, trust_env=False)
+
+
+def settled(space: httpx2.Client) -> dict[str, Any]:
+    """The first health report that is no longer `starting`."""
+    for _ in range(200):
+        report: dict[str, Any] = space.get("/health").json()
+        if report["status"] != "starting":
+            return report
+        time.sleep(0.1)
+    raise AssertionError(f"Still {report}")
+
+
+class UnfinishedRequest:
+    """A request whose body is only half sent, so that it runs for as long as the test wants."""
+
+    def __init__(self, title: str) -> None:
+        """Send the head and half of the body."""
+        body = json.dumps({"title": title}).encode()
+        head = (
+            f"POST /api/items HTTP/1.1\r\nHost: 127.0.0.1:{PORT}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        self._connection = socket.create_connection(("127.0.0.1", PORT), timeout=20)
+        self._connection.sendall(head.encode() + body[:5])
+        self._rest = body[5:]
+
+    def finish(self) -> str:
+        """Send the rest, and return the answer's first part."""
+        with self._connection as connection:
+            connection.sendall(self._rest)
+            return connection.recv(65536).decode("utf-8", "replace")

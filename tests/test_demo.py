@@ -1,0 +1,95 @@
+"""`make demo` shows a Space that answers, stops cleanly, and says plainly what is in its way."""
+
+import os
+import pty
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.support.bakery import ROOT
+from tests.support.machine import need
+from tests.support.processes import end, is_listening, reserved
+
+PORT = 7860
+DEMO = [sys.executable, "tools/demo.py"]
+pytestmark = pytest.mark.slow
+
+
+def read_until(output: int, expected: str | None) -> str:
+    """What is printed up to `expected`, or up to the end."""
+    shown = b""
+    deadline = time.monotonic() + 60
+    # Reading a terminal whose program has ended is an error on Linux.
+    with suppress(OSError):
+        while expected is None or expected.encode() not in shown:
+            ready, _, _ = select.select([output], [], [], deadline - time.monotonic())
+            assert ready, f"{expected!r} was not printed, but:\n{shown.decode()}"
+            part = os.read(output, 4096)
+            if not part:
+                break
+            shown += part
+    return shown.decode()
+
+
+@contextmanager
+def started(command: list[str], **where: int) -> "Iterator[subprocess.Popen[bytes]]":
+    with reserved(PORT):
+        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **where)  # type: ignore[call-overload]  # noqa: S603
+        try:
+            yield process
+        finally:
+            end(process)
+
+
+def test_the_demo_says_where_it_answers_and_ctrl_c_stops_it_cleanly() -> None:
+    with started(DEMO, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as demo:
+        assert demo.stdout is not None
+        shown = read_until(demo.stdout.fileno(), "Ctrl-C stops the server.")
+        assert f"The Space answers at http://127.0.0.1:{PORT} - SQLite serves." in shown
+        assert httpx2.get(f"http://127.0.0.1:{PORT}/", trust_env=False).status_code == 200
+        os.killpg(demo.pid, signal.SIGINT)
+        shown += read_until(demo.stdout.fileno(), None)
+        assert demo.wait(30) == 0
+        demo.stdout.close()
+    assert "Traceback" not in shown
+    assert not is_listening(PORT)
+
+
+def test_ctrl_c_on_a_terminal_lets_make_succeed(tmp_path: Path) -> None:
+    need("make", "it runs the demo as a person would")
+    (tmp_path / "Makefile").write_text(f"demo:\n\t@{' '.join(DEMO)}\n")
+    ours, theirs = pty.openpty()
+    # The session's leader takes the terminal, as a shell has, before it becomes `make`.
+    become_make = (
+        "import fcntl, os, termios;"
+        "fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+        f"os.execlp('make', 'make', '--file', '{tmp_path}/Makefile')"
+    )
+    with started([sys.executable, "-c", become_make], stdin=theirs, stdout=theirs, stderr=theirs) as make:
+        os.close(theirs)
+        shown = read_until(ours, "Ctrl-C stops the server.")
+        os.write(ours, b"\x03")
+        shown += read_until(ours, None)
+        assert make.wait(30) == 0, shown
+    os.close(ours)
+    assert "Traceback" not in shown
+    assert not is_listening(PORT)
+
+
+def test_a_taken_port_is_told_in_one_sentence() -> None:
+    with reserved(PORT), socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", PORT))
+        taken.listen()
+        done = subprocess.run(DEMO, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
+    assert done.returncode == 1
+    assert done.stderr == f"Port {PORT} is taken on this machine. Stop what uses it, then run this again.\n"

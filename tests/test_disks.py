@@ -1,0 +1,135 @@
+"""On disks that cannot be written to, or are full, data routes work or say 503, and no answer is a lie."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.support import disks
+from tests.support.bakery import BakedProject, Bakery
+from tests.support.server import Server
+
+
+@pytest.fixture
+def project(bake: Bakery, tmp_path: Path) -> BakedProject:
+    """A private copy."""
+    return bake().copy_to(tmp_path)
+
+
+def create(server: Server, title: str, description: str | None = None) -> int:
+    return server.post("/api/items", json={"title": title, "description": description}).status_code
+
+
+def test_with_no_writable_directory_it_works_in_memory_and_says_so(project: BakedProject) -> None:
+    with project.boot(in_place=True, prefix=disks.read_only()) as server:
+        report = server.settled()
+        assert (report["status"], report["database"]["reason"]) == ("degraded", "no_writable_path")
+        assert report["database"]["persistent"] is False
+        assert "memory" in report["database"]["detail"]
+        assert create(server, "in memory") == 201
+        assert [item["title"] for item in server.get("/api/items").json()["items"]] == ["in memory"]
+        assert server.stop() in (0, -15)
+
+
+def test_with_only_the_temporary_directory_writable_it_works_there(project: BakedProject, tmp_path: Path) -> None:
+    temporary = tmp_path / "only-here"
+    temporary.mkdir()
+    prefix = disks.read_only(writable=str(temporary))
+    with project.boot({"TMPDIR": str(temporary)}, in_place=True, prefix=prefix) as server:
+        report = server.settled()
+        assert (report["status"], report["database"]["reason"]) == ("ok", "unset")
+        # that directory is in memory here
+        assert report["database"]["persistent"] is False
+        assert create(server, "in the temporary directory") == 201
+
+
+@pytest.mark.parametrize("url", ["sqlite:////proc/app.db", "sqlite:////no-such-directory/app.db"])
+def test_an_sqlite_path_that_cannot_be_written_is_replaced_and_reported(project: BakedProject, url: str) -> None:
+    prefix = disks.read_only(writable=str(project.path / "data"))
+    (project.path / "data").mkdir()
+    with project.boot({"DATABASE_URL": url}, in_place=True, prefix=prefix) as server:
+        report = server.settled()
+        assert (report["status"], report["database"]["reason"]) == ("degraded", "no_writable_path")
+        assert create(server, "elsewhere") == 201
+
+
+def test_on_a_full_disk_no_write_is_acknowledged_that_was_not_stored(project: BakedProject, tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    environ = {"SQLITE_DIR": str(folder)}
+    with project.boot(environ, in_place=True, prefix=disks.small(str(folder), kilobytes=700)) as server:
+        server.settled()
+        answers = [create(server, str(number), "x" * 2000) for number in range(600)]
+        assert set(answers) == {201, 503}
+        stored = set()
+        cursor: str | None = ""
+        while cursor is not None:
+            page = server.get("/api/items", params={"limit": 100, "cursor": cursor}).json()
+            stored |= {item["title"] for item in page["items"]}
+            cursor = page["next_cursor"]
+        acknowledged = {str(number) for number, status in enumerate(answers) if status == 201}
+        assert stored == acknowledged
+        report = server.health_when(lambda report: report["status"] != "ok", within=5)
+        assert report["database"]["reason"] == "disk_full"
+        assert server.get("/health/ready").status_code == 503
+
+
+def test_a_disk_that_is_full_from_the_start_is_passed_over(project: BakedProject, tmp_path: Path) -> None:
+    folder = tmp_path / "full"
+    folder.mkdir()
+    with project.boot({"SQLITE_DIR": str(folder)}, prefix=disks.small(str(folder), kilobytes=4)) as server:
+        assert server.settled()["status"] in ("ok", "degraded")
+        assert create(server, "elsewhere") == 201
+
+
+def test_a_file_that_becomes_read_only_refuses_writes_and_still_shows_its_rows(project: BakedProject) -> None:
+    with project.boot(in_place=True) as server:
+        server.settled()
+        assert create(server, "before") == 201
+        # not app.db-shm, which is memory: the kernel ends a process that writes to an immutable mapping
+        with disks.immutable([f"{project.path}/data/app.db", f"{project.path}/data/app.db-wal"]):
+            assert create(server, "after") == 503
+            report = server.health_when(lambda report: report["status"] == "unavailable", within=5)
+            assert report["database"]["reason"] in ("read_only", "disk_full")
+            assert [item["title"] for item in server.get("/api/items").json()["items"]] == ["before"]
+        server.health_when(lambda report: report["status"] == "ok", within=10)
+        assert create(server, "writable again") == 201
+
+
+def test_rows_on_a_disk_that_became_read_only_are_not_replaced_in_silence(
+    project: BakedProject, tmp_path: Path
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    with project.boot(in_place=True) as server:
+        server.settled()
+        assert create(server, "on the first disk") == 201
+        server.stop()
+    prefix = disks.read_only(writable=str(temporary))
+    with project.boot({"TMPDIR": str(temporary)}, in_place=True, prefix=prefix) as server:
+        report = server.settled()
+        assert (report["status"], report["database"]["reason"]) == ("degraded", "no_writable_path")
+        assert create(server, "on the other disk") == 201
+
+
+def test_a_damaged_file_is_set_aside_and_reported(project: BakedProject) -> None:
+    (project.path / "data").mkdir()
+    (project.path / "data" / "app.db").write_bytes(b"this is no database" * 1000)
+    with project.boot(in_place=True) as server:
+        report = server.settled()
+        assert (report["status"], report["database"]["reason"]) == ("degraded", "corrupt")
+        assert create(server, "in a new file") == 201
+    kept = list((project.path / "data").glob("app.db.damaged-*"))
+    assert [path.read_bytes()[:19] for path in kept] == [b"this is no database"]
+
+
+def test_a_file_locked_by_another_process_answers_503_until_it_is_free(project: BakedProject) -> None:
+    with project.boot(in_place=True) as server:
+        server.settled()
+        with closing(sqlite3.connect(project.path / "data" / "app.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            assert create(server, "while locked") == 503
+            other.execute("ROLLBACK")
+        server.health_when(lambda report: report["status"] == "ok", within=10)
+        assert create(server, "when free") == 201

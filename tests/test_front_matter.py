@@ -1,0 +1,146 @@
+"""What opens README.md says to the Hub exactly what was typed, in Python's YAML and in JavaScript's."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.bakery import ROOT, BakedProject, Bakery
+from tests.support.machine import need
+from tests.support.parsing import front_matter, parse
+from tests.support.terminal import type_answers
+
+HOSTILE = [
+    'He said "hi"',
+    "It's Bob's",
+    "'quoted'",
+    '"quoted"',
+    '"""',
+    "'''",
+    "Title: with a colon",
+    "key: [1, 2] {a: b}",
+    "a # no comment",
+    "#1 API",
+    "back\\slash\\",
+    "C:\\temp\\new",
+    "\\N{BULLET} \\u0041 \\x41",
+    "{{7*7}}",
+    "{% raw %}{% endraw %}",
+    "{{ cookiecutter.hf_username }}",
+    "{# gone #} {%- if x -%}",
+    "${{ x }} ${HOME} $(id) `id`",
+    "%s %(x)s %d 100%",
+    "@home & *alias !tag |",
+    "- list",
+    "---",
+    "? key",
+    "yes",
+    "null",
+    "1e3",
+    "012",
+    "12:30",
+    "2026-08-19",
+    "~",
+    "  spaces around  ",
+    "<script>alert('x')</script> &amp;",
+    "</title><!-- --> ]]>",
+    "مرحبا بالعالم",
+    "\u202eoverridden\u202c \u2066isolated\u2069",
+    "שלום \u200f עולם",
+    "Zoë's 🚀 日本語 é",
+    "👨‍👩‍👧‍👦 🏴󠁧󠁢󠁥󠁮󠁧󠁿",
+    "no\u00a0break \u200bzero\u00adsoft",
+    "\ufeffmark",
+    "\U0001f600\U0010fffd",
+    "; DROP TABLE items; --",
+    "a = 1 \\",
+]  # fmt: skip
+
+ReadYaml = Callable[[str], Any]
+
+
+@pytest.fixture(scope="module")
+def javascript_yaml(tmp_path_factory: pytest.TempPathFactory) -> ReadYaml:
+    """A function that reads YAML with js-yaml."""
+    npm, node = need("npm", "it installs js-yaml"), need("node", "it runs js-yaml")
+    folder = tmp_path_factory.mktemp("javascript")
+    for source in (ROOT / "tests" / "javascript").iterdir():
+        if source.is_file():
+            shutil.copy(source, folder)
+    installed = subprocess.run([npm, "ci", "--no-audit"], cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603
+    if installed.returncode != 0:
+        pytest.skip(f"npm cannot install js-yaml: {installed.stderr}")
+
+    def read(text: str) -> Any:
+        command = [node, "read_yaml.cjs"]
+        done = subprocess.run(command, cwd=folder, input=json.dumps([text]), capture_output=True, text=True, check=True)  # noqa: S603
+        return json.loads(done.stdout)[0]
+
+    return read
+
+
+def typed(bake: Bakery, text: str) -> BakedProject:
+    """A project whose title and description are this text, as typed."""
+    return bake.as_typed(project_name=text, short_description=text)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_front_matter_reads_back_identical_in_python(bake: Bakery, text: str) -> None:
+    read = yaml.safe_load(front_matter(typed(bake, text)))
+    assert (read["title"], read["short_description"]) == (text, text)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_front_matter_reads_back_identical_in_javascript(bake: Bakery, text: str, javascript_yaml: ReadYaml) -> None:
+    read = javascript_yaml(front_matter(typed(bake, text)))
+    assert (read["title"], read["short_description"]) == (text, text)
+    assert read == yaml.safe_load(front_matter(typed(bake, text)))
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_every_file_still_parses_and_only_the_data_differ(bake: Bakery, text: str) -> None:
+    project, plain = typed(bake, text), bake.as_typed()
+    assert project.files() == plain.files()
+    for name in project.files():
+        parse(project.path / name)
+    different = {name for name in project.files() if project.read(name) != plain.read(name)}
+    assert different <= {"README.md", "src/config/about.json"}
+    about = json.loads(project.read("src/config/about.json"))
+    assert about == {"title": text, "emoji": "🚀", "description": text}
+
+
+def test_front_matter_says_what_the_hub_needs(bake: Bakery) -> None:
+    project = bake(emoji="🐍", color_from="red", color_to="gray", license="apache-2.0")
+    assert yaml.safe_load(front_matter(project)) == {
+        "title": "My Space",
+        "emoji": "🐍",
+        "colorFrom": "red",
+        "colorTo": "gray",
+        "sdk": "docker",
+        "app_port": 7860,
+        "pinned": False,
+        "license": "apache-2.0",
+        "short_description": "A FastAPI backend on a Hugging Face Space",
+    }
+
+
+def test_the_readme_follows_its_front_matter(bake: Bakery) -> None:
+    readme = bake(project_name="A Title").read("README.md")
+    assert readme.split("---\n", 2)[2].startswith("\n# ")
+    assert readme.count("\n---\n") == 1
+
+
+def test_jinja_typed_at_a_prompt_stays_as_it_is(bake: Bakery, tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    title, description = '{{7*7}} "q" \\ ${{ x }}', "{% raw %} it's: #1 🚀 שלום"
+    typed_answers = [title, "typed", "", description, "", "", "", "", ""]
+    exit_code, screen = type_answers(typed_answers, template=bake.template, folder=folder)
+    assert exit_code == 0, screen
+    read = yaml.safe_load(front_matter(BakedProject(folder / "typed")))
+    assert (read["title"], read["short_description"]) == (title, description)

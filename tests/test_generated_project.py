@@ -1,0 +1,61 @@
+"""The project is clean as rendered, and its own tests and migrations pass on both databases."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.bakery import BakedProject, Bakery
+from tests.support.postgres import Postgres
+
+
+@pytest.fixture
+def project(bake: Bakery, tmp_path: Path) -> BakedProject:
+    """A private copy, since these tools write where they run."""
+    return bake().copy_to(tmp_path)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/test.db"
+    postgres: Postgres = request.getfixturevalue("postgres")
+    return postgres.create_database()
+
+
+@pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", "mypy --strict"])
+def test_the_project_is_clean_as_rendered(project: BakedProject, command: str) -> None:
+    project.run("python", "-m", *command.split())
+
+
+@pytest.mark.slow
+def test_its_own_tests_pass_on_both_databases(project: BakedProject) -> None:
+    done = project.run("python", "-m", "pytest", "--verbose")
+    assert "[sqlite" in done.stdout
+    assert "[postgresql" in done.stdout
+    assert " SKIPPED" not in done.stdout
+
+
+@pytest.mark.slow
+def test_migrations_go_up_and_down_and_match_the_models(project: BakedProject, database_url: str) -> None:
+    for command in ("upgrade head", "downgrade base", "upgrade head", "check"):
+        done = project.run("alembic", *command.split(), environ={"DATABASE_URL": database_url})
+        assert "secret" not in done.stdout
+    assert "No new upgrade operations detected" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_model_without_its_migration_is_noticed(project: BakedProject, database_url: str) -> None:
+    models = project.path / "src" / "items" / "models.py"
+    models.write_text(models.read_text() + "\n    forgotten: Mapped[int | None]\n")
+    environ = {"DATABASE_URL": database_url}
+    project.run("alembic", "upgrade", "head", environ=environ)
+    done = project.run("alembic", "check", environ=environ, check=False)
+    assert done.returncode != 0
+    assert "forgotten" in done.stdout
+
+
+def test_every_verb_of_its_makefile_is_listed_by_make_help(project: BakedProject) -> None:
+    listed = project.run("make").stdout
+    for verb in ("dev", "test", "check", "migration", "lock", "help"):
+        assert f"make {verb}" in listed

@@ -1,0 +1,204 @@
+"""Many clients at once: everyone is answered, nothing hangs, no update is lost and no commit is made up."""
+
+import asyncio
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.support.bakery import BakedProject, Bakery
+from tests.support.postgres import Postgres
+from tests.support.server import Server
+
+CLIENTS = 500
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def environ(request: pytest.FixtureRequest) -> dict[str, str]:
+    """DATABASE_URL for either database."""
+    if request.param == "sqlite":
+        return {"DATABASE_URL": "sqlite:///./data/app.db"}
+    postgres: Postgres = request.getfixturevalue("postgres")
+    return {"DATABASE_URL": postgres.create_database()}
+
+
+async def ask(server: Server, method: str, path: str, body: bytes = b"") -> int:
+    """Send one request on a connection of its own and return the status; httpx would be too slow for 500 at once."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    head = [f"{method} {path} HTTP/1.1", "Host: x", "Connection: close", "Content-Type: application/json"]
+    writer.write("\r\n".join([*head, f"Content-Length: {len(body)}", "", ""]).encode() + body)
+    answer = await asyncio.wait_for(reader.read(), timeout=60)
+    writer.close()
+    assert answer, "the connection was closed without an answer"
+    return int(answer.split(b" ", 2)[1])
+
+
+async def burst(server: Server, clients: int) -> tuple[Counter[int], list[float]]:
+    """Let each client create and list twice; return the statuses, and how long /health took meanwhile."""
+    statuses: Counter[int] = Counter()
+    health_seconds: list[float] = []
+
+    async def client(number: int) -> None:
+        for turn in range(2):
+            title = json.dumps({"title": f"{number}-{turn}"}).encode()
+            statuses[await ask(server, "POST", "/api/items", title)] += 1
+            statuses[await ask(server, "GET", "/api/items")] += 1
+
+    everyone = asyncio.gather(*(client(number) for number in range(clients)))
+    while not everyone.done():
+        started = time.monotonic()
+        assert await ask(server, "GET", "/health") == 200
+        health_seconds.append(time.monotonic() - started)
+        await asyncio.sleep(0.05)
+    await everyone
+    return statuses, health_seconds
+
+
+def test_500_clients_at_once_are_all_answered(bake: Bakery, environ: dict[str, str]) -> None:
+    with bake().boot(environ | {"LOG_LEVEL": "warning"}) as server:
+        server.settled()
+        statuses, health_seconds = asyncio.run(burst(server, CLIENTS))
+        assert statuses.total() == CLIENTS * 4
+        assert set(statuses) <= {200, 201, 503}, server.log()
+        assert statuses[201] > CLIENTS
+        assert max(health_seconds) < 1
+        stored = 0
+        cursor: str | None = ""
+        while cursor is not None:
+            page = server.get("/api/items", params={"limit": 100, "cursor": cursor}).json()
+            stored += len(page["items"])
+            cursor = page["next_cursor"]
+        assert stored == statuses[201]
+
+
+ROUTES = """
+from sqlalchemy import select, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+from src.database.session import DatabaseDep, SessionDep
+from src.items.models import Item
+from src.main import app
+
+
+@app.post("/append")
+async def append(database: DatabaseDep) -> None:
+    def work(session: Session) -> None:
+        item = session.scalars(select(Item).with_for_update()).one()
+        item.description = (item.description or "") + "x"
+
+    await database.write(work)
+
+
+@app.post("/append-by-session")
+def append_by_session(session: SessionDep) -> None:
+    item = session.scalars(select(Item).with_for_update()).one()
+    item.description = (item.description or "") + "x"
+
+
+def orphan(session: Session) -> None:
+    session.execute(text("INSERT INTO children VALUES (1, 42)"))
+
+
+@app.post("/deferred-by-session")
+def deferred_by_session(session: SessionDep) -> str:
+    orphan(session)
+    return "not true"
+
+
+@app.post("/deferred")
+async def deferred(database: DatabaseDep) -> str:
+    await database.write(orphan)
+    return "not true"
+
+
+@app.post("/sleep-and-write")
+async def sleep_and_write(database: DatabaseDep) -> str:
+    def work(session: Session) -> None:
+        session.add(Item(title="slow"))
+        session.flush()
+        session.execute(text("SELECT pg_sleep(3)"))
+
+    await database.write(work)
+    return "stored"
+
+
+@app.post("/make-tables")
+async def make_tables(database: DatabaseDep) -> None:
+    def work(session: Session) -> None:
+        session.execute(text("CREATE TABLE parents (id INTEGER PRIMARY KEY)"))
+        session.execute(text(
+            "CREATE TABLE children (id INTEGER PRIMARY KEY,"
+            " parent INTEGER REFERENCES parents (id) DEFERRABLE INITIALLY DEFERRED)"
+        ))
+
+    await database.write(work)
+"""
+
+
+@pytest.fixture
+def project(bake: Bakery, tmp_path: Path) -> BakedProject:
+    """A project with routes that a test needs and the sample does not have, in `extra.py`."""
+    project = bake().copy_to(tmp_path)
+    (project.path / "extra.py").write_text(ROUTES)
+    return project
+
+
+@pytest.mark.parametrize("route", ["/append", "/append-by-session"])
+def test_40_clients_that_change_one_row_lose_no_update(
+    project: BakedProject, environ: dict[str, str], route: str
+) -> None:
+    async def change(url: str) -> list[httpx2.Response]:
+        async with httpx2.AsyncClient(base_url=url, timeout=60, trust_env=False) as http:
+            return list(await asyncio.gather(*(http.post(route) for _ in range(40 * 5))))
+
+    with project.boot(environ, in_place=True, app="extra:app") as server:
+        server.settled()
+        server.post("/api/items", json={"title": "counter"})
+        answers = asyncio.run(change(server.url))
+        assert {answer.status_code for answer in answers} == {200}, server.log()
+        assert server.get("/api/items").json()["items"][0]["description"] == "x" * 200
+        assert "locked" not in server.log()
+
+
+@pytest.mark.parametrize("route", ["/deferred", "/deferred-by-session"])
+def test_a_commit_that_fails_is_never_a_success(project: BakedProject, environ: dict[str, str], route: str) -> None:
+    with project.boot(environ, in_place=True, app="extra:app") as server:
+        server.settled()
+        assert server.post("/make-tables").status_code == 200
+        answer = server.post(route)
+        assert answer.status_code == 409
+        assert "children" not in answer.text
+
+
+def test_a_write_whose_server_is_killed_is_never_a_success(project: BakedProject, postgres: Postgres) -> None:
+    url = postgres.create_database()
+
+    async def write_and_kill(server: Server) -> int:
+        async with httpx2.AsyncClient(base_url=server.url, timeout=60, trust_env=False) as http:
+            writing = asyncio.create_task(http.post("/sleep-and-write"))
+            await asyncio.sleep(1)
+            await asyncio.to_thread(postgres.kill)
+            return (await writing).status_code
+
+    with project.boot({"DATABASE_URL": url}, in_place=True, app="extra:app") as server:
+        server.settled()
+        assert asyncio.run(write_and_kill(server)) == 503
+        postgres.start()
+        server.health_when(lambda report: report["status"] == "ok", within=30)
+        assert server.get("/api/items").json()["items"] == []
+        assert server.post("/api/items", json={"title": "works again"}).status_code == 201
+
+
+def test_postgresql_that_restarts_costs_idle_connections_no_request(bake: Bakery, postgres: Postgres) -> None:
+    with bake().boot({"DATABASE_URL": postgres.create_database()}) as server:
+        server.settled()
+        for number in range(5):
+            assert server.post("/api/items", json={"title": str(number)}).status_code == 201
+        postgres.stop("immediate")
+        postgres.start()
+        server.health_when(lambda report: report["status"] == "ok", within=10)
+        assert server.post("/api/items", json={"title": "after"}).status_code == 201
+        assert len(server.get("/api/items").json()["items"]) == 6

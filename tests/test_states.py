@@ -1,0 +1,229 @@
+"""Started as a real process in every state of DATABASE_URL, the project comes up, works and says what it does."""
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.bakery import BakedProject, Bakery
+from tests.support.faults import listening, silence, web_page
+from tests.support.postgres import PASSWORD, Postgres
+from tests.support.server import Server
+
+SECRET = "Zq81secretKp"  # noqa: S105 - looked for in every output
+
+BROKEN = {
+    "placeholder": ("postgresql://postgres:[YOUR-PASSWORD]@db.example.com:5432/postgres", "placeholder"),
+    "variable": (f"postgresql://app:{SECRET}@${{DB_HOST}}:5432/app", "unexpanded_variable"),
+    "no-url": (f"{SECRET}", "unparseable"),
+    "mysql": (f"mysql://app:{SECRET}@db.example.com/app", "unsupported_scheme"),
+    "no-host": (f"postgresql://app:{SECRET}@:5432/app", "missing_host"),
+    "web-page": (f"https://console.example.com/project?key={SECRET}", "unsupported_scheme"),
+    "bad-host": (f"postgresql://app:{SECRET}@db..example com:5432/app", "invalid_host"),
+    "bad-port": (f"postgresql://app:{SECRET}@db.example.com:99999/app", "invalid_port"),
+    "control": (f"postgresql://app:{SECRET}@db.example.com/app\x1b[31m", "control_characters"),
+    "too-long": (f"postgresql://app:{SECRET}@db.example.com/{'a' * 70_000}", "too_long"),
+}
+
+
+@pytest.fixture
+def project(bake: Bakery, tmp_path: Path) -> BakedProject:
+    """A private copy, whose databases can be looked into."""
+    return bake().copy_to(tmp_path)
+
+
+@pytest.fixture
+def faulty_ports() -> Iterator[dict[str, int]]:
+    """The ports of a server that is silent and of one that is no PostgreSQL."""
+    with ExitStack() as stack:
+        yield {
+            "silent": stack.enter_context(listening(silence)),
+            "web": stack.enter_context(listening(web_page)),
+        }
+
+
+def titles_in(path: Path) -> list[str]:
+    """What a look into the SQLite file shows."""
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        return [row[0] for row in connection.execute("SELECT title FROM items ORDER BY created_at")]
+
+
+def use_items(server: Server) -> None:
+    """Create, list, read, change and delete, and leave one item titled `kept` behind."""
+    created = server.post("/api/items", json={"title": "first"})
+    assert created.status_code == 201, created.text
+    kept = server.post("/api/items", json={"title": "second"}).json()
+    assert server.get(created.headers["Location"]).json() == created.json()
+    assert server.patch(f"/api/items/{kept['id']}", json={"title": "kept"}).json()["title"] == "kept"
+    assert server.delete(created.headers["Location"]).status_code == 204
+    assert [item["title"] for item in server.get("/api/items").json()["items"]] == ["kept"]
+
+
+def check_report(report: dict[str, Any], **expected: object) -> None:
+    """Compare a report with what is expected of its fields, wherever they are in it."""
+    flat = {**report["database"], "status": report["status"]}
+    assert {name: flat[name] for name in expected} == expected, report
+
+
+def check_served_by_sqlite(
+    server: Server, project: BakedProject, *, status: str, reason: str | None, file: str
+) -> None:
+    """The whole of what a client, the owner and a look into the file must see."""
+    assert server.get("/").status_code == 200
+    assert server.get("/health").status_code == 200
+    report = server.settled()
+    check_report(report, status=status, backend="sqlite", reason=reason, persistent=True)
+    assert server.get("/health/ready").status_code == 200
+    use_items(server)
+    assert titles_in(project.path / "data" / file) == ["kept"]
+    marker = server.get("/api/items").headers.get("X-Database")
+    assert marker == (None if status == "ok" else "fallback")
+
+
+@pytest.mark.parametrize(
+    ("environ", "reason"),
+    [({}, "unset"), ({"DATABASE_URL": ""}, "empty"), ({"DATABASE_URL": " \n"}, "empty")],
+    ids=["unset", "empty", "blank"],
+)
+def test_without_a_url_sqlite_serves_and_keeps_its_rows(
+    project: BakedProject, environ: dict[str, str], reason: str
+) -> None:
+    with project.boot(environ, in_place=True) as server:
+        check_served_by_sqlite(server, project, status="ok", reason=reason, file="app.db")
+        server.kill()
+    with project.boot(environ, in_place=True) as server:
+        server.settled()
+        assert [item["title"] for item in server.get("/api/items").json()["items"]] == ["kept"]
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_with_a_broken_url_sqlite_serves_and_says_why(project: BakedProject, kind: str) -> None:
+    value, reason = BROKEN[kind]
+    with project.boot({"DATABASE_URL": value}, in_place=True) as server:
+        check_served_by_sqlite(server, project, status="degraded", reason=reason, file="fallback.db")
+        told = server.log() + server.get("/health").text + server.get("/").text
+        assert SECRET not in told
+
+
+def test_with_an_sqlite_url_that_file_serves(project: BakedProject) -> None:
+    with project.boot({"DATABASE_URL": "sqlite:///./data/mine.db"}, in_place=True) as server:
+        check_served_by_sqlite(server, project, status="ok", reason=None, file="mine.db")
+
+
+Away = Callable[[Postgres, dict[str, int]], str]
+AWAY: dict[str, tuple[Away, str]] = {
+    "refused": (lambda postgres, ports: f"postgresql://app:{SECRET}@127.0.0.1:1/app", "refused"),
+    "silent": (lambda postgres, ports: f"postgresql://app:{SECRET}@127.0.0.1:{ports['silent']}/app", "timeout"),
+    "unknown-host": (lambda postgres, ports: f"postgresql://app:{SECRET}@no-such-host.invalid/app", "dns"),
+    "wrong-password": (lambda postgres, ports: postgres.url("postgres", password=SECRET), "auth_failed"),
+    "missing-database": (lambda postgres, ports: postgres.url("no_such_database"), "database_missing"),
+    "tls-not-offered": (lambda postgres, ports: postgres.url("postgres", query="?sslmode=require"), "tls"),
+    "web-server": (lambda postgres, ports: f"postgresql://app:{SECRET}@127.0.0.1:{ports['web']}/app", "not_postgres"),
+}
+
+
+@pytest.mark.parametrize("kind", AWAY)
+def test_with_postgresql_away_sqlite_serves_and_says_why(
+    project: BakedProject, postgres: Postgres, faulty_ports: dict[str, int], kind: str
+) -> None:
+    make_url, reason = AWAY[kind]
+    with project.boot({"DATABASE_URL": make_url(postgres, faulty_ports)}, in_place=True) as server:
+        starting = server.get("/health").json()
+        assert starting["status"] in ("starting", "degraded")
+        if starting["status"] == "starting":
+            refused = server.post("/api/items", json={"title": "too early"})
+            assert refused.status_code in (503, 201)
+            assert refused.status_code == 201 or refused.headers["Retry-After"]
+        check_served_by_sqlite(server, project, status="degraded", reason=reason, file="fallback.db")
+        told = server.log() + server.get("/health").text + server.get("/").text
+    assert SECRET not in told
+    assert PASSWORD not in told
+
+
+@pytest.mark.parametrize("kind", ["refused", "missing-database"])
+def test_strict_writes_nothing_to_sqlite(
+    project: BakedProject, postgres: Postgres, faulty_ports: dict[str, int], kind: str
+) -> None:
+    make_url, reason = AWAY[kind]
+    environ = {"DATABASE_URL": make_url(postgres, faulty_ports), "DATABASE_FALLBACK": "strict"}
+    with project.boot(environ, in_place=True) as server:
+        check_report(server.settled(), status="unavailable", backend=None, reason=reason)
+        assert server.get("/health").status_code == 503
+        assert server.get("/health/ready").status_code == 503
+        assert server.get("/").status_code == 200
+        refused = server.post("/api/items", json={"title": "nowhere to go"})
+        assert refused.status_code == 503
+        assert refused.headers["Retry-After"]
+    assert not list(project.path.rglob("*.db"))
+
+
+def test_strict_recovers_when_the_database_appears(project: BakedProject, postgres: Postgres) -> None:
+    environ = {"DATABASE_URL": postgres.url("appears_later"), "DATABASE_FALLBACK": "strict"}
+    with project.boot(environ, in_place=True) as server:
+        server.settled()
+        with postgres.connect() as connection:
+            connection.execute("CREATE DATABASE appears_later")
+        server.health_when(lambda report: report["status"] == "ok")
+        use_items(server)
+
+
+def test_with_a_working_postgresql_it_serves(project: BakedProject, postgres: Postgres) -> None:
+    url = postgres.create_database()
+    with project.boot({"DATABASE_URL": url}, in_place=True) as server:
+        check_report(
+            server.settled(), status="ok", backend="postgresql", reason=None, persistent=True, source="environment"
+        )
+        use_items(server)
+        assert "X-Database" not in server.get("/api/items").headers
+        told = server.log() + server.get("/health").text
+    with postgres.connect(url) as connection:
+        rows = connection.execute(
+            "SELECT pg_typeof(id)::text, pg_typeof(created_at)::text, title FROM items"
+        ).fetchall()
+    assert rows == [("uuid", "timestamp with time zone", "kept")]
+    assert PASSWORD not in told
+    assert not list(project.path.rglob("*.db"))
+
+
+def test_url_parameters_reach_the_server(bake: Bakery, postgres: Postgres) -> None:
+    query = "?sslmode=disable&application_name=my-demo&options=-c%20search_path%3Dextra%2Cpublic"
+    url = postgres.create_database()
+    with postgres.connect(url) as connection:
+        connection.execute("CREATE SCHEMA extra")
+    with bake().boot({"DATABASE_URL": url + query}) as server:
+        assert server.settled()["status"] == "ok"
+        use_items(server)
+        with postgres.connect(url) as connection:
+            assert connection.execute("SELECT title FROM extra.items").fetchall() == [("kept",)]
+            names = connection.execute(
+                "SELECT DISTINCT application_name FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            ).fetchall()
+    assert names == [("my-demo",)]
+
+
+def test_a_read_only_postgresql_is_not_replaced_by_sqlite(project: BakedProject, postgres: Postgres) -> None:
+    url = postgres.create_database()
+    name = url.rpartition("/")[2]
+    with postgres.connect() as connection:
+        connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")  # type: ignore[arg-type]
+    with project.boot({"DATABASE_URL": url}, in_place=True) as server:
+        check_report(server.settled(), status="unavailable", reason="read_only", backend=None)
+        assert server.post("/api/items", json={"title": "x"}).status_code == 503
+        with postgres.connect() as connection:
+            connection.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")  # type: ignore[arg-type]
+        server.health_when(lambda report: report["status"] == "ok")
+        use_items(server)
+
+
+def test_four_workers_that_start_at_once_all_serve(project: BakedProject, postgres: Postgres) -> None:
+    url = postgres.create_database()
+    with project.boot({"DATABASE_URL": url, "WEB_CONCURRENCY": "4"}, in_place=True) as server:
+        for _ in range(40):
+            # a new connection each time, so that every worker is met
+            assert server.settled()["status"] == "ok"
+            assert server.post("/api/items", json={"title": "x"}, headers={"Connection": "close"}).status_code == 201
+        assert "Traceback" not in server.log()

@@ -1,0 +1,93 @@
+"""What the owner configures (Settings) and what the Hub says about this Space (Space).
+
+DATABASE_URL is missing here on purpose: people paste it in many forms, and src/database/resolver.py
+decides what each of them means.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+
+
+class Settings(BaseSettings):
+    """The environment variables of this application; a description completes "NAME must be ..."."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True
+    )
+
+    database_fallback: Literal["auto", "strict"] = Field(
+        default="auto", description="auto or strict"
+    )
+    sqlite_dir: str | None = Field(default=None, description="the path of a directory")
+    api_token: SecretStr | None = Field(
+        default=None, min_length=8, description="at least 8 characters"
+    )
+    pool_size: int | None = Field(
+        default=None, ge=1, le=100, description="a whole number from 1 to 100"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="debug, info, warning or error"
+    )
+    log_format: Literal["json", "text"] | None = Field(default=None, description="json or text")
+    cors_origins: str = Field(
+        default="", description="origins such as https://example.com, comma-separated"
+    )
+    port: int = Field(default=7860, ge=1, le=65535, description="a whole number from 1 to 65535")
+    max_body_bytes: int = Field(
+        default=1024 * 1024,
+        ge=1024,
+        le=1024**3,
+        description="a number of bytes from 1024 to 1073741824",
+    )
+
+
+@dataclass(frozen=True)
+class Space:
+    """What the Hub sets in a Space's environment; both are None anywhere else."""
+
+    id: str | None
+    host: str | None
+
+    @property
+    def is_running_here(self) -> bool:
+        """Whether this process runs on a Space."""
+        return self.id is not None
+
+
+@dataclass(frozen=True)
+class About:
+    """What the Space is called and what it does, as its owner answered."""
+
+    title: str
+    emoji: str
+    description: str
+
+
+def load_settings() -> Settings:
+    """Return the settings; stop with one line that names each bad variable, never its value."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        names = dict.fromkeys(str(problem["loc"][0]) for problem in error.errors())
+        problems = (f"{n.upper()} must be {Settings.model_fields[n].description}." for n in names)
+        raise SystemExit(" ".join(problems)) from None
+
+
+def read_space(environ: Mapping[str, str] = os.environ) -> Space:
+    """Return what the Hub says about this Space."""
+    return Space(id=environ.get("SPACE_ID") or None, host=environ.get("SPACE_HOST") or None)
+
+
+def read_about() -> About:
+    """Return the title, emoji and description from about.json."""
+    text = (PROJECT_ROOT / "src" / "config" / "about.json").read_text(encoding="utf-8")
+    return About(**json.loads(text))

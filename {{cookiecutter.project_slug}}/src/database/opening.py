@@ -1,0 +1,131 @@
+"""How each database is opened: connect, check, migrate, within bounds of time."""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+from sqlalchemy import URL, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from src.database import migrations, postgresql, sqlite
+from src.database.engine import build_engine
+from src.database.errors import DatabaseUnavailable, connection_reason, running_reason
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+# what may pass by itself in a few seconds; the other reasons need a person
+TRANSIENT = frozenset(
+    ["refused", "timeout", "dns", "unreachable", "too_many_connections", "starting_up"]
+)
+
+
+class CannotServe(Exception):
+    """This database cannot serve now. `reached`: its server answered, so its data are there."""
+
+    def __init__(self, reason: str, *, reached: bool) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.reached = reached
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An engine whose schema is up to date, or newer than this code."""
+
+    engine: Engine
+    schema_newer: bool = False
+    set_aside: bool = False
+
+
+def open_postgresql(
+    url: URL, *, connections: int, seconds: float, stopping: threading.Event
+) -> Opened:
+    """Connect within `seconds`, retrying what may pass, then migrate; raise CannotServe."""
+    deadline = time.monotonic() + seconds
+    pause = 0.25
+    while True:
+        engine = build_engine(url, pool_size=connections)
+        postgresql.configure_for_serving(engine)
+        try:
+            bounded(_connector(engine), deadline - time.monotonic())
+            break
+        except (SQLAlchemyError, DatabaseUnavailable, TimeoutError) as error:
+            engine.dispose()
+            reason = connection_reason(error)
+            expired = time.monotonic() + pause >= deadline
+            if reason not in TRANSIENT or expired or stopping.wait(pause):
+                raise CannotServe(reason, reached=reason == "read_only") from None
+            pause = min(2 * pause, 2.0)
+    return _migrated(engine)
+
+
+def open_sqlite(path: Path | None, *, connections: int) -> Opened:
+    """Open and migrate the file, or memory for None; a damaged file is set aside first."""
+    try:
+        return _migrated(_sqlite_engine(path, connections))
+    except CannotServe as error:
+        if error.reason != "corrupt" or path is None:
+            raise
+    set_aside(path)
+    opened = _migrated(_sqlite_engine(path, connections))
+    return Opened(opened.engine, set_aside=True)
+
+
+def set_aside(path: Path) -> None:
+    """Rename a damaged file and its journals, so that a person can still look into them."""
+    suffix = datetime.now(UTC).strftime(".damaged-%Y%m%dT%H%M%SZ")
+    for file in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
+        if file.exists():
+            file.rename(file.with_name(file.name + suffix))
+    logger.error("the SQLite file is damaged: it was renamed and a new one begun")
+
+
+def bounded(function: Callable[[], Result], seconds: float) -> Result:
+    """Return function(), or raise TimeoutError; a call that hangs is left to its daemon thread."""
+    outcome: queue.SimpleQueue[tuple[Result | None, BaseException | None]] = queue.SimpleQueue()
+
+    def call() -> None:
+        try:
+            outcome.put((function(), None))
+        except BaseException as error:
+            outcome.put((None, error))
+
+    threading.Thread(target=call, name="database-bounded", daemon=True).start()
+    try:
+        result, error = outcome.get(timeout=max(seconds, 0.0))
+    except queue.Empty:
+        raise TimeoutError from None
+    if error is not None:
+        raise error
+    return result  # type: ignore[return-value]  # None only if the function returned it
+
+
+def _connector(engine: Engine) -> Callable[[], None]:
+    return lambda: engine.connect().close()
+
+
+def _sqlite_engine(path: Path | None, connections: int) -> Engine:
+    url = URL.create("sqlite", database=str(path) if path else None)
+    engine = build_engine(url, pool_size=connections)
+    sqlite.configure_for_serving(engine)
+    return engine
+
+
+def _migrated(engine: Engine) -> Opened:
+    try:
+        return Opened(engine, schema_newer=not migrations.migrate(engine))
+    except DatabaseUnavailable as error:
+        reason = error.reason or "migration_failed"
+    except Exception as error:  # a migration is its owner's code: it may raise anything
+        reason = running_reason(error) or "migration_failed"
+        log = logger.exception if reason == "migration_failed" else logger.error
+        log("the database could not be migrated: %s", reason)
+    engine.dispose()
+    raise CannotServe(reason, reached=True)

@@ -1,0 +1,78 @@
+"""What this application sets on each connection to PostgreSQL."""
+
+import os
+import socket
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from src.database.errors import DatabaseUnavailable
+
+STATEMENT_TIMEOUT_MILLISECONDS = 10_000
+
+_open_connections: WeakKeyDictionary[Engine, WeakSet[Any]] = WeakKeyDictionary()
+
+
+def configure(engine: Engine) -> None:
+    """Never prepare statements on the server: behind a transaction pooler they would go astray."""
+
+    @event.listens_for(engine, "connect")
+    def without_prepared_statements(connection: Any, record: ConnectionPoolEntry) -> None:
+        connection.prepare_threshold = None
+
+
+def configure_for_serving(engine: Engine) -> None:
+    """Make reads unable to write and statements unable to run for ever; refuse read-only servers.
+
+    Session settings outlive the client behind a transaction pooler and would reach strangers.
+    Such a pooler invents the process id that it tells its clients, which gives it away.
+    """
+
+    @event.listens_for(engine, "connect")
+    def inspect_server(connection: Any, record: ConnectionPoolEntry) -> None:
+        _open_connections.setdefault(engine, WeakSet()).add(connection)
+        connection.read_only = False
+        connection.autocommit = True
+        process_id, read_only, in_recovery, timeout = connection.execute(
+            "SELECT pg_backend_pid(), current_setting('default_transaction_read_only'),"
+            " pg_is_in_recovery(), current_setting('statement_timeout')"
+        ).fetchone()
+        if read_only == "on" or in_recovery:
+            connection.close()
+            raise DatabaseUnavailable("The database accepts no writes.", reason="read_only")
+        record.info["pooled"] = process_id != connection.info.backend_pid
+        if not record.info["pooled"]:
+            connection.execute("SET default_transaction_read_only = on")
+            if timeout == "0":
+                connection.execute(f"SET statement_timeout = {STATEMENT_TIMEOUT_MILLISECONDS}")
+        connection.autocommit = False
+
+
+def reading(connection: Connection) -> Connection:
+    """Return the connection ready for a read: one round trip a statement where that is safe."""
+    if connection.info.get("pooled"):
+        return connection.execution_options(postgresql_readonly=True)
+    return connection.execution_options(isolation_level="AUTOCOMMIT")
+
+
+def limit_statements(session: Session) -> None:
+    """Bound the time of this transaction's statements where no session setting could."""
+    connection = session.connection()
+    if connection.info.get("pooled"):
+        connection.exec_driver_sql(
+            f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MILLISECONDS}"
+        )
+
+
+def sever(engine: Engine) -> None:
+    """Cut the engine's connections, so that threads which wait for a silent server wake up.
+
+    psycopg has no call for this: close() from another thread would free what that thread uses.
+    """
+    for connection in list(_open_connections.get(engine, ())):
+        if not connection.closed:
+            with socket.socket(fileno=os.dup(connection.fileno())) as wire:
+                wire.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,68 @@
+"""What the health report says about the database."""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal
+
+from src.database.errors import CAUSES
+
+Status = Literal["ok", "degraded", "unavailable", "starting"]
+Backend = Literal["postgresql", "sqlite"]
+
+# reasons that explain why the right database serves, not why another one does
+HARMLESS = (None, "unset", "empty", "schema_newer")
+
+
+def now() -> datetime:
+    """Return the current time in UTC, to the second."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The state of the database at `checked_at`; it never names a host, a user or a URL."""
+
+    status: Status
+    source: Literal["environment", "fallback"]
+    detail: str
+    backend: Backend | None = None
+    reason: str | None = None
+    persistent: bool = False
+    repairs: tuple[str, ...] = ()
+    pending_rows: int = 0
+    latency_ms: float | None = None
+    checked_at: datetime = field(default_factory=now)
+
+
+def describe_postgresql(*, schema_newer: bool, pending_rows: int) -> str:
+    """Return the sentences for PostgreSQL serving."""
+    sentences = ["PostgreSQL serves."]
+    if schema_newer:
+        sentences.append("Its schema is newer than this code: a newer version was deployed.")
+    if pending_rows:
+        sentences.append(
+            f"{pending_rows} rows written while it was away are in the fallback file of SQLite."
+        )
+    return " ".join(sentences)
+
+
+def describe_sqlite(
+    reason: str | None, *, advice: str, in_memory: bool, persistent: bool, asked_for: bool
+) -> str:
+    """Return the sentences for SQLite serving; `advice` says what DATABASE_URL lacks."""
+    sentences = ["SQLite serves." if asked_for else "SQLite serves instead of PostgreSQL."]
+    if reason in CAUSES:
+        sentences.append(f"Cause: {CAUSES[reason]}.")
+    elif advice:
+        sentences.append(advice)
+    if in_memory:
+        sentences.append("It lives in memory: every row is lost when the process ends.")
+    elif not persistent:
+        sentences.append("Its file is lost when the container restarts.")
+    return " ".join(sentences)
+
+
+def describe_nothing(reason: str, advice: str) -> str:
+    """Return the sentences for no database serving."""
+    cause = f"No database serves: {CAUSES[reason]}." if reason in CAUSES else "No database serves."
+    return f"{cause} {advice}".strip() if reason not in CAUSES else f"{cause} It is tried again."

@@ -1,0 +1,124 @@
+"""Turn the environment into a decision: which database was asked for, and what was wrong with it.
+
+Pure and total: no file, socket or clock is touched, and any value at all gives a Resolution. Each
+step is a function in `src/database/url`; this page is the order in which they run.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from sqlalchemy import URL
+
+from src.database.url.advice import explain_postgresql, explain_problem
+from src.database.url.building import build_postgresql_url
+from src.database.url.completeness import refuse_incomplete
+from src.database.url.cutting import cut_out_url
+from src.database.url.hosts import read_hosts
+from src.database.url.keyword_string import read_keyword_string
+from src.database.url.lifting import lift_parameters
+from src.database.url.parameters import read_parameters
+from src.database.url.parts import Parts
+from src.database.url.placeholders import refuse_placeholders, refuse_placeholders_in_path
+from src.database.url.pooler import is_transaction_pooler
+from src.database.url.problem import Reason, UnusableURLError
+from src.database.url.recognition import refuse_variables_inside, refuse_what_is_no_url
+from src.database.url.scheme import Backend, split_scheme
+from src.database.url.splitting import split_url
+from src.database.url.sqlite import build_sqlite_url
+from src.database.url.text import decode, refuse_control_characters
+from src.database.url.wrapping import unwrap
+
+
+@dataclass(frozen=True, repr=False)
+class Resolution:
+    """What DATABASE_URL asks for. Nothing that is printed of it holds a secret, host or user."""
+
+    url: URL | None
+    backend: Backend
+    source: Literal["environment", "fallback"]
+    reason: Reason | None
+    repairs: tuple[str, ...]
+    message: str
+    transaction_pooler: bool = False
+
+    def __repr__(self) -> str:
+        return (
+            f"Resolution(backend={self.backend!r}, source={self.source!r}, reason={self.reason!r}, "
+            f"repairs={self.repairs!r}, transaction_pooler={self.transaction_pooler!r})"
+        )
+
+
+class DatabaseURLResolver:
+    """Reads DATABASE_URL as people paste it."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._value = environ.get("DATABASE_URL")
+        self._on_space = bool(environ.get("SPACE_ID"))
+
+    def resolve(self) -> Resolution:
+        """Return the database that was asked for, or why SQLite must take its place."""
+        try:
+            return self._read()
+        except UnusableURLError as problem:
+            return self._fallback(problem.reason)
+        except Exception:
+            # A mistake in a step may cost the database, but never the Space; and the exception's
+            # text may quote the value, so it goes nowhere.
+            return self._fallback("unparseable")
+
+    def _read(self) -> Resolution:
+        if self._value is None:
+            raise UnusableURLError("unset")
+        repairs: list[str] = []
+        text = unwrap(self._value, repairs)
+        refuse_what_is_no_url(text)
+        text = cut_out_url(text, repairs)
+        refuse_variables_inside(text)
+        refuse_control_characters(text)
+        parts = read_keyword_string(text)
+        if parts is None:
+            backend, rest = split_scheme(text, repairs)
+            if backend == "sqlite":
+                return self._sqlite(rest, repairs)
+            parts = split_url(rest, repairs)
+        return self._postgresql(parts, repairs)
+
+    def _postgresql(self, parts: Parts, repairs: list[str]) -> Resolution:
+        lift_parameters(parts)
+        refuse_placeholders(parts)
+        hosts, ports = read_hosts(parts)
+        parts.decode(decode)
+        refuse_incomplete(parts, hosts)
+        pooled = is_transaction_pooler(parts, hosts, ports)
+        query = read_parameters(parts.parameters, len(hosts), repairs, pooled=pooled)
+        return Resolution(
+            url=build_postgresql_url(parts, hosts, ports, query),
+            backend="postgresql",
+            source="environment",
+            reason=None,
+            repairs=tuple(dict.fromkeys(repairs)),
+            message=explain_postgresql(hosts, ports, on_space=self._on_space),
+            transaction_pooler=pooled,
+        )
+
+    def _sqlite(self, rest: str, repairs: list[str]) -> Resolution:
+        refuse_placeholders_in_path(rest)
+        return Resolution(
+            url=build_sqlite_url(rest, repairs),
+            backend="sqlite",
+            source="environment",
+            reason=None,
+            repairs=tuple(dict.fromkeys(repairs)),
+            message="DATABASE_URL names a SQLite database.",
+        )
+
+    def _fallback(self, reason: Reason) -> Resolution:
+        return Resolution(
+            url=None,
+            backend="sqlite",
+            source="fallback",
+            reason=reason,
+            repairs=(),
+            message=explain_problem(reason, self._value or ""),
+        )

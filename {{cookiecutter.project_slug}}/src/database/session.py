@@ -1,0 +1,260 @@
+"""Where requests meet the database: one function, in one thread, in one transaction.
+
+    item = await database.read(service.get_item, item_id)
+    item = await database.write(service.create_item, data)
+
+The function gets a Session first, then what else was passed. Its connection goes back before the
+answer is validated and sent, and its commit comes before the answer. It may be run a second time
+if its connection turns out to be dead, so it touches the database only.
+"""
+
+import asyncio
+import concurrent.futures
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from types import ModuleType
+from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
+
+from fastapi import Depends, Request
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.orm import Session, sessionmaker
+
+from src.database import postgresql, sqlite
+from src.database.admission import Lane
+from src.database.engine import build_engine, is_memory
+from src.database.errors import DatabaseUnavailable, OutcomeUnknown, unavailable
+
+__all__ = ["Database", "DatabaseDep", "SessionDep", "SessionLocal", "build_engine", "get_session"]
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+Work = Callable[Concatenate[Session, Arguments], Result]
+
+MAX_SESSION_SECONDS = 60.0
+DEFAULT_POOL_SIZE = {"postgresql": 10, "sqlite": 3}
+
+
+class _SessionFactory(sessionmaker[Session]):
+    def __call__(self, **options: Any) -> Session:
+        if self.kw.get("bind") is None and "bind" not in options:
+            raise RuntimeError(
+                "SessionLocal is bound when the database is chosen, and that has not happened yet:"
+                " in a script, use `with open_database():` from src.database.lifecycle"
+            )
+        return super().__call__(**options)
+
+
+SessionLocal = _SessionFactory(expire_on_commit=False)
+"""Sessions for scripts; bound while a database serves."""
+
+
+class _Serving:
+    """An engine and its threads; each thread uses one connection, and one is left for checks."""
+
+    def __init__(self, engine: Engine, pool_size: int, *, instead_of_postgresql: bool) -> None:
+        self.engine = engine
+        self.instead_of_postgresql = instead_of_postgresql
+        if engine.dialect.name == "postgresql":
+            self.readers = self.writers = Lane("work", pool_size)
+        elif is_memory(engine.url) or pool_size == 1:
+            self.readers = self.writers = Lane("work", 1)
+        else:
+            # SQLite has one writer: those that wait for it must not keep readers waiting
+            self.readers = Lane("read", pool_size - 1)
+            self.writers = Lane("write", 1)
+
+
+class Database:
+    """The gate between requests and the database that serves; the lifecycle opens and closes it."""
+
+    def __init__(self) -> None:
+        self._serving: _Serving | None = None
+        self._refusal = "The database is being chosen; try again in a moment."
+        self._is_suspended = False
+        self.on_trouble: Callable[[str | None], None] = lambda reason: None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether work is admitted."""
+        return self._serving is not None and not self._is_suspended
+
+    @property
+    def serves_instead_of_postgresql(self) -> bool:
+        """Whether SQLite serves because PostgreSQL could not."""
+        return self._serving is not None and self._serving.instead_of_postgresql
+
+    def open(self, engine: Engine, pool_size: int, *, instead_of_postgresql: bool) -> None:
+        """Admit work on this engine, and bind SessionLocal to it."""
+        self._serving = _Serving(engine, pool_size, instead_of_postgresql=instead_of_postgresql)
+        SessionLocal.configure(bind=engine)
+
+    def suspend(self, refusal: str) -> None:
+        """Answer `refusal` to new work until resume(); the engine stays."""
+        self._refusal, self._is_suspended = refusal, True
+
+    def resume(self) -> None:
+        """Admit work again after suspend()."""
+        self._is_suspended = False
+
+    def close(self, refusal: str, *, wait: bool = True) -> None:
+        """Admit no more work, answering `refusal`; with `wait`, let the admitted work finish."""
+        serving, self._serving, self._refusal = self._serving, None, refusal
+        if serving is not None:
+            SessionLocal.configure(bind=None)
+            serving.readers.close(wait=wait)
+            serving.writers.close(wait=wait)
+
+    async def read(
+        self,
+        work: Work[Arguments, Result],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        """Return work(session, ...), run without a transaction on a connection that cannot write.
+
+        Raise DatabaseUnavailable when no database serves or the work's turn does not come.
+        """
+        serving = self._admit()
+        return await serving.readers.run(
+            lambda: self._run(_read, serving.engine, lambda session: work(session, *args, **kwargs))
+        )
+
+    async def write(
+        self,
+        work: Work[Arguments, Result],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        """Return work(session, ...) after its transaction was committed.
+
+        Raise DatabaseUnavailable when nothing was stored, OutcomeUnknown when nobody can tell.
+        """
+        serving = self._admit()
+        return await serving.writers.run(
+            lambda: self._run(
+                _write, serving.engine, lambda session: work(session, *args, **kwargs)
+            )
+        )
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Session]:
+        """Yield a session whose transaction is committed at the end, or rolled back on an error.
+
+        It passes the same gate as write(): one of the database's threads holds the transaction
+        open for as long as the caller takes, at most MAX_SESSION_SECONDS.
+        """
+        loop = asyncio.get_running_loop()
+        opened: asyncio.Future[Session] = loop.create_future()
+        finished: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+        def hold(session: Session) -> None:
+            loop.call_soon_threadsafe(opened.set_result, session)
+            finished.result(timeout=MAX_SESSION_SECONDS)
+
+        serving = self._admit()
+        transaction = asyncio.ensure_future(
+            serving.writers.run(lambda: self._run(_write, serving.engine, hold, attempts=1))
+        )
+        try:
+            waiting: set[asyncio.Future[Any]] = {opened, transaction}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if not opened.done():
+                await transaction
+            yield opened.result()
+        except BaseException:
+            finished.set_exception(_RolledBack())
+            await asyncio.wait({transaction})
+            raise
+        finished.set_result(None)
+        await transaction
+
+    def _admit(self) -> _Serving:
+        serving = self._serving
+        if serving is None or self._is_suspended:
+            raise DatabaseUnavailable(self._refusal)
+        return serving
+
+    def _run(
+        self,
+        transaction: Callable[[Engine, Callable[[Session], Result]], Result],
+        engine: Engine,
+        work: Callable[[Session], Result],
+        attempts: int = 2,
+    ) -> Result:
+        """Run the transaction; once more if its connection had died before COMMIT was sent."""
+        try:
+            try:
+                return transaction(engine, work)
+            except DBAPIError as error:
+                if not error.connection_invalidated or attempts == 1:
+                    raise
+                return transaction(engine, work)
+        except SQLAlchemyError as error:
+            refusal = unavailable(error)
+            if refusal is None:
+                raise
+            self.on_trouble(refusal.reason)
+            raise refusal from error
+        except DatabaseUnavailable as refusal:
+            self.on_trouble(refusal.reason)
+            raise
+
+
+class _RolledBack(Exception):
+    """The caller of session() raised; its own exception is what counts."""
+
+
+def _read(engine: Engine, work: Callable[[Session], Result]) -> Result:
+    backend = _backend(engine)
+    with (
+        engine.connect() as connection,
+        Session(backend.reading(connection), expire_on_commit=False) as session,
+    ):
+        backend.limit_statements(session)
+        result = work(session)
+        if session.new or session.dirty or session.deleted:
+            raise RuntimeError("database.read() was given work that writes: use write()")
+        return result
+
+
+def _write(engine: Engine, work: Callable[[Session], Result]) -> Result:
+    with Session(engine, expire_on_commit=False) as session:
+        _backend(engine).limit_statements(session)
+        result = work(session)
+        session.flush()
+        try:
+            session.commit()
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+            raise OutcomeUnknown(
+                "The connection was lost while the change was being stored: it may or may not be"
+                " there. Look before you try again.",
+                reason="connection_lost",
+            ) from error
+        return result
+
+
+def _backend(engine: Engine) -> ModuleType:
+    return postgresql if engine.dialect.name == "postgresql" else sqlite
+
+
+def get_database(request: Request) -> Database:
+    """Return the application's database."""
+    database: Database = request.app.state.database
+    return database
+
+
+DatabaseDep = Annotated[Database, Depends(get_database)]
+"""The database, for `async def` endpoints that call its read() and write()."""
+
+
+async def get_session(database: DatabaseDep) -> AsyncIterator[Session]:
+    """Yield a session in a write transaction, for those who prefer a plain `def` endpoint."""
+    async with database.session() as session:
+        yield session
+
+
+SessionDep = Annotated[Session, Depends(get_session, scope="function")]
+"""A session, committed before the answer is sent: that is what scope="function" does."""

@@ -1,0 +1,151 @@
+"""SQLite: where its file lives, what is set on each connection, and how transactions begin."""
+
+import math
+import os
+import sqlite3
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from src.config.settings import PROJECT_ROOT
+
+BUSY_TIMEOUT_SECONDS = 5
+STATEMENT_TIMEOUT_SECONDS = 10
+_INSTRUCTIONS_BETWEEN_CLOCK_READINGS = 20_000
+_NETWORK_FILE_SYSTEMS = ("fuse", "nfs", "cifs", "smb", "9p", "ceph", "lustre", "gcsfuse")
+
+
+def configure(engine: Engine) -> None:
+    """Write-ahead log on a local disk, foreign keys on, and writers that queue instead of failing.
+
+    A deferred BEGIN loses updates or fails with "database is locked" as soon as two clients change
+    the same row; BEGIN IMMEDIATE waits. The driver's own BEGIN is off (isolation_level=None).
+    """
+
+    @event.listens_for(engine, "connect")
+    def set_pragmas(connection: Any, record: ConnectionPoolEntry) -> None:
+        mode = journal_mode(engine.url.database)
+        connection.execute(f"PRAGMA journal_mode = {mode}")
+        connection.execute(f"PRAGMA synchronous = {'NORMAL' if mode == 'WAL' else 'FULL'}")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA temp_store = MEMORY")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        driver_connection: Any = connection.connection.driver_connection
+        if connection.get_execution_options().get("reading"):
+            driver_connection.execute("PRAGMA query_only = ON")
+            return
+        driver_connection.execute("PRAGMA query_only = OFF")
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def configure_for_serving(engine: Engine) -> None:
+    """Interrupt statements that run for longer than STATEMENT_TIMEOUT_SECONDS."""
+
+    @event.listens_for(engine, "connect")
+    def watch_the_clock(connection: Any, record: ConnectionPoolEntry) -> None:
+        def is_overdue() -> bool:
+            deadline: float = record.info.get("deadline", math.inf)
+            return time.monotonic() > deadline
+
+        connection.set_progress_handler(is_overdue, _INSTRUCTIONS_BETWEEN_CLOCK_READINGS)
+
+
+def reading(connection: Connection) -> Connection:
+    """Return the connection ready for a read: no BEGIN, each statement its own snapshot."""
+    return connection.execution_options(reading=True)
+
+
+def limit_statements(session: Session) -> None:
+    """Bound the time of this transaction's statements."""
+    session.connection().info["deadline"] = time.monotonic() + STATEMENT_TIMEOUT_SECONDS
+
+
+def journal_mode(path: str | None, mounts: Path = Path("/proc/self/mounts")) -> str:
+    """Return WAL, or DELETE where the file's shared memory would not be shared (FUSE, NFS)."""
+    kind = file_system(path, mounts)
+    return "DELETE" if kind.startswith(_NETWORK_FILE_SYSTEMS) else "WAL"
+
+
+def file_system(path: str | None, mounts: Path = Path("/proc/self/mounts")) -> str:
+    """Return the kind of file system at the path (ext4, tmpfs, fuse...), or "" if unknown."""
+    if not path or not mounts.exists():
+        return ""
+    target = Path(path).resolve()
+    best = ("", "")
+    for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
+        _device, mount_point, kind, *_rest = line.split(" ")
+        mount_point = mount_point.replace("\\040", " ")
+        if target.is_relative_to(mount_point) and len(mount_point) >= len(best[0]):
+            best = (mount_point, kind)
+    return best[1]
+
+
+class Place(NamedTuple):
+    """A path for an SQLite file; None where no directory can be written to."""
+
+    path: Path | None
+    passed_over: bool
+    """Whether a file of that name exists at a better place, which cannot be written to."""
+
+
+def find_place(file_name: str, directory: str | None) -> Place:
+    """Return the place for a file of this name.
+
+    `directory` (SQLITE_DIR) comes first, then the project's data/, $HOME and the temporary
+    directory.
+    """
+    passed_over = False
+    for candidate in _candidates(directory):
+        path = candidate / file_name
+        if is_usable(path):
+            return Place(path, passed_over)
+        passed_over = passed_over or os.path.exists(path)
+    return Place(None, passed_over)
+
+
+def is_usable(path: Path) -> bool:
+    """Return whether SQLite can work at this path; its directory is made if it is missing.
+
+    A file that is there already counts even on a full disk: its rows can be read, and an empty
+    database elsewhere would hide them.
+    """
+    probe = path.parent / f".probe-{uuid.uuid4().hex}"
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+            return False
+        try:
+            with closing(sqlite3.connect(probe, isolation_level=None)) as connection:
+                connection.execute("CREATE TABLE probe (id INTEGER)")
+        finally:
+            for leftover in (probe, probe.with_name(probe.name + "-journal")):
+                leftover.unlink(missing_ok=True)
+    except sqlite3.OperationalError as error:
+        return path.exists() and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL
+    except OSError:
+        return False
+    return True
+
+
+def _candidates(directory: str | None) -> Iterator[Path]:
+    if directory:
+        yield PROJECT_ROOT / Path(directory).expanduser()
+    yield PROJECT_ROOT / "data"
+    home = os.environ.get("HOME")
+    if home:
+        yield Path(home) / f".{PROJECT_ROOT.name}"
+    try:
+        # the user's id keeps two users of one machine apart
+        yield Path(tempfile.gettempdir()) / f"{PROJECT_ROOT.name}-{os.getuid()}"
+    except FileNotFoundError:
+        return

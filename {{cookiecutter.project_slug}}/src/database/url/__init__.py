@@ -1,0 +1,1 @@
+"""The resolver's small steps, one file each, in the order in which the resolver takes them."""

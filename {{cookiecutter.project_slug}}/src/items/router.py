@@ -1,0 +1,65 @@
+"""Items over HTTP."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Query, Response, status
+from fastapi.exceptions import RequestValidationError
+
+from src.database.session import DatabaseDep
+from src.errors import ERROR_RESPONSES
+from src.items import service
+from src.items.models import Item
+from src.items.schemas import ItemCreate, ItemPage, ItemRead, ItemUpdate, Position, decode_cursor
+
+router = APIRouter(prefix="/api/items", tags=["items"], responses=ERROR_RESPONSES)
+
+
+async def position_after(cursor: Annotated[str | None, Query()] = None) -> Position | None:
+    """Return where the page begins, or None for the first one; a bad cursor is a 422."""
+    if not cursor:
+        return None
+    try:
+        return decode_cursor(cursor)
+    except ValueError as error:
+        problem = {"type": "cursor", "loc": ("query", "cursor"), "msg": str(error)}
+        raise RequestValidationError([problem]) from None
+
+
+PositionDep = Annotated[Position | None, Depends(position_after)]
+
+
+@router.post("", status_code=status.HTTP_201_CREATED, response_model=ItemRead)
+async def create_item(data: ItemCreate, response: Response, database: DatabaseDep) -> Item:
+    """Create an item."""
+    item = await database.write(service.create_item, data)
+    response.headers["Location"] = f"{router.prefix}/{item.id}"
+    return item
+
+
+@router.get("", response_model=ItemPage)
+async def list_items(
+    database: DatabaseDep,
+    after: PositionDep,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> service.Page:
+    """List items, newest first."""
+    return await database.read(service.list_items, limit, after)
+
+
+@router.get("/{item_id}", response_model=ItemRead)
+async def get_item(item_id: UUID, database: DatabaseDep) -> Item:
+    """Return an item."""
+    return await database.read(service.get_item, item_id)
+
+
+@router.patch("/{item_id}", response_model=ItemRead)
+async def update_item(item_id: UUID, data: ItemUpdate, database: DatabaseDep) -> Item:
+    """Change an item."""
+    return await database.write(service.update_item, item_id, data)
+
+
+@router.delete("/{item_id}", status_code=status.HTTP_204_NO_CONTENT)
+async def delete_item(item_id: UUID, database: DatabaseDep) -> None:
+    """Delete an item."""
+    await database.write(service.delete_item, item_id)

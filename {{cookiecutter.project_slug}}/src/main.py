@@ -1,0 +1,88 @@
+"""The composition root: create_app() wires the parts together and decides nothing."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+
+from src import __version__
+from src.api_docs.router import router as api_docs
+from src.config.settings import Settings, load_settings, read_about, read_space
+from src.database.lifecycle import DatabaseLifecycle
+from src.database.session import Database
+from src.errors import add_error_handlers
+from src.health.router import router as health
+from src.items.router import router as items
+from src.observability.logging import configure_logging
+from src.observability.metrics import router as metrics
+from src.observability.middleware import RequestMiddleware
+from src.security.headers import security_headers
+from src.security.write_guard import WriteGuard
+from src.status_page.router import router as status_page
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Return the application; no file, socket or database is opened before it starts."""
+    settings = settings or load_settings()
+    space = read_space()
+    configure_logging(settings, on_space=space.is_running_here)
+    database = Database()
+
+    app = FastAPI(
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.started = time.monotonic()
+    app.state.database = database
+    app.state.lifecycle = DatabaseLifecycle(database, settings)
+
+    for router in (health, items, status_page, api_docs, metrics):
+        app.include_router(router)
+    add_error_handlers(app)
+
+    # the last one added is the first to see a request
+    app.add_middleware(
+        WriteGuard,
+        token=settings.api_token.get_secret_value() if settings.api_token else None,
+        on_space=space.is_running_here,
+    )
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
+            allow_methods=["*"],
+            allow_headers=["*"],
+        )
+    app.add_middleware(
+        RequestMiddleware,
+        headers=security_headers(space),
+        max_body_bytes=settings.max_body_bytes,
+        serves_instead_of_postgresql=lambda: database.serves_instead_of_postgresql,
+    )
+    return app
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Choose the database in the background while the application already answers."""
+    about = read_about()
+    app.title, app.description = about.title, about.description
+    app.state.lifecycle.start()
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(app.state.lifecycle.stop)
+
+
+app = create_app()
+
+if __name__ == "__main__":
+    import uvicorn
+
+    uvicorn.run(app, host="0.0.0.0", port=load_settings().port)  # noqa: S104

@@ -1,0 +1,58 @@
+"""One line per event: JSON on a Space, readable text on a terminal."""
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+from structlog.typing import EventDict
+
+from src.config.settings import Settings
+
+
+def configure_logging(settings: Settings, *, on_space: bool) -> None:
+    """Send every log line of this process, uvicorn's too, through one handler to stderr.
+
+    uvicorn's own access log is silenced: it prints query strings, which may hold secrets.
+    """
+    use_json = settings.log_format == "json" or (settings.log_format is None and on_space)
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.stdlib.ExtraAdder(),
+        _without_color_message,
+    ]
+    render: list[Any] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        if use_json
+        else [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
+        )
+    )
+    logging.root.handlers = [handler]
+    logging.root.setLevel(settings.log_level.upper())
+    for name in ("uvicorn", "uvicorn.error"):
+        logging.getLogger(name).handlers = []
+        logging.getLogger(name).propagate = True
+    access = logging.getLogger("uvicorn.access")
+    access.handlers = []
+    access.propagate = False
+    # Alembic tells of every step at INFO; only what it warns of matters at start
+    logging.getLogger("alembic").setLevel("WARNING")
+
+
+def _without_color_message(logger: Any, method: str, event: EventDict) -> EventDict:
+    """uvicorn logs the same text a second time, with colours."""
+    event.pop("color_message", None)
+    return event

@@ -1,0 +1,147 @@
+"""What the application says about itself, who may write, and what every answer carries."""
+
+from collections.abc import Callable
+
+import pytest
+from fastapi.testclient import TestClient
+
+Start = Callable[[], TestClient]
+
+
+def test_the_database_that_was_asked_for_is_ok(client: TestClient, database_url: str) -> None:
+    report = client.get("/health").json()
+
+    assert report["status"] == "ok"
+    assert report["database"]["backend"] == database_url.partition(":")[0]
+    assert report["database"]["source"] == "environment"
+    assert report["database"]["reason"] is None
+    assert client.get("/health/ready").status_code == 200
+    assert client.get("/health/live").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("value", "status", "reason"),
+    [(None, "ok", "unset"), ("  ", "ok", "empty"), ("not a url", "degraded", "unparseable")],
+)
+def test_sqlite_serves_when_the_url_is_of_no_use(
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    database_url: str,
+    value: str | None,
+    status: str,
+    reason: str,
+) -> None:
+    monkeypatch.delenv("DATABASE_URL")
+    if value is not None:
+        monkeypatch.setenv("DATABASE_URL", value)
+    client = start()
+
+    report = client.get("/health").json()
+
+    assert (report["status"], report["database"]["backend"]) == (status, "sqlite")
+    assert report["database"]["reason"] == reason
+    answer = client.post("/api/items", json={"title": "x"})
+    assert answer.status_code == 201
+    assert answer.headers.get("X-Database") == (None if status == "ok" else "fallback")
+
+
+def test_strict_answers_503_instead_of_using_sqlite(
+    start: Start, monkeypatch: pytest.MonkeyPatch, database_url: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://user:secret-word@127.0.0.1:nonsense/db")
+    monkeypatch.setenv("DATABASE_FALLBACK", "strict")
+    client = start()
+
+    health = client.get("/health")
+    answer = client.post("/api/items", json={"title": "x"})
+
+    assert (health.status_code, health.json()["status"]) == (503, "unavailable")
+    assert health.json()["database"]["reason"] == "invalid_port"
+    assert client.get("/health/ready").status_code == 503
+    assert answer.status_code == 503
+    assert answer.headers["Retry-After"]
+    assert "secret-word" not in health.text + answer.text + client.get("/").text
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/health/live", "/health/ready"])
+def test_probes_may_use_head(client: TestClient, path: str) -> None:
+    assert client.head(path).status_code == 200
+
+
+def test_the_status_page_tells_the_state_and_allows_its_own_script_only(
+    client: TestClient,
+) -> None:
+    page = client.get("/?__theme=dark&logs=container")
+    assert page.status_code == 200
+    assert 'data-status="ok"' in page.text
+    assert "script-src 'self' 'sha256-" in page.headers["Content-Security-Policy"]
+
+
+def test_the_docs_need_no_other_host(client: TestClient) -> None:
+    page = client.get("/docs").text
+    assert "://" not in page
+    for name in ("swagger-ui.css", "swagger-ui-bundle.js", "start.js"):
+        assert f"docs/{name}" in page
+        assert client.get(f"/docs/{name}").status_code == 200
+    assert client.get("/openapi.json").json()["info"]["title"]
+
+
+def test_metrics_count_requests_by_route(client: TestClient) -> None:
+    client.get("/api/items/00000000-0000-0000-0000-000000000000")
+    assert (
+        'http_requests_total{method="GET",route="/api/items/{item_id}",status="404"}'
+        in client.get("/metrics").text
+    )
+
+
+def test_a_stranger_can_write_nothing_on_a_space(
+    start: Start, monkeypatch: pytest.MonkeyPatch, database_url: str
+) -> None:
+    monkeypatch.setenv("SPACE_ID", "example/my-space")
+    client = start()
+
+    answer = client.post("/api/items", content=b"not even JSON")
+
+    assert answer.status_code == 403
+    assert "API_TOKEN" in answer.json()["detail"]
+    assert client.get("/api/items").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"X-API-Token": "wrong"}, 401),
+        ({"Authorization": "Basic secret-token"}, 401),
+        ({"X-API-Token": "wrong", "Authorization": "Bearer secret-token"}, 401),
+        ({"X-API-Token": "secret-token"}, 201),
+        ({"Authorization": "Bearer secret-token"}, 201),
+        ({"X-API-Token": "secret-token", "Authorization": "Bearer of-the-hub"}, 201),
+    ],
+)
+def test_a_write_needs_the_token(
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    database_url: str,
+    headers: dict[str, str],
+    status: int,
+) -> None:
+    monkeypatch.setenv("API_TOKEN", "secret-token")
+    client = start()
+
+    assert client.post("/api/items", json={"title": "x"}, headers=headers).status_code == status
+
+
+def test_every_answer_carries_the_security_headers_and_an_id(client: TestClient) -> None:
+    for path in ("/", "/health", "/docs", "/api/items", "/nothing/here"):
+        headers = client.get(path).headers
+        assert "frame-ancestors 'self' https://huggingface.co" in headers["Content-Security-Policy"]
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["X-Request-ID"]
+        assert "X-Frame-Options" not in headers
+
+
+def test_a_large_body_is_refused_whether_or_not_it_says_how_large(client: TestClient) -> None:
+    body = b"x" * (1024 * 1024 + 1)
+    assert client.post("/api/items", content=body).status_code == 413
+    assert client.post("/api/items", content=iter([body[:600_000]] * 2)).status_code == 413
