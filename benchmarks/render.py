@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.support.bakery import copy_template
 
-ROUNDS = 15
+ROUNDS = 25
 MOST = 1.5
 
 

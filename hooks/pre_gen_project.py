@@ -127,7 +127,7 @@ def main() -> None:
     """Print all problems and exit with 1, or say nothing."""
     found = problems(json.loads(ANSWERS))
     if found:
-        lines = ["These answers cannot make a Space, so nothing was written. Allowed is:"]
+        lines = ["These answers cannot make a Space, so nothing was written. What is allowed:"]
         sys.exit("\n  - ".join(lines + found))
 
 

@@ -10,6 +10,8 @@ from tests.support import disks
 from tests.support.bakery import BakedProject, Bakery
 from tests.support.server import Server
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def project(bake: Bakery, tmp_path: Path) -> BakedProject:

@@ -23,7 +23,9 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return postgres.create_database()
 
 
-@pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", "mypy --strict"])
+@pytest.mark.parametrize(
+    "command", ["ruff check .", "ruff format --check .", pytest.param("mypy --strict", marks=pytest.mark.slow)]
+)
 def test_the_project_is_clean_as_rendered(project: BakedProject, command: str) -> None:
     project.run("python", "-m", *command.split())
 

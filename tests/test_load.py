@@ -13,6 +13,8 @@ from tests.support.bakery import BakedProject, Bakery
 from tests.support.postgres import Postgres
 from tests.support.server import Server
 
+pytestmark = pytest.mark.slow
+
 CLIENTS = 500
 
 

@@ -89,6 +89,7 @@ def test_caches_of_whoever_works_in_the_template_are_not_rendered(bake: Bakery, 
     assert fingerprint(BakedProject(rendering.folder / "my-space")) == fingerprint(bake())
 
 
+@pytest.mark.slow
 def test_cruft_creates_what_cookiecutter_renders_and_updates_it(bake: Bakery, tmp_path: Path) -> None:
     template = Path(shutil.copytree(bake.template, tmp_path / "template"))
     commit_all(template)

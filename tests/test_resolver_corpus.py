@@ -17,7 +17,7 @@ PROJECT = Path(__file__).parents[1] / "{{cookiecutter.project_slug}}"
 sys.path.insert(0, str(PROJECT))
 
 from src.database.resolver import DatabaseURLResolver, Resolution  # noqa: E402
-from src.database.url.problem import UnusableURLError  # noqa: E402
+from src.database.url.vocabulary import UnusableURLError  # noqa: E402
 
 CORPUS = [
     json.loads(line) for line in (Path(__file__).parent / "data" / "database-urls.jsonl").read_text().splitlines()
@@ -176,6 +176,7 @@ MUTATIONS = st.builds(_mutated, st.randoms(use_true_random=False), st.sampled_fr
 ANYTHING = st.one_of(st.text(max_size=200), MUTATIONS, URLS)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=12_000,
     deadline=None,
@@ -231,6 +232,7 @@ def _best_of_three(value: str) -> float:
     return min(times)
 
 
+@pytest.mark.slow
 @settings(max_examples=3_000, deadline=None, database=None, derandomize=True)
 @given(
     value=st.builds(
@@ -262,6 +264,7 @@ def test_no_part_of_a_value_is_ever_shown(value: str) -> None:
     assert not [part for part in (MARKER, "Zq7", "Kw9Jx4", "kw9jx4") if part in shown(resolution)]
 
 
+@pytest.mark.slow
 @settings(max_examples=2_000, deadline=None, database=None, derandomize=True)
 @given(password=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cf", "Cs"]), min_size=1))
 def test_an_encoded_password_arrives_as_it_is(password: str) -> None:

@@ -13,6 +13,8 @@ from tests.support.faults import listening, silence, web_page
 from tests.support.postgres import PASSWORD, Postgres
 from tests.support.server import Server
 
+pytestmark = pytest.mark.slow
+
 SECRET = "Zq81secretKp"  # noqa: S105 - looked for in every output
 
 BROKEN = {
@@ -209,12 +211,12 @@ def test_a_read_only_postgresql_is_not_replaced_by_sqlite(project: BakedProject,
     url = postgres.create_database()
     name = url.rpartition("/")[2]
     with postgres.connect() as connection:
-        connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")  # type: ignore[arg-type]
+        connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
     with project.boot({"DATABASE_URL": url}, in_place=True) as server:
         check_report(server.settled(), status="unavailable", reason="read_only", backend=None)
         assert server.post("/api/items", json={"title": "x"}).status_code == 503
         with postgres.connect() as connection:
-            connection.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")  # type: ignore[arg-type]
+            connection.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
         server.health_when(lambda report: report["status"] == "ok")
         use_items(server)
 

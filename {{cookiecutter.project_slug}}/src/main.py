@@ -16,9 +16,10 @@ from src.database.session import Database
 from src.errors import add_error_handlers
 from src.health.router import router as health
 from src.items.router import router as items
-from src.observability.logging import configure_logging
+from src.observability.logging import access_log, configure_logging, uses_json
 from src.observability.metrics import router as metrics
 from src.observability.middleware import RequestMiddleware
+from src.security.entrance import Entrance
 from src.security.headers import security_headers
 from src.security.write_guard import WriteGuard
 from src.status_page.router import router as status_page
@@ -28,7 +29,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """Return the application; no file, socket or database is opened before it starts."""
     settings = settings or load_settings()
     space = read_space()
-    configure_logging(settings, on_space=space.is_running_here)
+    use_json = uses_json(settings, on_space=space.is_running_here)
+    configure_logging(settings, use_json=use_json)
     database = Database()
 
     app = FastAPI(
@@ -59,11 +61,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             allow_methods=["*"],
             allow_headers=["*"],
         )
+    app.add_middleware(Entrance)
     app.add_middleware(
         RequestMiddleware,
         headers=security_headers(space),
         max_body_bytes=settings.max_body_bytes,
         serves_instead_of_postgresql=lambda: database.serves_instead_of_postgresql,
+        log=access_log(settings, use_json=use_json),
     )
     return app
 

@@ -26,7 +26,7 @@ def received(resolution: Resolution) -> dict[str, object]:
         name: value
         for name, value in parameters.items()
         if not name.startswith(("keepalives", "context"))
-        and (name, value) != ("connect_timeout", "5")
+        and (name, value) not in {("connect_timeout", "5"), ("tcp_user_timeout", "10000")}
     }
 
 

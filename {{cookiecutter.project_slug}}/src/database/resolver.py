@@ -10,24 +10,29 @@ from typing import Literal
 
 from sqlalchemy import URL
 
-from src.database.url.advice import explain_postgresql, explain_problem
-from src.database.url.building import build_postgresql_url
-from src.database.url.completeness import refuse_incomplete
-from src.database.url.cutting import cut_out_url
-from src.database.url.hosts import read_hosts
-from src.database.url.keyword_string import read_keyword_string
-from src.database.url.lifting import lift_parameters
-from src.database.url.parameters import read_parameters
-from src.database.url.parts import Parts
-from src.database.url.placeholders import refuse_placeholders, refuse_placeholders_in_path
-from src.database.url.pooler import is_transaction_pooler
-from src.database.url.problem import Reason, UnusableURLError
-from src.database.url.recognition import refuse_variables_inside, refuse_what_is_no_url
-from src.database.url.scheme import Backend, split_scheme
-from src.database.url.splitting import split_url
-from src.database.url.sqlite import build_sqlite_url
-from src.database.url.text import decode, refuse_control_characters
-from src.database.url.wrapping import unwrap
+from src.database.url.building import (
+    build_postgresql_url,
+    build_sqlite_url,
+    explain_postgresql,
+    explain_problem,
+)
+from src.database.url.hosts import is_transaction_pooler, read_hosts, refuse_incomplete
+from src.database.url.parameters import lift_parameters, read_parameters
+from src.database.url.placeholders import (
+    refuse_placeholders,
+    refuse_placeholders_in_path,
+    refuse_variables_inside,
+    refuse_what_is_no_url,
+)
+from src.database.url.splitting import Backend, read_keyword_string, split_scheme, split_url
+from src.database.url.unwrapping import cut_out_url, unwrap
+from src.database.url.vocabulary import (
+    Parts,
+    Reason,
+    UnusableURLError,
+    decode,
+    refuse_control_characters,
+)
 
 
 @dataclass(frozen=True, repr=False)

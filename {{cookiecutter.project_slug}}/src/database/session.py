@@ -240,7 +240,7 @@ def _backend(engine: Engine) -> ModuleType:
     return postgresql if engine.dialect.name == "postgresql" else sqlite
 
 
-def get_database(request: Request) -> Database:
+async def get_database(request: Request) -> Database:
     """Return the application's database."""
     database: Database = request.app.state.database
     return database

@@ -41,7 +41,7 @@ class Health(BaseModel):
     uptime_seconds: float
 
 
-def get_lifecycle(request: Request) -> DatabaseLifecycle:
+async def get_lifecycle(request: Request) -> DatabaseLifecycle:
     """Return the application's database lifecycle."""
     lifecycle: DatabaseLifecycle = request.app.state.lifecycle
     return lifecycle

@@ -1,11 +1,13 @@
-"""Read the hosts and ports, and check what would otherwise fail inside the driver."""
+"""Read the hosts and ports, and check what would otherwise fail inside the driver.
+
+Once everything stands in its place, check also that there is enough to connect with, and recognise
+a transaction pooler, behind which prepared statements fail.
+"""
 
 import re
 from ipaddress import AddressValueError, IPv6Address
 
-from src.database.url.parts import Parts
-from src.database.url.problem import UnusableURLError
-from src.database.url.text import decode, refuse_control_characters
+from src.database.url.vocabulary import Parts, UnusableURLError, decode, refuse_control_characters
 
 # Each may cost a connect timeout.
 _MOST_HOSTS = 32
@@ -14,13 +16,8 @@ _SOCKET = re.compile(r"(?P<host>.*?)(?:/\.s\.PGSQL\.(?P<file>\d+))?(?::(?P<port>
 _NAME = re.compile(r"(?!-)[\w-]{1,63}(?:\.[\w-]{1,63})*\.?")
 _FOUR_NUMBERS = re.compile(r"\d{1,10}(?:\.\d{1,10}){3}", re.ASCII)
 
-
-def split_list(text: str) -> list[str]:
-    """Split at commas what may name several hosts."""
-    elements = text.split(",")
-    if len(elements) > _MOST_HOSTS:
-        raise UnusableURLError("invalid_host")
-    return [element.strip() for element in elements]
+_TRANSACTION_PORT = 6543
+_YES = {"", "1", "true", "yes", "on"}
 
 
 def read_hosts(parts: Parts) -> tuple[list[str], list[int | None]]:
@@ -41,6 +38,35 @@ def read_hosts(parts: Parts) -> tuple[list[str], list[int | None]]:
     if len(numbers) != len(hosts):
         raise UnusableURLError("invalid_port")
     return ([], numbers) if hosts == [""] else (hosts, numbers)
+
+
+def refuse_incomplete(parts: Parts, hosts: list[str]) -> None:
+    """Stop at a URL that leaves the driver to guess where to go."""
+    refuse_control_characters(parts.username)
+    refuse_control_characters(parts.database)
+    # A password may hold an encoded line break on purpose, but libpq ends every text at NUL.
+    if "\x00" in parts.password:
+        raise UnusableURLError("control_characters")
+    if not hosts and not dict(parts.parameters).get("hostaddr"):
+        raise UnusableURLError("missing_host")
+    # libpq takes the user's name for a database that is not named, which is right often enough.
+    if not parts.database and not parts.username:
+        raise UnusableURLError("missing_database")
+
+
+def is_transaction_pooler(parts: Parts, hosts: list[str], ports: list[int | None]) -> bool:
+    """Tell whether connections are shared between transactions, as far as the URL shows it."""
+    if dict(parts.parameters).get("pgbouncer", "no").lower() in _YES:
+        return True
+    return _TRANSACTION_PORT in ports or any("-pooler" in host.split(".")[0] for host in hosts)
+
+
+def split_list(text: str) -> list[str]:
+    """Split at commas what may name several hosts."""
+    elements = text.split(",")
+    if len(elements) > _MOST_HOSTS:
+        raise UnusableURLError("invalid_host")
+    return [element.strip() for element in elements]
 
 
 def _split(text: str) -> tuple[list[str], list[str]]:

@@ -1,10 +1,97 @@
-"""Keep libpq's own parameters, translate those that mean the same, drop the rest by name."""
+"""Sort the query: what has a place of its own, what libpq understands, and the rest.
+
+User, password, hosts and database are lifted to their places. Of what is left, libpq's own
+parameters are kept, those that mean the same are translated, and the rest is dropped by name.
+"""
 
 import re
 from ipaddress import ip_address
 
-from src.database.url.keywords import ALIASES, CHOICES, KEPT, KNOWN, WHOLE_NUMBERS
-from src.database.url.text import refuse_control_characters
+from src.database.url.vocabulary import Parts, refuse_control_characters
+
+# All of libpq 18 but these, on purpose:
+# service, servicefile: point at a file that a container does not have, which fails every connect;
+# replication: turns the connection into one that runs no SQL;
+# sslkeylogfile: writes the session's keys to disk.
+_KEPT = """
+application_name channel_binding client_encoding connect_timeout fallback_application_name
+gssdelegation gssencmode gsslib hostaddr keepalives keepalives_count keepalives_idle
+keepalives_interval krbsrvname load_balance_hosts max_protocol_version min_protocol_version
+oauth_client_id oauth_client_secret oauth_issuer oauth_scope options passfile require_auth
+requirepeer scram_client_key scram_server_key ssl_max_protocol_version ssl_min_protocol_version
+sslcert sslcertmode sslcompression sslcrl sslcrldir sslkey sslmode sslnegotiation sslpassword
+sslrootcert sslsni target_session_attrs tcp_user_timeout
+"""
+
+# A value of another kind makes every connect fail, with a text that quotes the value.
+_WHOLE_NUMBERS = """
+connect_timeout keepalives keepalives_count keepalives_idle keepalives_interval tcp_user_timeout
+"""
+CHOICES = {
+    "channel_binding": {"disable", "prefer", "require"},
+    "gssdelegation": {"0", "1"},
+    "gssencmode": {"disable", "prefer", "require"},
+    "load_balance_hosts": {"disable", "random"},
+    "sslcertmode": {"disable", "allow", "require"},
+    "sslcompression": {"0", "1"},
+    "sslmode": {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"},
+    "sslnegotiation": {"postgres", "direct"},
+    "sslsni": {"0", "1"},
+    "target_session_attrs": {
+        "any",
+        "read-write",
+        "read-only",
+        "primary",
+        "standby",
+        "prefer-standby",
+    },
+}
+
+# Other spellings, in lower case, of something that libpq has.
+ALIASES = {
+    "applicationname": "application_name",
+    "connecttimeout": "connect_timeout",
+    "currentschema": "search_path",
+    "dbname": "database",
+    "db": "database",
+    "hostname": "host",
+    "logintimeout": "connect_timeout",
+    "pass": "password",
+    "pwd": "password",
+    "requiressl": "ssl",
+    "schema": "search_path",
+    "searchpath": "search_path",
+    "socket": "unix_sock",
+    "ssl-mode": "sslmode",
+    "ssl_mode": "sslmode",
+    "unix_socket": "unix_sock",
+    "username": "user",
+}
+LIFTED = frozenset({"user", "password", "host", "port", "database", "unix_sock"})
+TRANSLATED = frozenset({"ssl", "search_path"})
+
+# Only names that tools are known to write may be shown in a report. Any other "name" may be the end
+# of a password that held a '?' or a '&'.
+_FOREIGN = """
+allowpublickeyretrieval async_fallback autocommit binaryparameters cache cached_statements charset
+check_same_thread command_timeout conn_health_checks conn_max_age connection_limit
+connectiontimeoutmillis default_query_exec_mode detect_types direct_tls disable_server_side_cursors
+driver echo encoding env isolation_level max_overflow maxpoolsize minpoolsize mode name pgbouncer
+plugin pool pool_max_conns pool_min_conns pool_pre_ping pool_recycle pool_size pool_timeout pooling
+prefer_simple_protocol prepare_threshold prepared_statement_cache_size prepared_statement_name_func
+prepared_statements preparethreshold readonly reaping_frequency replication rewritebatchedinserts
+safemodelevel server_settings serverversion service servicefile single_use_connections
+socket_timeout sockettimeout ssl_require sslaccept sslfactory sslidentity sslkeylogfile
+statement_cache_capacity statement_cache_size statement_timeout statuscolor stringtype supa
+target_server_type targetservertype tcpkeepalive timeout timezone tlsmode uri uselibpqcompat
+usepipelining useprivatekey useserverprepstmts workaround
+"""
+
+KEPT = frozenset(_KEPT.split())
+WHOLE_NUMBERS = frozenset(_WHOLE_NUMBERS.split())
+KNOWN = KEPT | LIFTED | TRANSLATED | frozenset(ALIASES) | frozenset(_FOREIGN.split())
+
+_SOCKET_FILE = re.compile(r"(?P<folder>.+)(?:/|%2F)\.s\.PGSQL\.(?P<port>\d+)", re.IGNORECASE)
 
 _SSL_MODES = {
     **dict.fromkeys(["1", "true", "t", "yes", "y", "on", "required", "no-verify"], "require"),
@@ -15,10 +102,28 @@ _SCHEMA = re.compile(r"[A-Za-z_][\w$-]*(?:,\s*[A-Za-z_\"][\w$\"-]*)*", re.ASCII)
 _WHOLE_NUMBER = re.compile(r"-?\d{1,9}", re.ASCII)
 
 
-def drop_parameters(query: str, repairs: list[str]) -> None:
-    """Note that a query is not used, without showing what it holds."""
-    for piece in filter(None, query.split("&")):
-        repairs.append(f"dropped_parameter:{_showable(piece.partition('=')[0].lower())}")
+def lift_parameters(parts: Parts) -> None:
+    """Move credentials, hosts and database out of the query; the query wins, as in libpq."""
+    hosts: list[str] = []
+    ports: list[str] = []
+    left: list[tuple[str, str]] = []
+    for written, value in parts.parameters:
+        name = ALIASES.get(written, written)
+        if name not in LIFTED:
+            left.append((written, value))
+        elif not value:
+            continue
+        elif name == "host":
+            hosts.append(value)
+        elif name == "port":
+            ports.append(value)
+        elif name == "unix_sock":
+            _lift_socket(value, hosts, ports)
+        # `database` and its like are other tools' words: they fill a gap and replace nothing.
+        elif written in {"user", "password", "dbname"} or not _held(parts, name):
+            _hold(parts, name, value)
+    parts.parameters = left
+    parts.hosts_in_query, parts.ports_in_query = ",".join(hosts), ",".join(ports)
 
 
 def read_parameters(
@@ -39,6 +144,32 @@ def read_parameters(
         elif name != written:
             repairs.append(f"translated_parameter:{_showable(written)}")
     return kept
+
+
+def drop_parameters(query: str, repairs: list[str]) -> None:
+    """Note that a query is not used, without showing what it holds."""
+    for piece in filter(None, query.split("&")):
+        repairs.append(f"dropped_parameter:{_showable(piece.partition('=')[0].lower())}")
+
+
+def _lift_socket(value: str, hosts: list[str], ports: list[str]) -> None:
+    socket = _SOCKET_FILE.fullmatch(value)
+    hosts.append(socket["folder"] if socket else value)
+    if socket:
+        ports.append(socket["port"])
+
+
+def _held(parts: Parts, name: str) -> str:
+    return {"user": parts.username, "password": parts.password, "database": parts.database}[name]
+
+
+def _hold(parts: Parts, name: str, value: str) -> None:
+    if name == "user":
+        parts.username = value
+    elif name == "password":
+        parts.password = value
+    else:
+        parts.database = value
 
 
 def _order(parameter: tuple[str, str]) -> int:

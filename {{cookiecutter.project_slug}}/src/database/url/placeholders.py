@@ -1,13 +1,35 @@
-"""Recognise a URL whose pieces were never filled in, without refusing a real password."""
+"""Recognise what is no URL at all, and a URL whose pieces were never filled in.
+
+The word None, a placeholder or a variable that nobody expanded may stand for the whole URL or for a
+piece of it; a real password must never be refused as one.
+"""
 
 import re
 
 from src.database.url.hosts import split_list
-from src.database.url.parts import Parts
-from src.database.url.problem import Reason, UnusableURLError
-from src.database.url.text import decode
+from src.database.url.vocabulary import Parts, Reason, UnusableURLError, decode
 
-_VARIABLE = re.compile(
+_VARIABLE_FOR_URL = re.compile(
+    r"""
+    \$\w+(?:/.*)? | \$env:\w+ | \$[({].* | %\w+% | \{\{.* | \{\w+\} | \(\(.*\)\) | \#\{.* | __\w+__
+    | <%.* | !\w+\s.* | @Microsoft\.KeyVault.* | (?:secrets?|vars|env)\.\w+
+    | (?:\w+\.)*(?:env|environ|getenv|ENV)\b[.(\[].*
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+# Wherever these stand, somebody meant them to be replaced.
+_VARIABLE_INSIDE = re.compile(r"\$\{\{|\$\{[A-Za-z_][^{}]*\}|\{\{[^{}]*\}\}|<%=|%\([A-Za-z_]\w*\)s")
+_PLACEHOLDER_FOR_URL = re.compile(
+    r"""
+    none | null | nil | undefined | nan | n/?a | (?:not[ _-]?|un)set | empty | missing
+    | todo | tbd | tba | fixme | placeholder | example | dummy | x{3,} | [-_*.?~\u2022\u2026]+
+    | change[ _-]?(?:me|this|it) | (?:my[ _-]?)?(?:database|db|postgres)[ _-]?ur[il]
+    | (?:your|replace|insert|add|paste|put|enter)(?:[ _-].*)? | <[^<>]*> | \[[^\[\]]*\]
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+
+_VARIABLE_FOR_PIECE = re.compile(
     r"\$[A-Z_][A-Z0-9_]+|\$\([^()]*\)|%[A-Za-z_]\w*%|\{(?:[A-Za-z_][\w.-]*)?\}|%s|#\{[^{}]*\}#?"
     r"|__[A-Z][A-Z0-9_]*__|(?:process\.env|os\.environ|ENV)\b.*"
 )
@@ -31,6 +53,20 @@ _WORDS_FOR_HOST = {
     *("example.com", "example.org", "example.net"),
 }
 _SHOUTED_HOSTS = {"HOST", "HOSTNAME", "DBHOST", "DB_HOST", "PGHOST", "POSTGRES_HOST", "SERVER"}
+
+
+def refuse_what_is_no_url(text: str) -> None:
+    """Stop at a value that stands for another one."""
+    if _VARIABLE_FOR_URL.fullmatch(text):
+        raise UnusableURLError("unexpanded_variable")
+    if _PLACEHOLDER_FOR_URL.fullmatch(text) and "://" not in text:
+        raise UnusableURLError("placeholder")
+
+
+def refuse_variables_inside(text: str) -> None:
+    """Stop at a URL in which a variable was not expanded."""
+    if _VARIABLE_INSIDE.search(text):
+        raise UnusableURLError("unexpanded_variable")
 
 
 def refuse_placeholders(parts: Parts) -> None:
@@ -68,7 +104,7 @@ def _refuse(found: bool, reason: Reason) -> None:
 
 
 def _is_variable(piece: str) -> bool:
-    return _VARIABLE.fullmatch(piece) is not None
+    return _VARIABLE_FOR_PIECE.fullmatch(piece) is not None
 
 
 def _stands_for_something(piece: str) -> bool:

@@ -1,10 +1,37 @@
-"""Split `user:password@hosts/database?query` so that raw `@ : / # ? %` in a password survive."""
+"""Take apart a URL, or libpq's other notation, without losing a character of a password.
+
+The many spellings of a scheme fold into the two databases that we serve. What follows it,
+`user:password@hosts/database?query`, is split so that raw `@ : / # ? %` in a password survive. And
+`host=... dbname=...`, which psycopg users paste, is read as a URL that is all query.
+"""
 
 import re
+from typing import Literal, TypeAlias
 
-from src.database.url.keywords import KNOWN
-from src.database.url.parts import Parts
-from src.database.url.text import decode
+from src.database.url.parameters import KNOWN
+from src.database.url.vocabulary import Parts, UnusableURLError, decode
+
+Backend: TypeAlias = Literal["postgresql", "sqlite"]
+
+_KEYWORD_PAIR = re.compile(
+    r"\s*(?P<name>[a-z_]+)\s*=\s*(?:'(?P<quoted>(?:[^'\\]|\\.)*)'|(?P<plain>(?:[^\s'\\]|\\.)*))(?=\s|$)",
+    re.DOTALL,
+)
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+_TELLING_NAMES = {"host", "hostaddr", "dbname", "user", "port"}
+
+_URL = re.compile(
+    r"(?P<java>(?:(?:jdbc|r2dbc):)?)(?P<scheme>[A-Z][\w+.-]*)\s?:\s?(?P<slashes>[/\\]*)(?P<rest>.*)",
+    re.DOTALL | re.IGNORECASE,
+)
+_POSTGRESQL = re.compile(
+    r"(?P<base>postgres|postgresql|psql|pgsql|postgis)(?:[+_.-](?P<driver>[\w+.-]*))?"
+)
+_SQLITE = re.compile(r"(?P<base>sqlite3?)(?:\+(?P<driver>[\w+.-]*))?")
+# These reach PostgreSQL through something else, which psycopg cannot do.
+_NOT_A_DRIVER = {"ssh", "http", "https", "srv", "unix"}
+# These are other file formats and servers.
+_NOT_SQLITE = {"pysqlcipher", "sqlcipher", "libsql", "http", "https"}
 
 _HOST = r"(?:\[[^\[\]/@]*\]|[\w.%-]*)(?::\d*)?"
 _ADDRESS = re.compile(rf"{_HOST}(?:,{_HOST})*(?P<path>/.*)?", re.DOTALL)
@@ -22,6 +49,41 @@ _MOST_SIGNS = 100
 _WEB_SCHEME = re.compile(r"^(?:https?|tcp)://", re.IGNORECASE)
 
 
+def read_keyword_string(text: str) -> Parts | None:
+    """Return a keyword string as a URL that has everything in its query, or None."""
+    parameters: list[tuple[str, str]] = []
+    end = 0
+    while end < len(text):
+        pair = _KEYWORD_PAIR.match(text, end)
+        if pair is None:
+            return None
+        value = _ESCAPE.sub(r"\1", pair["quoted"] if pair["quoted"] is not None else pair["plain"])
+        # Nothing is percent-encoded in this notation, but the steps that follow decode.
+        parameters.append((pair["name"], value.replace("%", "%25")))
+        end = pair.end()
+    names = {name for name, _ in parameters}
+    return Parts(parameters=parameters) if len(names & _TELLING_NAMES) >= 2 else None
+
+
+def split_scheme(text: str, repairs: list[str]) -> tuple[Backend, str]:
+    """Return the backend and what follows `scheme://`."""
+    url = _URL.fullmatch(text)
+    if url is None:
+        raise UnusableURLError("unparseable")
+    scheme, slashes, rest = url["scheme"].lower(), len(url["slashes"]), url["rest"].strip()
+    if slashes < 2 and not rest:
+        raise UnusableURLError("unparseable")
+    postgresql, sqlite = _POSTGRESQL.fullmatch(scheme), _SQLITE.fullmatch(scheme)
+    if postgresql and postgresql["driver"] not in _NOT_A_DRIVER:
+        _note_repairs(url["java"], postgresql, repairs)
+        return "postgresql", _after_two_slashes(rest, slashes, repairs)
+    if sqlite and sqlite["driver"] not in _NOT_SQLITE:
+        _note_repairs(url["java"], sqlite, repairs)
+        # After `sqlite://` a third slash ends an empty host, a fourth begins an absolute path.
+        return "sqlite", "/" + rest if slashes == 1 or slashes > 3 else rest
+    raise UnusableURLError("unsupported_scheme" if slashes >= 2 else "unparseable")
+
+
 def split_url(text: str, repairs: list[str]) -> Parts:
     """Take apart what follows `postgresql://`; decode nothing but the query's names."""
     before, query = _split_query(text, repairs)
@@ -30,6 +92,24 @@ def split_url(text: str, repairs: list[str]) -> Parts:
     hosts, database = _split_address(before[at + 1 :].strip(), repairs)
     parameters = [_split_parameter(piece) for piece in _SEPARATOR.split(query) if piece]
     return Parts(username, password, hosts, database, parameters)
+
+
+def _note_repairs(java: str, scheme: re.Match[str], repairs: list[str]) -> None:
+    if java or scheme["base"] not in {"postgresql", "sqlite"}:
+        repairs.append("scheme")
+    if scheme["driver"] not in {None, "psycopg"}:
+        repairs.append("driver")
+
+
+def _after_two_slashes(rest: str, slashes: int, repairs: list[str]) -> str:
+    if slashes == 2:
+        return rest
+    if "@" in rest.partition("?")[0]:
+        repairs.append("slashes")
+        return rest
+    if slashes < 2:
+        raise UnusableURLError("unparseable")
+    return "/" * (slashes - 2) + rest
 
 
 def _split_query(text: str, repairs: list[str]) -> tuple[str, str]:
