@@ -18,7 +18,8 @@ demo: .venv/ready ## Render a Space with the default answers and serve it at htt
 	@$(VENV)/python tools/demo.py
 
 test: .venv/ready ## Run all tests (what this machine lacks is skipped by name)
-	$(VENV)/python -m pytest -n $(WORKERS)
+	$(VENV)/python -m pytest -n $(WORKERS) -m "not alone"
+	$(VENV)/python -m pytest -m alone
 
 check: .venv/ready ## Lint, types and quick tests: the loop while working
 	$(VENV)/ruff check

@@ -135,3 +135,22 @@ def test_a_file_locked_by_another_process_answers_503_until_it_is_free(project: 
             other.execute("ROLLBACK")
         server.health_when(lambda report: report["status"] == "ok", within=10)
         assert create(server, "when free") == 201
+
+
+def test_several_workers_never_serve_several_memories(project: BakedProject) -> None:
+    environ = {"DATABASE_URL": "sqlite://", "WEB_CONCURRENCY": "3"}
+    with project.boot(environ, in_place=True) as server:
+        # a new connection each time, so that every worker is met
+        server.client.headers["Connection"] = "close"
+        server.health_when(lambda report: report["status"] == "ok")
+        stored = set()
+        for number in range(60):
+            answer = server.post("/api/items", json={"title": str(number)})
+            assert answer.status_code in (201, 503)
+            if answer.status_code == 201:
+                stored.add(str(number))
+        assert 0 < len(stored) < 60
+        pages = [server.get("/api/items?limit=100") for _ in range(30)]
+        listed = [{item["title"] for item in page.json()["items"]} for page in pages if page.status_code == 200]
+        assert listed
+        assert all(titles == stored for titles in listed)

@@ -1,7 +1,10 @@
 """How each database is opened: connect, check, migrate, within bounds of time."""
 
 import logging
+import multiprocessing
 import queue
+import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +27,9 @@ Result = TypeVar("Result")
 TRANSIENT = frozenset(
     ["refused", "timeout", "dns", "unreachable", "too_many_connections", "starting_up"]
 )
+
+
+_memory_claims: list[socket.socket] = []
 
 
 class CannotServe(Exception):
@@ -68,6 +74,8 @@ def open_postgresql(
 
 def open_sqlite(path: Path | None, *, connections: int) -> Opened:
     """Open and migrate the file, or memory for None; a damaged file is set aside first."""
+    if path is None:
+        _claim_memory()
     try:
         return _migrated(_sqlite_engine(path, connections))
     except CannotServe as error:
@@ -116,6 +124,24 @@ def _sqlite_engine(path: Path | None, connections: int) -> Engine:
     engine = build_engine(url, pool_size=connections)
     sqlite.configure_for_serving(engine)
     return engine
+
+
+def _claim_memory() -> None:
+    """Raise CannotServe if another worker of the same server has a database in its memory.
+
+    Each worker would have rows that the others do not know. A name in the abstract namespace of
+    Unix sockets needs no disk, and is free again when its process has ended.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None or sys.platform != "linux" or _memory_claims:
+        return
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        claim.bind(f"\0memory-database-of-{parent.pid}")
+    except OSError:
+        claim.close()
+        raise CannotServe("locked", reached=True) from None
+    _memory_claims.append(claim)
 
 
 def _migrated(engine: Engine) -> Opened:

@@ -32,7 +32,8 @@ Result = TypeVar("Result")
 Work = Callable[Concatenate[Session, Arguments], Result]
 
 MAX_SESSION_SECONDS = 60.0
-DEFAULT_POOL_SIZE = {"postgresql": 10, "sqlite": 3}
+# few, because they share one interpreter with the event loop; a far-away server is worth more
+DEFAULT_POOL_SIZE = {"postgresql": 6, "sqlite": 3}
 
 
 class _SessionFactory(sessionmaker[Session]):

@@ -1,0 +1,64 @@
+"""Behind a real transaction pooler everything works, and no session setting reaches other clients."""
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.bakery import Bakery
+from tests.support.machine import need
+from tests.support.postgres import PASSWORD, USER, Postgres
+from tests.support.processes import end, free_port
+from tests.support.server import wait_until_listening
+from tests.test_states import use_items
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def pooler_port(postgres: Postgres) -> Iterator[int]:
+    """The port of a pgbouncer in front of PostgreSQL, with one server connection for all clients."""
+    program = need("pgbouncer", "a transaction pooler in front of PostgreSQL")
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="pooler-") as folder:
+        users, settings, log = Path(folder, "users"), Path(folder, "settings"), Path(folder, "log")
+        users.write_text(f'"{USER}" "{PASSWORD}"\n')
+        settings.write_text(
+            f"[databases]\n* = host=127.0.0.1 port={postgres.port}\n"
+            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n"
+            f"auth_type = scram-sha-256\nauth_file = {users}\npool_mode = transaction\ndefault_pool_size = 1\n"
+        )
+        account = "nobody" if os.geteuid() == 0 else None
+        for path in (Path(folder), users, settings):
+            path.chmod(0o755)
+        with log.open("wb") as output:
+            process = subprocess.Popen(  # noqa: S603
+                [program, str(settings)], stdout=output, stderr=output, user=account, start_new_session=True
+            )
+        try:
+            wait_until_listening(process, port, log)
+            yield port
+        finally:
+            end(process)
+
+
+def test_a_transaction_pooler_is_noticed_though_nothing_in_the_url_tells(
+    bake: Bakery, postgres: Postgres, pooler_port: int
+) -> None:
+    direct = postgres.create_database()
+    pooled = direct.replace(f":{postgres.port}/", f":{pooler_port}/")
+    with bake().boot({"DATABASE_URL": pooled}) as server:
+        assert server.settled()["status"] == "ok"
+        for _ in range(3):
+            use_items(server)
+            for item in server.get("/api/items").json()["items"]:
+                server.delete(f"/api/items/{item['id']}")
+        # the one server connection that the app has used all along, now in a stranger's hands
+        with postgres.connect(pooled) as stranger:
+            stranger.prepare_threshold = None
+            assert stranger.execute("SHOW default_transaction_read_only").fetchone() == ("off",)
+            assert stranger.execute("SHOW statement_timeout").fetchone() == ("0",)
+        assert "Traceback" not in server.log()
