@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -234,3 +235,45 @@ def test_postgresql_that_restarts_costs_idle_connections_no_request(bake: Bakery
         server.health_when(lambda report: report["status"] == "ok", within=10)
         assert server.post("/api/items", json={"title": "after"}).status_code == 201
         assert len(server.get("/api/items").json()["items"]) == 6
+
+
+def test_a_silent_postgresql_is_reported_and_found_again_each_time(bake: Bakery, postgres: Postgres) -> None:
+    with bake().boot({"DATABASE_URL": postgres.create_database()}) as server:
+        server.settled()
+        for _ in range(2):
+            postgres.pause()
+            server.health_when(lambda report: report["status"] == "unavailable", within=8)
+            assert server.post("/api/items", json={"title": "x"}).status_code == 503
+            # long enough for the app to cut the connections that hang
+            time.sleep(8)
+            postgres.resume()
+            server.health_when(lambda report: report["status"] == "ok", within=10)
+            assert server.post("/api/items", json={"title": "x"}).status_code == 201
+        assert server.stop() == -15
+
+
+def test_memory_loses_no_acknowledged_row_under_load(bake: Bakery) -> None:
+    async def create_many(url: str) -> list[str]:
+        async with httpx2.AsyncClient(base_url=url, timeout=60, trust_env=False) as http:
+
+            async def client(number: int) -> list[str]:
+                acknowledged = []
+                for turn in range(250):
+                    title = f"{number}-{turn}"
+                    if (await http.post("/api/items", json={"title": title})).status_code == 201:
+                        acknowledged.append(title)
+                return acknowledged
+
+            return [title for titles in await asyncio.gather(*(client(n) for n in range(8))) for title in titles]
+
+    with bake().boot({"DATABASE_URL": "sqlite://", "LOG_LEVEL": "warning"}) as server:
+        server.settled()
+        acknowledged = asyncio.run(create_many(server.url))
+        stored: list[str] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            page = server.get("/api/items", params={"limit": 100, "cursor": cursor}).json()
+            stored += [item["title"] for item in page["items"]]
+            cursor = page["next_cursor"]
+        assert len(acknowledged) == 2000
+        assert sorted(stored) == sorted(acknowledged)

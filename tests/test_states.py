@@ -229,3 +229,20 @@ def test_four_workers_that_start_at_once_all_serve(project: BakedProject, postgr
             assert server.settled()["status"] == "ok"
             assert server.post("/api/items", json={"title": "x"}, headers={"Connection": "close"}).status_code == 201
         assert "Traceback" not in server.log()
+
+
+def test_the_query_of_a_websocket_is_not_logged(bake: Bakery) -> None:
+    upgrade = {
+        "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    }  # fmt: skip
+    with bake().boot() as server:
+        server.get(f"/anything?token={SECRET}")
+        server.get(f"/anything?token={SECRET}", headers=upgrade)
+        assert SECRET not in server.log()
+
+
+@pytest.mark.parametrize("host", ["database", "role.invalid", "tls.invalid"])
+def test_the_reason_is_not_read_from_the_name_of_the_host(bake: Bakery, host: str) -> None:
+    with bake().boot({"DATABASE_URL": f"postgresql://app:{SECRET}@{host}:1/ssl"}) as server:
+        check_report(server.settled(), status="degraded", reason="dns")

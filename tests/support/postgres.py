@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -55,14 +55,23 @@ class Postgres:
         self._end(signal.SIGKILL)
 
     def pause(self) -> None:
-        """Make it silent: it still accepts connections, and never answers on one."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGSTOP)
+        """Make it silent: the kernel still accepts connections, and nobody ever answers on one."""
+        self._signal_all(signal.SIGSTOP)
 
     def resume(self) -> None:
         """End the silence."""
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        """Signal the server and the processes that serve its connections, each of which leads its own session."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGCONT)
+        listing = subprocess.run(  # noqa: S603
+            ["ps", "-o", "pid=", "--ppid", str(self.process.pid)],  # noqa: S607
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        for process_id in [self.process.pid, *map(int, listing.stdout.split())]:
+            with suppress(ProcessLookupError):
+                os.kill(process_id, number)
 
     @property
     def running(self) -> bool:

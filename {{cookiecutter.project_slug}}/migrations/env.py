@@ -4,20 +4,36 @@ At start the application hands over its connection; on the command line the engi
 the same environment variables.
 """
 
-from alembic import context
-from sqlalchemy import Connection
+from typing import Literal
 
-from src.database.base import Base
+from alembic import context
+from alembic.autogenerate.api import AutogenContext
+from sqlalchemy import Connection
+from sqlalchemy.types import TypeDecorator
+
+from src.database.base import Base, PortableJSON
 from src.database.lifecycle import engine_for_commands
 from src.database.migrations import locked
 from src.items import models as items_models  # noqa: F401  (registers the tables)
+
+
+def render_item(kind: str, value: object, autogen: AutogenContext) -> str | Literal[False]:
+    """Write the application's own types as the plain ones they are: a migration stands alone."""
+    if kind == "type" and isinstance(value, TypeDecorator):
+        return f"sa.{value.impl!r}"
+    if kind == "type" and value is PortableJSON:
+        autogen.imports.add("from sqlalchemy.dialects import postgresql")
+        return 'sa.JSON().with_variant(postgresql.JSONB(), "postgresql")'
+    return False
 
 
 def run(connection: Connection) -> None:
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,
-        render_as_batch=connection.dialect.name == "sqlite",
+        # also on PostgreSQL: what is written there must run on SQLite, too
+        render_as_batch=True,
+        render_item=render_item,
     )
     with context.begin_transaction():
         context.run_migrations()
@@ -27,4 +43,5 @@ if "connection" in context.config.attributes:
     run(context.config.attributes["connection"])
 else:
     with engine_for_commands() as engine, locked(engine) as own_connection:
+        print(f"Database: {engine.dialect.name}")  # noqa: T201
         run(own_connection)

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm.exc import StaleDataError
 
 from src.database.errors import DatabaseUnavailable
 
@@ -46,8 +47,9 @@ def add_error_handlers(app: FastAPI) -> None:
         return JSONResponse({"detail": str(error)}, 404)
 
     @app.exception_handler(IntegrityError)
-    async def conflict(request: Request, error: IntegrityError) -> Response:
-        logger.info("conflict: %s", type(error.orig).__name__)
+    @app.exception_handler(StaleDataError)
+    async def conflict(request: Request, error: IntegrityError | StaleDataError) -> Response:
+        logger.info("conflict: %s", type(error).__name__)
         return JSONResponse({"detail": "The change conflicts with data that is stored."}, 409)
 
     @app.exception_handler(DatabaseUnavailable)

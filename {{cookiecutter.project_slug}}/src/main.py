@@ -89,4 +89,10 @@ app = create_app()
 if __name__ == "__main__":
     import uvicorn
 
-    uvicorn.run(app, host="0.0.0.0", port=load_settings().port)  # noqa: S104
+    uvicorn.run(
+        app,
+        host="0.0.0.0",  # noqa: S104
+        port=load_settings().port,
+        log_config=None,
+        access_log=False,
+    )

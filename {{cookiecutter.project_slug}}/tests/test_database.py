@@ -1,6 +1,8 @@
 """Transactions, migrations and the gate, on both databases."""
 
+import contextlib
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +12,7 @@ from alembic.config import Config
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import Column, Integer, MetaData, Table, insert, make_url, select, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from src.config.settings import PROJECT_ROOT
@@ -42,6 +45,17 @@ def add_routes(client: TestClient) -> None:
 
         await database.read(work)
 
+    @app.post("/swallow")
+    async def swallow(database: DatabaseDep) -> str:
+        def work(session: Session) -> None:
+            session.add(Item(title="before the error"))
+            session.flush()
+            with contextlib.suppress(DBAPIError):
+                session.execute(text("SELECT * FROM no_such_table"))
+
+        await database.write(work)
+        return "stored"
+
     @app.post("/append")
     async def append(database: DatabaseDep) -> None:
         def work(session: Session) -> None:
@@ -65,6 +79,32 @@ def test_a_read_cannot_write(client: TestClient) -> None:
     client.post("/api/items", json={"title": "stays"})
     assert client.post("/read-that-writes").status_code in (500, 503)
     assert titles(client) == ["stays"]
+
+
+def test_work_that_hides_an_error_is_stored_if_and_only_if_it_says_so(client: TestClient) -> None:
+    """PostgreSQL answers the COMMIT of a failed transaction with a silent ROLLBACK."""
+    add_routes(client)
+    answer = client.post("/swallow")
+    assert titles(client) == (["before the error"] if answer.status_code == 200 else [])
+
+
+def test_a_session_that_takes_too_long_is_rolled_back_and_keeps_nobody_out(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("src.database.session.MAX_SESSION_SECONDS", 0.3)
+    app = client.app
+    assert isinstance(app, FastAPI)
+
+    @app.post("/slow")
+    def slow(session: SessionDep) -> str:
+        time.sleep(0.8)
+        session.add(Item(title="too late"))
+        session.flush()
+        return "stored"
+
+    assert client.post("/slow").status_code in (500, 503)
+    assert client.post("/api/items", json={"title": "next"}).status_code == 201
+    assert titles(client) == ["next"]
 
 
 def test_concurrent_changes_of_one_row_are_all_kept(client: TestClient) -> None:

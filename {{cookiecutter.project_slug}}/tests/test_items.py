@@ -1,11 +1,17 @@
 """Items, as a client meets them."""
 
+import base64
 import json
 from datetime import datetime
 from uuid import UUID, uuid4
 
 import pytest
 from fastapi.testclient import TestClient
+
+# well-formed, but of a time zone that no answer ever had
+FOREIGN_CURSOR = base64.urlsafe_b64encode(
+    b"0001-01-01T00:00:00+23:59 00000000000000000000000000000000"
+).decode()
 
 
 def create(client: TestClient, title: str = "A title") -> dict[str, str]:
@@ -88,7 +94,9 @@ def test_a_change_of_nothing_is_refused(client: TestClient) -> None:
     assert client.patch(f"/api/items/{create(client)['id']}", json={}).status_code == 422
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=101", "limit=x", "cursor=nonsense"])
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=101", "limit=x", "cursor=nonsense", f"cursor={FOREIGN_CURSOR}"]
+)
 def test_a_bad_page_is_refused(client: TestClient, query: str) -> None:
     assert client.get(f"/api/items?{query}").status_code == 422
 

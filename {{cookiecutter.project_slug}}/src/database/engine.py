@@ -1,7 +1,7 @@
 """How an engine is made: the options of each backend, in one place."""
 
 from sqlalchemy import URL, Engine, create_engine, make_url
-from sqlalchemy.pool import QueuePool, StaticPool
+from sqlalchemy.pool import QueuePool
 
 from src.database import postgresql, sqlite
 
@@ -29,19 +29,17 @@ def build_engine(url: URL | str, *, pool_size: int = 5) -> Engine:
         "timeout": sqlite.BUSY_TIMEOUT_SECONDS,
     }
     if is_memory(url):
-        engine = create_engine(
-            url, poolclass=StaticPool, connect_args=driver_options, hide_parameters=True
-        )
-    else:
-        engine = create_engine(
-            url,
-            poolclass=QueuePool,
-            pool_size=pool_size,
-            max_overflow=0,
-            pool_timeout=5,
-            connect_args=driver_options,
-            hide_parameters=True,
-        )
+        # the database is its one connection, which one user at a time may have
+        pool_size = 1
+    engine = create_engine(
+        url,
+        poolclass=QueuePool,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=5,
+        connect_args=driver_options,
+        hide_parameters=True,
+    )
     sqlite.configure(engine)
     return engine
 

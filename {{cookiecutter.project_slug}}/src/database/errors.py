@@ -4,7 +4,10 @@ The codes are the `reason` of the health report. The text of a driver is matched
 further: it names hosts and users.
 """
 
+import re
+
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 CAUSES = {
     "refused": "the server refuses connections; it may not be running, or the port is wrong",
@@ -29,18 +32,20 @@ CAUSES = {
 # Without a connection there is no SQLSTATE, only libpq's text. The order matters: of several
 # hosts that failed in different ways, the one that answered says most.
 _CONNECTION_MESSAGES = (
-    ("auth_failed", ("password authentication failed", "no password supplied", "pg_hba.conf")),
-    ("auth_failed", ("authentication failed", "not permitted to log in", "scram", "no such user")),
-    ("auth_failed", ("tenant or user not found", "role")),
+    ("auth_failed", ("authentication failed", "no password supplied", "pg_hba.conf")),
+    ("auth_failed", ("not permitted to log in", "scram", "no such user", "user not found")),
+    ("auth_failed", ("role ",)),
     ("too_many_connections", ("too many", "remaining connection slots", "max clients")),
     ("starting_up", ("starting up", "shutting down", "in recovery mode", "not yet accepting")),
     ("not_postgres", ("invalid response to ssl", "expected authentication request")),
     ("tls", ("ssl", "certificate", "tls")),
-    ("database_missing", ("database",)),
+    ("database_missing", ("database ",)),
     ("timeout", ("timeout", "timed out")),
     ("refused", ("connection refused", "no such file or directory")),
     ("dns", ("resolve host", "translate host name", "name or service not known")),
 )
+# names of hosts, users and databases may hold any of these words
+_NAMES = re.compile(r"(\"|')[^\"']*\1")
 
 _SQLSTATES = {
     "28": "auth_failed",
@@ -99,6 +104,8 @@ def running_reason(error: BaseException) -> str | None:
     PostgreSQL's codes: https://www.postgresql.org/docs/18/errcodes-appendix.html;
     SQLite's: https://www.sqlite.org/rescode.html, of which the lowest byte counts.
     """
+    if isinstance(error, PoolTimeoutError):
+        return "timeout"
     if not isinstance(error, DBAPIError):
         return None
     sqlstate = getattr(error.orig, "sqlstate", None) or ""
@@ -116,8 +123,9 @@ def running_reason(error: BaseException) -> str | None:
 
 
 def _reason_in_text(text: str) -> str:
+    text = _NAMES.sub("", text).lower()
     for reason, fragments in _CONNECTION_MESSAGES:
-        if any(fragment in text.lower() for fragment in fragments):
+        if any(fragment in text for fragment in fragments):
             return reason
     return "unreachable"
 

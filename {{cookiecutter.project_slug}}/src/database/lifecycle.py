@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -96,7 +96,8 @@ class DatabaseLifecycle:
         except TimeoutError:
             logger.warning("database work did not finish in time and is cut off")
         if self._engine is not None:
-            postgresql.sever(self._engine)
+            if self._engine.dialect.name == "postgresql":
+                postgresql.sever(self._engine)
             self._engine.dispose()
         logger.info("database closed")
 
@@ -106,31 +107,37 @@ class DatabaseLifecycle:
             self._serve_sqlite(self._resolution.reason)
             return
         reason: str | None = self._resolution.reason
-        advice = self._resolution.message
+        advice, cause = self._resolution.message, None
         if self._resolution.url is not None:
             try:
                 self._serve_postgresql(self._resolution.url)
                 return
             except CannotServe as error:
-                reason, advice = error.reason, ""
+                reason, advice, cause = error.reason, "", error.__cause__
                 self._may_fall_back = self._may_fall_back and not error.reached
         if self._may_fall_back:
             self._serve_sqlite(reason)
         else:
-            self._serve_nothing(reason or "unparseable", advice)
+            self._serve_nothing(reason or "unparseable", advice, cause)
 
     def _run(self) -> None:
-        self.choose()
+        self._step(self.choose)
         while not self._stopping.is_set():
             pause = INTERVAL_SECONDS if self._database.is_open else INTERVAL_WHILE_DOWN_SECONDS
             self._wake.wait(pause)
             self._wake.clear()
             if self._stopping.is_set():
                 return
-            if self._engine is None:
-                self.choose()
-            else:
-                self._check(self._engine)
+            self._step(self.choose if self._engine is None else self._check)
+
+    def _step(self, step: Callable[[], None]) -> None:
+        """Take a step; a mistake in one must not end the thread that all reports come from."""
+        try:
+            step()
+        except Exception as error:
+            # the name only: the text may tell of hosts and users
+            logger.error("the database could not be looked after: %s", type(error).__name__)
+            self._announce(self._unavailable("unreachable"))
 
     def _doubt(self, reason: str | None) -> None:
         """Check now, and with a write: a request met trouble."""
@@ -144,6 +151,7 @@ class DatabaseLifecycle:
         opened = open_postgresql(
             url,
             connections=pool_size + 1,
+            transaction_pooler=self._resolution.transaction_pooler,
             seconds=CONNECT_SECONDS if first else CHECK_SECONDS,
             stopping=self._stopping,
         )
@@ -173,7 +181,7 @@ class DatabaseLifecycle:
         try:
             opened = open_sqlite(path, connections=pool_size + 1)
         except CannotServe as error:
-            self._serve_nothing(error.reason)
+            self._serve_nothing(error.reason, cause=error.__cause__)
             return
         if reason in HARMLESS and opened.set_aside:
             reason = "corrupt"
@@ -215,12 +223,14 @@ class DatabaseLifecycle:
             return path, "no_writable_path" if passed_over or path is None else None
         if is_memory(url):
             return None, None
-        asked = PROJECT_ROOT / Path(str(url.database)).expanduser()
+        asked = PROJECT_ROOT / str(url.database)
         if sqlite.is_usable(asked):
             return asked, None
         return sqlite.find_place(asked.name, directory).path, "no_writable_path"
 
-    def _serve_nothing(self, reason: str, advice: str = "") -> None:
+    def _serve_nothing(
+        self, reason: str, advice: str = "", cause: BaseException | None = None
+    ) -> None:
         self._database.close(f"No database serves: {CAUSES.get(reason, advice)}", wait=False)
         self._announce(
             Report(
@@ -229,10 +239,14 @@ class DatabaseLifecycle:
                 reason=reason,
                 detail=describe_nothing(reason, advice),
                 repairs=self._resolution.repairs,
-            )
+            ),
+            cause if reason == "migration_failed" else None,
         )
 
     def _open(self, opened: Opened, pool_size: int, report: Report) -> None:
+        if self._stopping.is_set():
+            opened.engine.dispose()
+            return
         self._engine = opened.engine
         self._may_fall_back = False
         self._database.open(
@@ -242,39 +256,52 @@ class DatabaseLifecycle:
         )
         self._serving_report = report
         self._announce(report)
-        self._check(opened.engine)
+        self._check()
 
-    def _check(self, engine: Engine) -> None:
+    def _check(self) -> None:
         """Ask the database whether it works, and say so; close the gate while it does not."""
+        engine = self._engine
+        if engine is None or is_memory(engine.url):
+            # memory is there as long as the process is, and its one connection may be in use
+            self._announce(replace(self._serving_report, latency_ms=0.0, checked_at=now()))
+            return
         doubted, self._doubted = self._doubted, False
         try:
             latency = bounded(lambda: _ping(engine, write=doubted), CHECK_SECONDS)
+            pending_rows = self._serving_report.pending_rows
+            if self._database.serves_instead_of_postgresql:
+                pending_rows = bounded(lambda: _count_rows(engine), CHECK_SECONDS)
         except (SQLAlchemyError, DatabaseUnavailable, TimeoutError) as error:
             reason = connection_reason(error)
             self._unanswered_checks += isinstance(error, TimeoutError)
-            if self._unanswered_checks > 1:
-                postgresql.sever(engine)
             self._doubted = doubted
             if engine.dialect.name == "postgresql":
                 self._database.suspend(f"The database is away: {CAUSES[reason]}.")
-            self._announce(
-                replace(
-                    self._serving_report,
-                    status="unavailable",
-                    reason=reason,
-                    detail=describe_nothing(reason, ""),
-                    checked_at=now(),
-                )
-            )
+            if self._unanswered_checks > 1:
+                postgresql.sever(engine)
+            self._announce(self._unavailable(reason))
             return
         self._unanswered_checks = 0
         self._database.resume()
-        report = replace(self._serving_report, latency_ms=latency, checked_at=now())
-        if self._database.serves_instead_of_postgresql:
-            report = replace(report, pending_rows=_count_rows(engine))
-        self._announce(report)
+        self._announce(
+            replace(
+                self._serving_report,
+                latency_ms=latency,
+                pending_rows=pending_rows,
+                checked_at=now(),
+            )
+        )
 
-    def _announce(self, report: Report) -> None:
+    def _unavailable(self, reason: str) -> Report:
+        return replace(
+            self._serving_report,
+            status="unavailable",
+            reason=reason,
+            detail=describe_nothing(reason, ""),
+            checked_at=now(),
+        )
+
+    def _announce(self, report: Report, cause: BaseException | None = None) -> None:
         before, self.report = self.report, report
         if (before.status, before.reason, before.backend) != (
             report.status,
@@ -282,7 +309,7 @@ class DatabaseLifecycle:
             report.backend,
         ):
             log = logger.info if report.status == "ok" else logger.warning
-            log("database %s: %s", report.status, report.detail)
+            log("database %s: %s", report.status, report.detail, exc_info=cause)
 
     def _rows_in_fallback_file(self) -> int:
         path = sqlite.find_place(FALLBACK_FILE, self._settings.sqlite_dir).path
@@ -335,7 +362,7 @@ def _url_for_commands() -> URL:
     path = (
         sqlite.find_place(ASKED_FOR_FILE, load_settings().sqlite_dir).path
         if url is None
-        else PROJECT_ROOT / Path(str(url.database)).expanduser()
+        else PROJECT_ROOT / str(url.database)
     )
     return URL.create("sqlite", database=str(path) if path else None)
 

@@ -1,5 +1,6 @@
 """How each database is opened: connect, check, migrate, within bounds of time."""
 
+import fcntl
 import logging
 import multiprocessing
 import queue
@@ -7,9 +8,9 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -51,20 +52,28 @@ class Opened:
 
 
 def open_postgresql(
-    url: URL, *, connections: int, seconds: float, stopping: threading.Event
+    url: URL,
+    *,
+    connections: int,
+    transaction_pooler: bool,
+    seconds: float,
+    stopping: threading.Event,
 ) -> Opened:
     """Connect within `seconds`, retrying what may pass, then migrate; raise CannotServe."""
     deadline = time.monotonic() + seconds
-    pause = 0.25
+    pause, reason = 0.25, ""
     while True:
         engine = build_engine(url, pool_size=connections)
-        postgresql.configure_for_serving(engine)
+        postgresql.configure_for_serving(engine, transaction_pooler=transaction_pooler)
         try:
             bounded(_connector(engine), deadline - time.monotonic())
             break
         except (SQLAlchemyError, DatabaseUnavailable, TimeoutError) as error:
+            postgresql.sever(engine)
             engine.dispose()
-            reason = connection_reason(error)
+            # the last attempt is cut short: what an earlier one met says more
+            if not (isinstance(error, TimeoutError) and reason):
+                reason = connection_reason(error)
             expired = time.monotonic() + pause >= deadline
             if reason not in TRANSIENT or expired or stopping.wait(pause):
                 raise CannotServe(reason, reached=reason == "read_only") from None
@@ -81,14 +90,22 @@ def open_sqlite(path: Path | None, *, connections: int) -> Opened:
     except CannotServe as error:
         if error.reason != "corrupt" or path is None:
             raise
-    set_aside(path)
-    opened = _migrated(_sqlite_engine(path, connections))
+    # one process at a time, and each looks again: another one may have begun the new file
+    with path.with_name(path.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            return _migrated(_sqlite_engine(path, connections))
+        except CannotServe as error:
+            if error.reason != "corrupt":
+                raise
+        set_aside(path)
+        opened = _migrated(_sqlite_engine(path, connections))
     return Opened(opened.engine, set_aside=True)
 
 
 def set_aside(path: Path) -> None:
     """Rename a damaged file and its journals, so that a person can still look into them."""
-    suffix = datetime.now(UTC).strftime(".damaged-%Y%m%dT%H%M%SZ")
+    suffix = f".damaged-{uuid.uuid4().hex[:8]}"
     for file in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
         if file.exists():
             file.rename(file.with_name(file.name + suffix))
@@ -148,10 +165,9 @@ def _migrated(engine: Engine) -> Opened:
     try:
         return Opened(engine, schema_newer=not migrations.migrate(engine))
     except DatabaseUnavailable as error:
-        reason = error.reason or "migration_failed"
+        failure = CannotServe(error.reason or "migration_failed", reached=True)
     except Exception as error:  # a migration is its owner's code: it may raise anything
-        reason = running_reason(error) or "migration_failed"
-        log = logger.exception if reason == "migration_failed" else logger.error
-        log("the database could not be migrated: %s", reason)
+        failure = CannotServe(running_reason(error) or "migration_failed", reached=True)
+        failure.__cause__ = error
     engine.dispose()
-    raise CannotServe(reason, reached=True)
+    raise failure

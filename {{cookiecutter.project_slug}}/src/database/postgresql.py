@@ -1,7 +1,9 @@
 """What this application sets on each connection to PostgreSQL."""
 
+import contextlib
 import os
 import socket
+import threading
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -13,6 +15,7 @@ from src.database.errors import DatabaseUnavailable
 
 STATEMENT_TIMEOUT_MILLISECONDS = 10_000
 
+_open_connections_lock = threading.Lock()
 _open_connections: WeakKeyDictionary[Engine, WeakSet[Any]] = WeakKeyDictionary()
 
 
@@ -24,7 +27,7 @@ def configure(engine: Engine) -> None:
         connection.prepare_threshold = None
 
 
-def configure_for_serving(engine: Engine) -> None:
+def configure_for_serving(engine: Engine, *, transaction_pooler: bool) -> None:
     """Make reads unable to write and statements unable to run for ever; refuse read-only servers.
 
     Session settings outlive the client behind a transaction pooler and would reach strangers.
@@ -33,7 +36,8 @@ def configure_for_serving(engine: Engine) -> None:
 
     @event.listens_for(engine, "connect")
     def inspect_server(connection: Any, record: ConnectionPoolEntry) -> None:
-        _open_connections.setdefault(engine, WeakSet()).add(connection)
+        with _open_connections_lock:
+            _open_connections.setdefault(engine, WeakSet()).add(connection)
         connection.read_only = False
         connection.autocommit = True
         process_id, read_only, in_recovery, timeout = connection.execute(
@@ -43,7 +47,7 @@ def configure_for_serving(engine: Engine) -> None:
         if read_only == "on" or in_recovery:
             connection.close()
             raise DatabaseUnavailable("The database accepts no writes.", reason="read_only")
-        record.info["pooled"] = process_id != connection.info.backend_pid
+        record.info["pooled"] = transaction_pooler or process_id != connection.info.backend_pid
         if not record.info["pooled"]:
             connection.execute("SET default_transaction_read_only = on")
             if timeout == "0":
@@ -67,12 +71,26 @@ def limit_statements(session: Session) -> None:
         )
 
 
+def refuse_failed_transaction(session: Session) -> None:
+    """Raise RuntimeError if the server would answer COMMIT with a silent ROLLBACK."""
+    connection: Any = session.connection().connection.driver_connection
+    if connection.info.transaction_status.name == "INERROR":
+        raise RuntimeError("work caught a database error and went on: use session.begin_nested()")
+
+
 def sever(engine: Engine) -> None:
     """Cut the engine's connections, so that threads which wait for a silent server wake up.
 
     psycopg has no call for this: close() from another thread would free what that thread uses.
     """
-    for connection in list(_open_connections.get(engine, ())):
-        if not connection.closed:
-            with socket.socket(fileno=os.dup(connection.fileno())) as wire:
-                wire.shutdown(socket.SHUT_RDWR)
+    import psycopg  # here, because SQLite has no use for it
+
+    with _open_connections_lock:
+        connections = list(_open_connections.get(engine, ()))
+    for connection in connections:
+        # a connection may end by itself at any moment
+        with (
+            contextlib.suppress(OSError, psycopg.Error),
+            socket.socket(fileno=os.dup(connection.fileno())) as wire,
+        ):
+            wire.shutdown(socket.SHUT_RDWR)

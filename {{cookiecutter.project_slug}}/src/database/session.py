@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from src.database import postgresql, sqlite
 from src.database.admission import Lane
 from src.database.engine import build_engine, is_memory
-from src.database.errors import DatabaseUnavailable, OutcomeUnknown, unavailable
+from src.database.errors import DatabaseUnavailable, OutcomeUnknown, running_reason, unavailable
 
 __all__ = ["Database", "DatabaseDep", "SessionDep", "SessionLocal", "build_engine", "get_session"]
 
@@ -150,8 +150,14 @@ class Database:
         finished: concurrent.futures.Future[None] = concurrent.futures.Future()
 
         def hold(session: Session) -> None:
-            loop.call_soon_threadsafe(opened.set_result, session)
-            finished.result(timeout=MAX_SESSION_SECONDS)
+            if not finished.done():
+                loop.call_soon_threadsafe(opened.set_result, session)
+            try:
+                finished.result(timeout=MAX_SESSION_SECONDS)
+            except TimeoutError:
+                raise DatabaseUnavailable(
+                    "The request took too long; nothing was stored."
+                ) from None
 
         serving = self._admit()
         transaction = asyncio.ensure_future(
@@ -165,7 +171,9 @@ class Database:
             yield opened.result()
         except BaseException:
             finished.set_exception(_RolledBack())
-            await asyncio.wait({transaction})
+            if not opened.done():
+                transaction.cancel()
+            await asyncio.gather(transaction, return_exceptions=True)
             raise
         finished.set_result(None)
         await transaction
@@ -188,7 +196,7 @@ class Database:
             try:
                 return transaction(engine, work)
             except DBAPIError as error:
-                if not error.connection_invalidated or attempts == 1:
+                if not error.connection_invalidated or attempts == 1 or self._is_suspended:
                     raise
                 return transaction(engine, work)
         except SQLAlchemyError as error:
@@ -202,6 +210,9 @@ class Database:
             raise
 
 
+_READ_THAT_WRITES = "database.read() was given work that writes: use write()"
+
+
 class _RolledBack(Exception):
     """The caller of session() raised; its own exception is what counts."""
 
@@ -213,17 +224,25 @@ def _read(engine: Engine, work: Callable[[Session], Result]) -> Result:
         Session(backend.reading(connection), expire_on_commit=False) as session,
     ):
         backend.limit_statements(session)
-        result = work(session)
+        try:
+            result = work(session)
+        except DBAPIError as error:
+            if running_reason(error) == "read_only":
+                raise RuntimeError(_READ_THAT_WRITES) from error
+            raise
         if session.new or session.dirty or session.deleted:
-            raise RuntimeError("database.read() was given work that writes: use write()")
+            raise RuntimeError(_READ_THAT_WRITES)
         return result
 
 
 def _write(engine: Engine, work: Callable[[Session], Result]) -> Result:
-    with Session(engine, expire_on_commit=False) as session:
-        _backend(engine).limit_statements(session)
+    backend = _backend(engine)
+    # closed for good at the end: a session used afterwards would begin anew outside the gate
+    with Session(engine, expire_on_commit=False, close_resets_only=False) as session:
+        backend.limit_statements(session)
         result = work(session)
         session.flush()
+        backend.refuse_failed_transaction(session)
         try:
             session.commit()
         except DBAPIError as error:

@@ -70,6 +70,10 @@ def limit_statements(session: Session) -> None:
     session.connection().info["deadline"] = time.monotonic() + STATEMENT_TIMEOUT_SECONDS
 
 
+def refuse_failed_transaction(session: Session) -> None:
+    """Do nothing: SQLite keeps a transaction usable after an error."""
+
+
 def journal_mode(path: str | None, mounts: Path = Path("/proc/self/mounts")) -> str:
     """Return WAL, or DELETE where the file's shared memory would not be shared (FUSE, NFS)."""
     kind = file_system(path, mounts)
@@ -122,7 +126,7 @@ def is_usable(path: Path) -> bool:
     probe = path.parent / f".probe-{uuid.uuid4().hex}"
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+        if path.is_dir() or (path.exists() and not os.access(path, os.R_OK | os.W_OK)):
             return False
         try:
             with closing(sqlite3.connect(probe, isolation_level=None)) as connection:
@@ -139,7 +143,7 @@ def is_usable(path: Path) -> bool:
 
 def _candidates(directory: str | None) -> Iterator[Path]:
     if directory:
-        yield PROJECT_ROOT / Path(directory).expanduser()
+        yield PROJECT_ROOT / directory
     yield PROJECT_ROOT / "data"
     home = os.environ.get("HOME")
     if home:

@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, NamedTuple
 from uuid import UUID
 
@@ -86,6 +86,6 @@ def decode_cursor(cursor: str) -> Position:
         position = Position(datetime.fromisoformat(created_at), UUID(hex=key))
     except (ValueError, binascii.Error):
         raise ValueError("Input should be the next_cursor of an earlier answer") from None
-    if encode_cursor(position) != cursor or position.created_at.tzinfo is None:
+    if encode_cursor(position) != cursor or position.created_at.utcoffset() != timedelta(0):
         raise ValueError("Input should be the next_cursor of an earlier answer")
     return position

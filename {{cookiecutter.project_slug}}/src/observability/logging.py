@@ -52,6 +52,8 @@ def configure_logging(settings: Settings, *, use_json: bool) -> None:
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).handlers = []
         logging.getLogger(name).propagate = True
+    # uvicorn's lines about WebSockets show query strings, too
+    logging.getLogger("uvicorn.error").addFilter(lambda record: "WebSocket" not in str(record.msg))
     access = logging.getLogger("uvicorn.access")
     access.handlers = []
     access.propagate = False
