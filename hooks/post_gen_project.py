@@ -69,7 +69,8 @@ RUN python -m compileall -q migrations src
 ENV HOME={HOME} \\
     PATH={HOME}/.local/bin:$PATH \\
     PORT={PORT} \\
-    PYTHONUNBUFFERED=1
+    PYTHONUNBUFFERED=1 \\
+    UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN=15
 
 # By number, because Kubernetes cannot tell from a name that it is not root.
 USER {USER}
