@@ -187,8 +187,11 @@ def test_40_clients_that_change_one_row_lose_no_update(
         async with httpx2.AsyncClient(base_url=url, timeout=60, trust_env=False) as http:
             return list(await asyncio.gather(*(http.post(route) for _ in range(40 * 5))))
 
-    with project.boot(environ, in_place=True, app="extra:app") as server:
-        server.settled()
+    # two processes: within one, a single thread writes to SQLite anyway
+    with project.boot(environ | {"WEB_CONCURRENCY": "2"}, in_place=True, app="extra:app") as server:
+        server.client.headers["Connection"] = "close"
+        for _ in range(20):
+            server.health_when(lambda report: report["status"] == "ok")
         server.post("/api/items", json={"title": "counter"})
         answers = asyncio.run(change(server.url))
         assert {answer.status_code for answer in answers} == {200}, server.log()

@@ -1,5 +1,6 @@
 """Started as a real process in every state of DATABASE_URL, the project comes up, works and says what it does."""
 
+import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -246,3 +247,18 @@ def test_the_query_of_a_websocket_is_not_logged(bake: Bakery) -> None:
 def test_the_reason_is_not_read_from_the_name_of_the_host(bake: Bakery, host: str) -> None:
     with bake().boot({"DATABASE_URL": f"postgresql://app:{SECRET}@{host}:1/ssl"}) as server:
         check_report(server.settled(), status="degraded", reason="dns")
+
+
+def test_on_a_space_strangers_read_only_and_the_log_is_json(bake: Bakery) -> None:
+    environ = {"SPACE_ID": "example/my-space", "SPACE_HOST": "example-my-space.hf.space"}
+    with bake().boot(environ) as server:
+        check_report(server.settled(), status="ok", backend="sqlite", persistent=False)
+        refused = server.post("/api/items", json={"title": "by a stranger"})
+        assert refused.status_code == 403
+        assert "API_TOKEN" in refused.json()["detail"]
+        assert server.get("/api/items").json()["items"] == []
+        assert "https://example-my-space.hf.space" in server.get("/").headers["Content-Security-Policy"]
+        server.stop()
+        events = [json.loads(line) for line in server.log().splitlines()]
+    requests = [event for event in events if event["event"] == "request"]
+    assert refused.headers["X-Request-ID"] in {event["request_id"] for event in requests}
