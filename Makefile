@@ -9,7 +9,7 @@ LOCK = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-ha
 	--custom-compile-command "make lock" --upgrade
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test check fix lock bench clean
+.PHONY: help demo test lint check fix lock bench clean
 
 help: ## List these verbs
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  make %-6s %s\n", $$1, $$2 }'
@@ -21,10 +21,12 @@ test: .venv/ready ## Run all tests (what this machine lacks is skipped by name)
 	$(VENV)/python -m pytest -n $(WORKERS) -m "not alone"
 	$(VENV)/python -m pytest -m alone
 
-check: .venv/ready ## Lint, types and quick tests: the loop while working
+lint: .venv/ready ## Lint and check types
 	$(VENV)/ruff check
 	$(VENV)/ruff format --check
 	$(VENV)/mypy
+
+check: lint ## Lint, types and quick tests: the loop while working
 	$(VENV)/python -m pytest -n $(WORKERS) -m "not slow" -q
 
 fix: .venv/ready ## Format, and mend what the linter can mend
