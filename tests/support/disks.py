@@ -8,6 +8,8 @@ from functools import cache
 
 import pytest
 
+from tests.support.machine import need
+
 _SEAL = 'while read -r _ point _; do mount -o remount,bind,ro "$point" 2>/dev/null; done </proc/self/mounts'
 _UNSHARE = ["unshare", "--map-root-user", "--mount"]
 
@@ -26,6 +28,7 @@ def small(folder: str, *, kilobytes: int) -> list[str]:
 @contextmanager
 def immutable(files: Sequence[str]) -> Iterator[None]:
     """Files that not even their owner can write to, also through descriptors that are open already."""
+    need("chattr", "a file that not even root can write to")
     done = subprocess.run(["chattr", "+i", *files], capture_output=True, check=False)  # noqa: S603, S607
     try:
         if done.returncode != 0:

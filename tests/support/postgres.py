@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 from uuid import uuid4
 
+import psutil
 import psycopg
 import pytest
 
@@ -65,13 +66,10 @@ class Postgres:
     def _signal_all(self, number: signal.Signals) -> None:
         """Signal the server and the processes that serve its connections, each of which leads its own session."""
         assert self.process is not None
-        listing = subprocess.run(  # noqa: S603
-            ["ps", "-o", "pid=", "--ppid", str(self.process.pid)],  # noqa: S607
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        for process_id in [self.process.pid, *map(int, listing.stdout.split())]:
-            with suppress(ProcessLookupError):
-                os.kill(process_id, number)
+        server = psutil.Process(self.process.pid)
+        for process in [server, *server.children()]:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
 
     @property
     def running(self) -> bool:
