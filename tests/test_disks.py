@@ -64,12 +64,7 @@ def test_on_a_full_disk_no_write_is_acknowledged_that_was_not_stored(project: Ba
         server.settled()
         answers = [create(server, str(number), "x" * 2000) for number in range(600)]
         assert set(answers) == {201, 503}
-        stored = set()
-        cursor: str | None = ""
-        while cursor is not None:
-            page = server.get("/api/items", params={"limit": 100, "cursor": cursor}).json()
-            stored |= {item["title"] for item in page["items"]}
-            cursor = page["next_cursor"]
+        stored = set(server.titles())
         acknowledged = {str(number) for number, status in enumerate(answers) if status == 201}
         assert stored == acknowledged
         report = server.health_when(lambda report: report["status"] != "ok", within=5)

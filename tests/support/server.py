@@ -70,6 +70,16 @@ class Server:
             time.sleep(0.05)
         return report
 
+    def titles(self) -> list[str]:
+        """The titles of all items, newest first, page by page."""
+        titles: list[str] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            page = self.get("/api/items", params={"limit": 100, "cursor": cursor}).json()
+            titles += [item["title"] for item in page["items"]]
+            cursor = page["next_cursor"]
+        return titles
+
     def log(self) -> str:
         """Everything that the process printed."""
         return self.log_file.read_text(encoding="utf-8", errors="replace")

@@ -96,8 +96,7 @@ class DatabaseLifecycle:
         except TimeoutError:
             logger.warning("database work did not finish in time and is cut off")
         if self._engine is not None:
-            if self._engine.dialect.name == "postgresql":
-                postgresql.sever(self._engine)
+            postgresql.sever(self._engine)
             self._engine.dispose()
         logger.info("database closed")
 

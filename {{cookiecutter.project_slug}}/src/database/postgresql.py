@@ -83,10 +83,12 @@ def sever(engine: Engine) -> None:
 
     psycopg has no call for this: close() from another thread would free what that thread uses.
     """
-    import psycopg  # here, because SQLite has no use for it
-
     with _open_connections_lock:
         connections = list(_open_connections.get(engine, ()))
+    if not connections:
+        return
+    import psycopg  # here, because SQLite has no use for it
+
     for connection in connections:
         # a connection may end by itself at any moment
         with (

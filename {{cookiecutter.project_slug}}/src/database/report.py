@@ -64,5 +64,6 @@ def describe_sqlite(
 
 def describe_nothing(reason: str, advice: str) -> str:
     """Return the sentences for no database serving."""
-    cause = f"No database serves: {CAUSES[reason]}." if reason in CAUSES else "No database serves."
-    return f"{cause} {advice}".strip() if reason not in CAUSES else f"{cause} It is tried again."
+    if reason in CAUSES:
+        return f"No database serves: {CAUSES[reason]}. It is tried again."
+    return f"No database serves. {advice}".strip()
