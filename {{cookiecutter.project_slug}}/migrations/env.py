@@ -12,8 +12,9 @@ from sqlalchemy import Connection
 from sqlalchemy.types import TypeDecorator
 
 from src.database.base import Base, PortableJSON
-from src.database.lifecycle import engine_for_commands
+from src.database.commands import engine_for_commands
 from src.database.migrations import locked
+from src.database.promotion import OWN_TABLES
 from src.items import models as items_models  # noqa: F401  (registers the tables)
 
 
@@ -34,6 +35,8 @@ def run(connection: Connection) -> None:
         # also on PostgreSQL: what is written there must run on SQLite, too
         render_as_batch=True,
         render_item=render_item,
+        # tables that no migration may change
+        include_name=lambda name, kind, parents: kind != "table" or name not in OWN_TABLES,
     )
     with context.begin_transaction():
         context.run_migrations()

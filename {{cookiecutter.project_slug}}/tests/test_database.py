@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from src.config.settings import PROJECT_ROOT
 from src.database.base import PortableJSON
-from src.database.lifecycle import open_database
+from src.database.commands import open_database
 from src.database.session import DatabaseDep, SessionDep, SessionLocal, build_engine
 from src.items.models import Item
 

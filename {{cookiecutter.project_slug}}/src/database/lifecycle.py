@@ -1,26 +1,42 @@
 """Which database serves: starting -> serving (PostgreSQL, SQLite or nothing) -> stopped.
 
-One thread owns every engine: it chooses the database once the server listens, opens the gate,
-and then looks after it. The health report is whatever it last found.
+One thread owns every engine: it chooses the database once the server listens, opens the gate, and
+then looks after it. The health report is whatever it last found.
 """
 
 import logging
 import os
+import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from uuid import UUID, uuid4
 
-from sqlalchemy import URL, Engine, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import URL, Engine
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from src.config.settings import PROJECT_ROOT, Settings, load_settings, read_space
-from src.database import postgresql, sqlite
-from src.database.engine import build_engine, is_memory
-from src.database.errors import CAUSES, DatabaseUnavailable, connection_reason
-from src.database.opening import CannotServe, Opened, bounded, open_postgresql, open_sqlite
+from src.config.settings import Settings, read_space
+from src.database import handover, places, postgresql, promotion
+from src.database.engine import is_memory
+from src.database.errors import (
+    CAUSES,
+    DatabaseUnavailable,
+    OutcomeUnknown,
+    connection_reason,
+    running_reason,
+)
+from src.database.handover import Busy, Claim
+from src.database.opening import (
+    CannotServe,
+    Opened,
+    bounded,
+    open_postgresql,
+    open_sqlite,
+    ping,
+    set_aside,
+)
 from src.database.report import (
     HARMLESS,
     Report,
@@ -38,11 +54,11 @@ CONNECT_SECONDS = 10.0
 CHECK_SECONDS = 3.0
 INTERVAL_SECONDS = 2.0
 INTERVAL_WHILE_DOWN_SECONDS = 0.5
+SILENCE_SECONDS = 20.0
 STOP_SECONDS = 20.0
+LONGEST_PAUSE_BETWEEN_HANDOVERS_SECONDS = 300.0
 
-# rows that were asked to be on SQLite, and rows that PostgreSQL should have had
 ASKED_FOR_FILE = "app.db"
-FALLBACK_FILE = "fallback.db"
 
 
 class DatabaseLifecycle:
@@ -54,13 +70,19 @@ class DatabaseLifecycle:
         self._database = database
         self._settings = settings
         self._on_space = read_space(environ).is_running_here
+        self._directories = places.directories(settings.sqlite_dir)
         self._resolution = DatabaseURLResolver(environ).resolve()
         self._asked_for_sqlite = self._resolution.reason in ("unset", "empty") or (
             self._resolution.backend == "sqlite" and self._resolution.source == "environment"
         )
-        # decided once, at the first choice: a database that was seen is never replaced by another
+        # a PostgreSQL that was once seen is never replaced by SQLite
         self._may_fall_back = settings.database_fallback == "auto"
         self._engine: Engine | None = None
+        self._claim: Claim | None = None
+        self._handed_over_memory: dict[UUID, Engine] = {}
+        self._pending_elsewhere = 0
+        self._failed_handovers = 0
+        self._next_handover = 0.0
         self._doubted = False
         self._unanswered_checks = 0
         self._wake = threading.Event()
@@ -85,14 +107,20 @@ class DatabaseLifecycle:
         self._thread.start()
 
     def stop(self) -> None:
-        """Close the gate, let admitted work finish within STOP_SECONDS, close the engine."""
+        """Let admitted work finish, hand over once more, close the engine; all in STOP_SECONDS."""
+        deadline = time.monotonic() + STOP_SECONDS
         self._stopping.set()
         self._wake.set()
         if self._thread.ident is not None:
             # a connection attempt cannot be interrupted; its daemon thread ends with the process
             self._thread.join(timeout=CHECK_SECONDS)
         try:
-            bounded(lambda: self._database.close("The server is stopping."), STOP_SECONDS)
+            bounded(
+                lambda: self._database.close("The server is stopping."),
+                deadline - time.monotonic(),
+            )
+            if not self._thread.is_alive():
+                bounded(self._return_to_postgresql, deadline - time.monotonic())
         except TimeoutError:
             logger.warning("database work did not finish in time and is cut off")
         if self._engine is not None:
@@ -105,11 +133,11 @@ class DatabaseLifecycle:
         if self._asked_for_sqlite:
             self._serve_sqlite(self._resolution.reason)
             return
-        reason: str | None = self._resolution.reason
+        reason: str = self._resolution.reason or "unparseable"
         advice, cause = self._resolution.message, None
         if self._resolution.url is not None:
             try:
-                self._serve_postgresql(self._resolution.url)
+                self._choose_postgresql(self._resolution.url)
                 return
             except CannotServe as error:
                 reason, advice, cause = error.reason, "", error.__cause__
@@ -117,17 +145,23 @@ class DatabaseLifecycle:
         if self._may_fall_back:
             self._serve_sqlite(reason)
         else:
-            self._serve_nothing(reason or "unparseable", advice, cause)
+            self._serve_nothing(reason, advice, cause)
 
     def _run(self) -> None:
-        self._step(self.choose)
         while not self._stopping.is_set():
+            begun = time.monotonic()
+            self._step(self._tick)
             pause = INTERVAL_SECONDS if self._database.is_open else INTERVAL_WHILE_DOWN_SECONDS
-            self._wake.wait(pause)
+            self._wake.wait(max(0.1, begun + pause - time.monotonic()))
             self._wake.clear()
-            if self._stopping.is_set():
-                return
-            self._step(self.choose if self._engine is None else self._check)
+
+    def _tick(self) -> None:
+        if self._engine is None:
+            self.choose()
+        else:
+            self._check(self._engine)
+        if time.monotonic() >= self._next_handover:
+            self._return_to_postgresql()
 
     def _step(self, step: Callable[[], None]) -> None:
         """Take a step; a mistake in one must not end the thread that all reports come from."""
@@ -144,27 +178,49 @@ class DatabaseLifecycle:
             self._doubted = True
             self._wake.set()
 
-    def _serve_postgresql(self, url: URL) -> None:
-        pool_size = self._settings.pool_size or DEFAULT_POOL_SIZE["postgresql"]
-        first = self.report.status == "starting"
-        opened = open_postgresql(
+    # PostgreSQL
+
+    def _reach_postgresql(self, url: URL, seconds: float, *, retry: bool) -> Opened:
+        return open_postgresql(
             url,
-            connections=pool_size + 1,
+            connections=self._pool_size("postgresql") + 1,
             transaction_pooler=self._resolution.transaction_pooler,
-            seconds=CONNECT_SECONDS if first else CHECK_SECONDS,
-            stopping=self._stopping,
+            seconds=seconds,
+            may_retry=lambda pause: retry and not self._stopping.wait(pause),
         )
-        pending_rows = self._rows_in_fallback_file()
+
+    def _choose_postgresql(self, url: URL) -> None:
+        """Serve PostgreSQL once the rows that wait for it are in it; raise CannotServe."""
+        seconds = CONNECT_SECONDS if self._may_fall_back else CHECK_SECONDS
+        opened = self._reach_postgresql(url, seconds, retry=True)
+        try:
+            with handover.owning(self._waiting_files()):
+                self._move_rows(opened.engine)
+        except (CannotServe, Busy) as error:
+            failure = CannotServe("locked", reached=False) if isinstance(error, Busy) else error
+            if self._may_fall_back or failure.reached:
+                opened.engine.dispose()
+                raise failure from None
+            logger.warning("PostgreSQL serves without the rows that wait on SQLite")
+        self._serve_postgresql(opened)
+
+    def _serve_postgresql(self, opened: Opened) -> None:
+        self._may_fall_back = False
+        pending_rows = self._count_waiting() + promotion.count_refused(
+            opened.engine,
+            [handover.id_of(file) for file in handover.find("promoted", self._directories)],
+        )
         self._open(
-            opened,
-            pool_size,
+            opened.engine,
             Report(
                 status="ok",
                 backend="postgresql",
                 source="environment",
                 reason="schema_newer" if opened.schema_newer else None,
                 detail=describe_postgresql(
-                    schema_newer=opened.schema_newer, pending_rows=pending_rows
+                    schema_newer=opened.schema_newer,
+                    pending_rows=pending_rows,
+                    rows_from_before=self._rows_from_before(),
                 ),
                 persistent=True,
                 repairs=self._resolution.repairs,
@@ -172,60 +228,227 @@ class DatabaseLifecycle:
             ),
         )
 
-    def _serve_sqlite(self, reason: str | None) -> None:
-        path, place_reason = self._sqlite_path()
-        if reason in HARMLESS:
-            reason = place_reason or reason
-        pool_size = self._settings.pool_size or DEFAULT_POOL_SIZE["sqlite"]
+    def _return_to_postgresql(self) -> None:
+        """Hand over to the PostgreSQL that was away if it answers now."""
+        engine, url = self._engine, self._resolution.url
+        if engine is None or engine.dialect.name != "sqlite" or self._asked_for_sqlite or not url:
+            return
         try:
-            opened = open_sqlite(path, connections=pool_size + 1)
+            opened = self._reach_postgresql(url, CHECK_SECONDS, retry=False)
+        except CannotServe as error:
+            self._explain_fallback(engine, error.reason)
+            return
+        try:
+            with handover.owning(self._waiting_files(), self._claim):
+                self._leave_sqlite(engine)
+                self._move_rows(opened.engine)
+        except (CannotServe, Busy) as error:
+            opened.engine.dispose()
+            self._stay_on_sqlite(error)
+            return
+        self._failed_handovers = 0
+        self._release_claim()
+        self._serve_postgresql(opened)
+
+    def _leave_sqlite(self, engine: Engine) -> None:
+        """Close the gate and every connection; raise Busy if work does not end in time."""
+        refusal = "The rows are being moved to PostgreSQL; try again in a moment."
+        try:
+            bounded(lambda: self._database.close(refusal), CHECK_SECONDS)
+        except TimeoutError:
+            self._open(engine, self._serving_report)
+            raise Busy from None
+        if is_memory(engine.url):
+            self._handed_over_memory[uuid4()] = engine
+        else:
+            engine.dispose()
+        self._engine = None
+
+    def _move_rows(self, target: Engine) -> None:
+        """Move all rows that wait for PostgreSQL; raise CannotServe if some had to stay behind."""
+        progress = threading.Event()
+
+        def move() -> None:
+            for file in self._waiting_files():
+                self._move_file(file, target, progress.set)
+            for promotion_id, engine in list(self._handed_over_memory.items()):
+                promotion.promote(engine, target, promotion_id, progress.set)
+                del self._handed_over_memory[promotion_id]
+                engine.dispose()
+
+        try:
+            bounded(move, SILENCE_SECONDS, progress, lambda: postgresql.sever(target))
+        except (OutcomeUnknown, TimeoutError):
+            # perhaps they were moved: only PostgreSQL can tell, so only PostgreSQL may serve
+            raise CannotServe("connection_lost", reached=True) from None
+        except promotion.SchemasDiffer:
+            raise CannotServe("schema_newer", reached=False) from None
+        except (SQLAlchemyError, DatabaseUnavailable, sqlite3.Error, OSError) as error:
+            code = getattr(getattr(error, "orig", error), "sqlstate", None)
+            logger.error("rows could not be moved: %s %s", type(error).__name__, code or "")
+            reason = running_reason(error) or "migration_failed"
+            raise CannotServe(reason, reached=False) from None
+
+    def _move_file(self, file: Path, target: Engine, on_progress: Callable[[], None]) -> None:
+        try:
+            handover.move(file, target, on_progress=on_progress)
+        except DBAPIError as error:
+            of_the_file = isinstance(error.orig, sqlite3.Error)
+            if not of_the_file or running_reason(error) != "corrupt":
+                raise
+            set_aside(file)
+
+    def _stay_on_sqlite(self, error: CannotServe | Busy) -> None:
+        """Serve SQLite on, after a hand-over that could not be made."""
+        reason = error.reason if isinstance(error, CannotServe) else "locked"
+        if self._engine is not None:
+            self._explain_fallback(self._engine, reason)
+            return
+        self._failed_handovers += 1
+        self._next_handover = time.monotonic() + min(
+            2.0**self._failed_handovers, LONGEST_PAUSE_BETWEEN_HANDOVERS_SECONDS
+        )
+        self._release_claim()
+        if isinstance(error, CannotServe) and error.reached:
+            self._may_fall_back = False
+            self._serve_nothing(reason)
+        elif self._handed_over_memory:
+            self._open(self._handed_over_memory.popitem()[1], self._serving_report)
+        else:
+            self._serve_sqlite(reason)
+
+    def _waiting_files(self) -> list[Path]:
+        """Return the files whose rows PostgreSQL should have, the oldest hand-over first."""
+        return handover.find("handover", self._directories) + handover.find(
+            "fallback", self._directories
+        )
+
+    # SQLite
+
+    def _serve_sqlite(self, reason: str | None) -> None:
+        path: Path | None
+        if self._asked_for_sqlite:
+            path, place_reason = self._asked_for_path()
+            if reason in HARMLESS:
+                reason = place_reason or reason
+        else:
+            path = self._fallback_place()
+        try:
+            opened, was_damaged = self._open_sqlite(path)
         except CannotServe as error:
             self._serve_nothing(error.reason, cause=error.__cause__)
             return
-        if reason in HARMLESS and opened.set_aside:
+        if reason in HARMLESS and was_damaged:
             reason = "corrupt"
         if reason is None and opened.schema_newer:
             reason = "schema_newer"
+        if not self._asked_for_sqlite:
+            self._pending_elsewhere = self._count_waiting(but=opened.engine.url.database)
         persistent = (
             path is not None
             and not self._on_space
-            and sqlite.file_system(str(path)) not in ("tmpfs", "ramfs")
+            and places.file_system(str(path)) not in ("tmpfs", "ramfs")
         )
         self._open(
-            opened,
-            pool_size,
+            opened.engine,
             Report(
                 status="ok" if reason in HARMLESS else "degraded",
                 backend="sqlite",
                 source=self._resolution.source,
                 reason=reason,
-                detail=describe_sqlite(
-                    reason,
-                    advice=self._resolution.message,
-                    in_memory=path is None,
-                    persistent=persistent,
-                    asked_for=self._asked_for_sqlite,
-                ),
+                detail=self._describe_sqlite(reason, path is None, persistent),
                 persistent=persistent,
                 repairs=self._resolution.repairs,
             ),
         )
 
-    def _sqlite_path(self) -> tuple[Path | None, str | None]:
+    def _open_sqlite(self, place: Path | None) -> tuple[Opened, bool]:
+        """Return the engine and whether a damaged file was set aside; raise CannotServe."""
+        connections = self._pool_size("sqlite") + 1
+        if place is None:
+            return open_sqlite(None, connections=connections), False
+        claim = Claim(place)
+        try:
+            with handover.changing(place):
+                claim.share()
+                path = place
+                if not self._asked_for_sqlite:
+                    begun = handover.find("fallback", [place.parent])
+                    path = begun[0] if begun else handover.new_file(place.parent)
+                was_damaged = False
+                try:
+                    opened = open_sqlite(path, connections=connections)
+                except CannotServe as error:
+                    if error.reason != "corrupt":
+                        raise
+                    claim.own()
+                    set_aside(path)
+                    was_damaged = True
+                    opened = open_sqlite(path, connections=connections)
+                    claim.share()
+        except Busy:
+            claim.release()
+            raise CannotServe("locked", reached=True) from None
+        except CannotServe:
+            claim.release()
+            raise
+        self._claim = claim
+        return opened, was_damaged
+
+    def _asked_for_path(self) -> tuple[Path | None, str | None]:
         """Return the file (None: memory), and "no_writable_path" if it is not the right one."""
-        directory = self._settings.sqlite_dir
-        if not self._asked_for_sqlite:
-            return sqlite.find_place(FALLBACK_FILE, directory).path, None
         url = self._resolution.url
         if url is None:
-            path, passed_over = sqlite.find_place(ASKED_FOR_FILE, directory)
+            path, passed_over = places.find_place(ASKED_FOR_FILE, self._settings.sqlite_dir)
             return path, "no_writable_path" if passed_over or path is None else None
         if is_memory(url):
             return None, None
-        asked = PROJECT_ROOT / str(url.database)
-        if sqlite.is_usable(asked):
+        asked = places.path_of(str(url.database))
+        if places.is_usable(asked):
             return asked, None
-        return sqlite.find_place(asked.name, directory).path, "no_writable_path"
+        return places.find_place(asked.name, self._settings.sqlite_dir).path, "no_writable_path"
+
+    def _fallback_place(self) -> Path | None:
+        """Return where fallback files are: beside one that was begun, else at the best place."""
+        for file in handover.find("fallback", self._directories):
+            if places.is_usable(file):
+                return file.with_name("fallback")
+        return places.find_place("fallback", self._settings.sqlite_dir).path
+
+    def _explain_fallback(self, engine: Engine, reason: str) -> None:
+        """Report why SQLite still serves."""
+        report = self._serving_report
+        if report.reason != reason:
+            detail = self._describe_sqlite(reason, is_memory(engine.url), report.persistent)
+            self._serving_report = replace(report, reason=reason, detail=detail)
+            self._check(engine)
+
+    def _describe_sqlite(self, reason: str | None, in_memory: bool, persistent: bool) -> str:
+        return describe_sqlite(
+            reason,
+            advice=self._resolution.message,
+            in_memory=in_memory,
+            persistent=persistent,
+            asked_for=self._asked_for_sqlite,
+        )
+
+    def _count_waiting(self, but: str | None = None) -> int:
+        """Return how many rows of other files than `but` wait for PostgreSQL."""
+        return sum(self._count_rows(file) for file in self._waiting_files() if str(file) != but)
+
+    def _rows_from_before(self) -> int:
+        """Return how many rows were written while SQLite was what was asked for."""
+        path = places.find_place(ASKED_FOR_FILE, self._settings.sqlite_dir).path
+        return self._count_rows(path) if path and path.exists() else 0
+
+    def _count_rows(self, file: Path) -> int:
+        try:
+            return sum(promotion.count_rows(handover.read_only(file)).values())
+        except SQLAlchemyError as error:
+            logger.warning("%s cannot be read: %s", file.name, connection_reason(error))
+            return 0
+
+    # the gate and the report
 
     def _serve_nothing(
         self, reason: str, advice: str = "", cause: BaseException | None = None
@@ -242,44 +465,35 @@ class DatabaseLifecycle:
             cause if reason == "migration_failed" else None,
         )
 
-    def _open(self, opened: Opened, pool_size: int, report: Report) -> None:
+    def _open(self, engine: Engine, report: Report) -> None:
         if self._stopping.is_set():
-            opened.engine.dispose()
+            engine.dispose()
             return
-        self._engine = opened.engine
-        self._may_fall_back = False
+        self._engine = engine
         self._database.open(
-            opened.engine,
-            pool_size,
+            engine,
+            self._pool_size(engine.dialect.name),
             instead_of_postgresql=report.backend == "sqlite" and not self._asked_for_sqlite,
         )
         self._serving_report = report
-        self._announce(report)
-        self._check()
+        self._check(engine)
 
-    def _check(self) -> None:
+    def _check(self, engine: Engine) -> None:
         """Ask the database whether it works, and say so; close the gate while it does not."""
-        engine = self._engine
-        if engine is None or is_memory(engine.url):
-            # memory is there as long as the process is, and its one connection may be in use
-            self._announce(replace(self._serving_report, latency_ms=0.0, checked_at=now()))
-            return
+        in_memory = is_memory(engine.url)
         doubted, self._doubted = self._doubted, False
+        latency, pending_rows = 0.0, self._serving_report.pending_rows
         try:
-            latency = bounded(lambda: _ping(engine, write=doubted), CHECK_SECONDS)
-            pending_rows = self._serving_report.pending_rows
+            if not in_memory:
+                latency = bounded(lambda: ping(engine, write=doubted), CHECK_SECONDS)
             if self._database.serves_instead_of_postgresql:
-                pending_rows = bounded(lambda: _count_rows(engine), CHECK_SECONDS)
+                counts = bounded(lambda: promotion.count_rows(engine), CHECK_SECONDS)
+                pending_rows = sum(counts.values()) + self._pending_elsewhere
         except (SQLAlchemyError, DatabaseUnavailable, TimeoutError) as error:
-            reason = connection_reason(error)
-            self._unanswered_checks += isinstance(error, TimeoutError)
-            self._doubted = doubted
-            if engine.dialect.name == "postgresql":
-                self._database.suspend(f"The database is away: {CAUSES[reason]}.")
-            if self._unanswered_checks > 1:
-                postgresql.sever(engine)
-            self._announce(self._unavailable(reason))
-            return
+            # memory is there as long as the process is; only its one connection is in use
+            if not in_memory:
+                self._report_trouble(engine, error, doubted)
+                return
         self._unanswered_checks = 0
         self._database.resume()
         self._announce(
@@ -290,6 +504,16 @@ class DatabaseLifecycle:
                 checked_at=now(),
             )
         )
+
+    def _report_trouble(self, engine: Engine, error: Exception, doubted: bool) -> None:
+        reason = connection_reason(error)
+        self._unanswered_checks += isinstance(error, TimeoutError)
+        self._doubted = doubted
+        if engine.dialect.name == "postgresql":
+            self._database.suspend(f"The database is away: {CAUSES[reason]}.")
+        if self._unanswered_checks > 1:
+            postgresql.sever(engine)
+        self._announce(self._unavailable(reason))
 
     def _unavailable(self, reason: str) -> Report:
         return replace(
@@ -310,94 +534,10 @@ class DatabaseLifecycle:
             log = logger.info if report.status == "ok" else logger.warning
             log("database %s: %s", report.status, report.detail, exc_info=cause)
 
-    def _rows_in_fallback_file(self) -> int:
-        path = sqlite.find_place(FALLBACK_FILE, self._settings.sqlite_dir).path
-        if path is None or not path.exists():
-            return 0
-        engine = build_engine(URL.create("sqlite", database=str(path)))
-        try:
-            return _count_rows(engine)
-        except SQLAlchemyError as error:
-            logger.warning("the fallback file cannot be read: %s", connection_reason(error))
-            return 0
-        finally:
-            engine.dispose()
+    def _release_claim(self) -> None:
+        if self._claim is not None:
+            self._claim.release()
+            self._claim = None
 
-
-@contextmanager
-def open_database() -> Iterator[Database]:
-    """Choose the database for a script, yield it with SessionLocal bound, and close it."""
-    database = Database()
-    lifecycle = DatabaseLifecycle(database, load_settings())
-    lifecycle.choose()
-    try:
-        if not database.is_open:
-            raise SystemExit(lifecycle.report.detail)
-        yield database
-    finally:
-        lifecycle.stop()
-
-
-@contextmanager
-def engine_for_commands() -> Iterator[Engine]:
-    """Yield an engine on the database that was asked for, for Alembic's command line.
-
-    Stop with one sentence when DATABASE_URL is of no use: a command falls back to nothing.
-    """
-    engine = build_engine(_url_for_commands())
-    try:
-        yield engine
-    finally:
-        engine.dispose()
-
-
-def _url_for_commands() -> URL:
-    resolution = DatabaseURLResolver(os.environ).resolve()
-    url = resolution.url
-    if url is None and resolution.reason not in ("unset", "empty"):
-        raise SystemExit(resolution.message)
-    if url is not None and (resolution.backend == "postgresql" or is_memory(url)):
-        return url
-    path = (
-        sqlite.find_place(ASKED_FOR_FILE, load_settings().sqlite_dir).path
-        if url is None
-        else PROJECT_ROOT / str(url.database)
-    )
-    return URL.create("sqlite", database=str(path) if path else None)
-
-
-def _ping(engine: Engine, *, write: bool) -> float:
-    """Return how long a query takes, in milliseconds; also try whether a write would work."""
-    for attempt in (1, 2):
-        try:
-            with engine.connect() as connection:
-                connection = connection.execution_options(reading=not write)
-                connection.execute(text("SELECT 1"))
-                started = time.perf_counter()
-                connection.execute(text("SELECT 1"))
-                latency = round((time.perf_counter() - started) * 1000, 2)
-                if write and engine.dialect.name == "sqlite":
-                    version = connection.execute(text("PRAGMA user_version")).scalar_one()
-                    connection.execute(text(f"PRAGMA user_version = {int(version)}"))
-                connection.commit()
-                return latency
-        except SQLAlchemyError as error:
-            # the first use of a connection that died while it was idle tells nothing
-            if attempt == 2 or not getattr(error, "connection_invalidated", False):
-                raise
-    raise AssertionError("unreachable")
-
-
-def _count_rows(engine: Engine) -> int:
-    with engine.connect().execution_options(reading=True) as connection:
-        names = connection.scalars(
-            text(
-                "SELECT name FROM sqlite_schema WHERE type = 'table'"
-                " AND name NOT LIKE 'sqlite_%' AND name <> 'alembic_version'"
-            )
-        ).all()
-        quote = engine.dialect.identifier_preparer.quote_identifier
-        return sum(
-            connection.scalar(text(f"SELECT count(*) FROM {quote(name)}")) or 0  # noqa: S608
-            for name in names
-        )
+    def _pool_size(self, backend: str) -> int:
+        return self._settings.pool_size or DEFAULT_POOL_SIZE[backend]

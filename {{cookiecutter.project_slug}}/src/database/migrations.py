@@ -16,6 +16,12 @@ _LINE = re.compile(r"""^(revision|down_revision)\b[^=]*=\s*(.*)$""", re.MULTILIN
 _QUOTED = re.compile(r"""["']([^"']+)["']""")
 
 
+def is_current(engine: Engine) -> bool:
+    """Return whether there is nothing to migrate and nothing newer."""
+    with engine.connect() as connection:
+        return current_revision(connection) in revisions()[1]
+
+
 def migrate(engine: Engine) -> bool:
     """Bring the schema to the newest revision; return False if it is newer than this code.
 

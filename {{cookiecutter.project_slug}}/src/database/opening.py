@@ -1,6 +1,5 @@
 """How each database is opened: connect, check, migrate, within bounds of time."""
 
-import fcntl
 import logging
 import multiprocessing
 import queue
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy import URL, Engine
+from sqlalchemy import URL, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from src.database import migrations, postgresql, sqlite
@@ -29,6 +28,7 @@ TRANSIENT = frozenset(
     ["refused", "timeout", "dns", "unreachable", "too_many_connections", "starting_up"]
 )
 
+MIGRATION_SECONDS = 900.0
 
 _memory_claims: list[socket.socket] = []
 
@@ -48,7 +48,6 @@ class Opened:
 
     engine: Engine
     schema_newer: bool = False
-    set_aside: bool = False
 
 
 def open_postgresql(
@@ -57,16 +56,19 @@ def open_postgresql(
     connections: int,
     transaction_pooler: bool,
     seconds: float,
-    stopping: threading.Event,
+    may_retry: Callable[[float], bool],
 ) -> Opened:
-    """Connect within `seconds`, retrying what may pass, then migrate; raise CannotServe."""
+    """Connect within `seconds`, then migrate; raise CannotServe.
+
+    What may pass by itself is tried again for as long as may_retry(pause in seconds) allows.
+    """
     deadline = time.monotonic() + seconds
     pause, reason = 0.25, ""
     while True:
         engine = build_engine(url, pool_size=connections)
         postgresql.configure_for_serving(engine, transaction_pooler=transaction_pooler)
         try:
-            bounded(_connector(engine), deadline - time.monotonic())
+            is_current = bounded(_is_current(engine), deadline - time.monotonic())
             break
         except (SQLAlchemyError, DatabaseUnavailable, TimeoutError) as error:
             postgresql.sever(engine)
@@ -75,32 +77,21 @@ def open_postgresql(
             if not (isinstance(error, TimeoutError) and reason):
                 reason = connection_reason(error)
             expired = time.monotonic() + pause >= deadline
-            if reason not in TRANSIENT or expired or stopping.wait(pause):
+            if reason not in TRANSIENT or expired or not may_retry(pause):
                 raise CannotServe(reason, reached=reason == "read_only") from None
             pause = min(2 * pause, 2.0)
-    return _migrated(engine)
+    return Opened(engine) if is_current else _migrated(engine)
 
 
 def open_sqlite(path: Path | None, *, connections: int) -> Opened:
-    """Open and migrate the file, or memory for None; a damaged file is set aside first."""
+    """Open and migrate the file, or memory for None; raise CannotServe."""
     if path is None:
         _claim_memory()
-    try:
-        return _migrated(_sqlite_engine(path, connections))
-    except CannotServe as error:
-        if error.reason != "corrupt" or path is None:
-            raise
-    # one process at a time, and each looks again: another one may have begun the new file
-    with path.with_name(path.name + ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            return _migrated(_sqlite_engine(path, connections))
-        except CannotServe as error:
-            if error.reason != "corrupt":
-                raise
-        set_aside(path)
-        opened = _migrated(_sqlite_engine(path, connections))
-    return Opened(opened.engine, set_aside=True)
+    engine = build_engine(
+        URL.create("sqlite", database=str(path) if path else None), pool_size=connections
+    )
+    sqlite.configure_for_serving(engine)
+    return _migrated(engine)
 
 
 def set_aside(path: Path) -> None:
@@ -112,8 +103,17 @@ def set_aside(path: Path) -> None:
     logger.error("the SQLite file is damaged: it was renamed and a new one begun")
 
 
-def bounded(function: Callable[[], Result], seconds: float) -> Result:
-    """Return function(), or raise TimeoutError; a call that hangs is left to its daemon thread."""
+def bounded(
+    function: Callable[[], Result],
+    seconds: float,
+    progress: threading.Event | None = None,
+    wake: Callable[[], None] | None = None,
+) -> Result:
+    """Return function(), or raise TimeoutError; a call that hangs is left to its daemon thread.
+
+    With `progress`, the seconds count from when that event was last set. When they are over,
+    `wake` is called once, and there is as much time again.
+    """
     outcome: queue.SimpleQueue[tuple[Result | None, BaseException | None]] = queue.SimpleQueue()
 
     def call() -> None:
@@ -123,24 +123,47 @@ def bounded(function: Callable[[], Result], seconds: float) -> Result:
             outcome.put((None, error))
 
     threading.Thread(target=call, name="database-bounded", daemon=True).start()
-    try:
-        result, error = outcome.get(timeout=max(seconds, 0.0))
-    except queue.Empty:
-        raise TimeoutError from None
+    while True:
+        try:
+            result, error = outcome.get(timeout=max(seconds, 0.0))
+            break
+        except queue.Empty:
+            if progress is not None and progress.is_set():
+                progress.clear()
+            elif wake is not None:
+                wake()
+                wake = None
+            else:
+                raise TimeoutError from None
     if error is not None:
         raise error
     return result  # type: ignore[return-value]  # None only if the function returned it
 
 
-def _connector(engine: Engine) -> Callable[[], None]:
-    return lambda: engine.connect().close()
+def ping(engine: Engine, *, write: bool) -> float:
+    """Return how long a query takes, in milliseconds; also try whether a write would work."""
+    for attempt in (1, 2):
+        try:
+            with engine.connect() as connection:
+                connection = connection.execution_options(reading=not write)
+                connection.execute(text("SELECT 1"))
+                started = time.perf_counter()
+                connection.execute(text("SELECT 1"))
+                latency = round((time.perf_counter() - started) * 1000, 2)
+                if write and engine.dialect.name == "sqlite":
+                    version = connection.execute(text("PRAGMA user_version")).scalar_one()
+                    connection.execute(text(f"PRAGMA user_version = {int(version)}"))
+                connection.commit()
+                return latency
+        except SQLAlchemyError as error:
+            # the first use of a connection that died while it was idle tells nothing
+            if attempt == 2 or not getattr(error, "connection_invalidated", False):
+                raise
+    raise AssertionError("unreachable")
 
 
-def _sqlite_engine(path: Path | None, connections: int) -> Engine:
-    url = URL.create("sqlite", database=str(path) if path else None)
-    engine = build_engine(url, pool_size=connections)
-    sqlite.configure_for_serving(engine)
-    return engine
+def _is_current(engine: Engine) -> Callable[[], bool]:
+    return lambda: migrations.is_current(engine)
 
 
 def _claim_memory() -> None:
@@ -163,7 +186,11 @@ def _claim_memory() -> None:
 
 def _migrated(engine: Engine) -> Opened:
     try:
-        return Opened(engine, schema_newer=not migrations.migrate(engine))
+        is_newest = bounded(lambda: migrations.migrate(engine), MIGRATION_SECONDS)
+        return Opened(engine, schema_newer=not is_newest)
+    except TimeoutError:
+        postgresql.sever(engine)
+        failure = CannotServe("timeout", reached=True)
     except DatabaseUnavailable as error:
         failure = CannotServe(error.reason or "migration_failed", reached=True)
     except Exception as error:  # a migration is its owner's code: it may raise anything

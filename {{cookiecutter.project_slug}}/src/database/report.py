@@ -34,14 +34,20 @@ class Report:
     checked_at: datetime = field(default_factory=now)
 
 
-def describe_postgresql(*, schema_newer: bool, pending_rows: int) -> str:
+def describe_postgresql(*, schema_newer: bool, pending_rows: int, rows_from_before: int) -> str:
     """Return the sentences for PostgreSQL serving."""
     sentences = ["PostgreSQL serves."]
     if schema_newer:
         sentences.append("Its schema is newer than this code: a newer version was deployed.")
     if pending_rows:
         sentences.append(
-            f"{pending_rows} rows written while it was away are in the fallback file of SQLite."
+            f"Rows written to SQLite while it was away could not be moved: {pending_rows}."
+            " The log names them; `make promote` tries again."
+        )
+    if rows_from_before:
+        sentences.append(
+            f"Rows still on SQLite from before DATABASE_URL was set: {rows_from_before}."
+            " `make promote` moves them."
         )
     return " ".join(sentences)
 
@@ -51,7 +57,9 @@ def describe_sqlite(
 ) -> str:
     """Return the sentences for SQLite serving; `advice` says what DATABASE_URL lacks."""
     sentences = ["SQLite serves." if asked_for else "SQLite serves instead of PostgreSQL."]
-    if reason in CAUSES:
+    if reason == "locked" and not asked_for:
+        sentences.append("Another process uses its file too: a restart moves the rows.")
+    elif reason in CAUSES:
         sentences.append(f"Cause: {CAUSES[reason]}.")
     elif advice:
         sentences.append(advice)

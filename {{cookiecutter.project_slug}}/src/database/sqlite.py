@@ -1,21 +1,15 @@
-"""SQLite: where its file lives, what is set on each connection, and how transactions begin."""
+"""SQLite: what is set on each connection, and how transactions begin and end."""
 
 import math
-import os
-import sqlite3
-import tempfile
 import time
-import uuid
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from src.config.settings import PROJECT_ROOT
+from src.database.places import file_system
 
 BUSY_TIMEOUT_SECONDS = 5
 STATEMENT_TIMEOUT_SECONDS = 10
@@ -78,78 +72,3 @@ def journal_mode(path: str | None, mounts: Path = Path("/proc/self/mounts")) -> 
     """Return WAL, or DELETE where the file's shared memory would not be shared (FUSE, NFS)."""
     kind = file_system(path, mounts)
     return "DELETE" if kind.startswith(_NETWORK_FILE_SYSTEMS) else "WAL"
-
-
-def file_system(path: str | None, mounts: Path = Path("/proc/self/mounts")) -> str:
-    """Return the kind of file system at the path (ext4, tmpfs, fuse...), or "" if unknown."""
-    if not path or not mounts.exists():
-        return ""
-    target = Path(path).resolve()
-    best = ("", "")
-    for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
-        _device, mount_point, kind, *_rest = line.split(" ")
-        mount_point = mount_point.replace("\\040", " ")
-        if target.is_relative_to(mount_point) and len(mount_point) >= len(best[0]):
-            best = (mount_point, kind)
-    return best[1]
-
-
-class Place(NamedTuple):
-    """A path for an SQLite file; None where no directory can be written to."""
-
-    path: Path | None
-    passed_over: bool
-    """Whether a file of that name exists at a better place, which cannot be written to."""
-
-
-def find_place(file_name: str, directory: str | None) -> Place:
-    """Return the place for a file of this name.
-
-    `directory` (SQLITE_DIR) comes first, then the project's data/, $HOME and the temporary
-    directory.
-    """
-    passed_over = False
-    for candidate in _candidates(directory):
-        path = candidate / file_name
-        if is_usable(path):
-            return Place(path, passed_over)
-        passed_over = passed_over or os.path.exists(path)
-    return Place(None, passed_over)
-
-
-def is_usable(path: Path) -> bool:
-    """Return whether SQLite can work at this path; its directory is made if it is missing.
-
-    A file that is there already counts even on a full disk: its rows can be read, and an empty
-    database elsewhere would hide them.
-    """
-    probe = path.parent / f".probe-{uuid.uuid4().hex}"
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if path.is_dir() or (path.exists() and not os.access(path, os.R_OK | os.W_OK)):
-            return False
-        try:
-            with closing(sqlite3.connect(probe, isolation_level=None)) as connection:
-                connection.execute("CREATE TABLE probe (id INTEGER)")
-        finally:
-            for leftover in (probe, probe.with_name(probe.name + "-journal")):
-                leftover.unlink(missing_ok=True)
-    except sqlite3.OperationalError as error:
-        return path.exists() and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL
-    except OSError:
-        return False
-    return True
-
-
-def _candidates(directory: str | None) -> Iterator[Path]:
-    if directory:
-        yield PROJECT_ROOT / directory
-    yield PROJECT_ROOT / "data"
-    home = os.environ.get("HOME")
-    if home:
-        yield Path(home) / f".{PROJECT_ROOT.name}"
-    try:
-        # the user's id keeps two users of one machine apart
-        yield Path(tempfile.gettempdir()) / f"{PROJECT_ROOT.name}-{os.getuid()}"
-    except FileNotFoundError:
-        return
