@@ -1,0 +1,592 @@
+"""Snapshots of a live SQLite file are whole, survive kills and come back: from a directory, from S3, from the Hub."""
+
+import io
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import fsspec  # type: ignore[import-untyped]
+import httpx2
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
+from src.database.snapshots import KEPT, DamagedSnapshot, Snapshot, SnapshotError, SnapshotStore
+
+from tests.support.bakery import ROOT, TEMPLATE_FOLDER, Bakery
+from tests.support.hub import READ_ONLY_TOKEN, TOKEN, Hub, Repository, running_hub
+from tests.support.ledger import (
+    APP,
+    FALLBACK,
+    Ledger,
+    amounts_in,
+    be_refused,
+    play_through,
+    restored,
+    take,
+    take_without_end,
+    write_without_end,
+)
+from tests.support.processes import bare_environment, end, free_port, is_listening
+
+LATER_APP = "app-0000000a"
+OTHER_FALLBACK = f"fallback-{'2' * 32}"
+SECRET = "Zq81secretKp"  # noqa: S105 - looked for in every output
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    """A live database with one row."""
+    (tmp_path / "live").mkdir()
+    ledger = Ledger(tmp_path / "live" / "app.db")
+    ledger.write(1)
+    yield ledger
+    ledger.connection.close()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """The directory where the snapshots go; it is not there yet."""
+    return tmp_path / "deep" / "snapshots"
+
+
+@pytest.fixture
+def store(place: Path) -> SnapshotStore:
+    """Snapshots in a directory."""
+    return SnapshotStore(str(place))
+
+
+def names_of(place: Path, stem: str) -> list[str]:
+    return sorted(name for name in os.listdir(place) if name.startswith(f"{stem}-"))
+
+
+@contextmanager
+def other_process(
+    function: Callable[..., None], *arguments: str, environ: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a function of tests.support.ledger in a process of its own, with a bare environment and no home."""
+    code = f"from tests.support.ledger import {function.__name__} as function; function(*{arguments!r})"
+    paths = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / TEMPLATE_FOLDER}", "PYTHONDONTWRITEBYTECODE": "1"}
+    with subprocess.Popen(  # noqa: S603
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=bare_environment("/proc/nowhere") | paths | dict(environ or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            end(process, patience=0)
+
+
+def run(function: Callable[..., None], *arguments: str, environ: Mapping[str, str] | None = None) -> str:
+    """The same to its end; return what it printed."""
+    with other_process(function, *arguments, environ=environ) as process:
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output.decode()
+    return output.decode()
+
+
+# a directory
+
+
+def test_a_directory_keeps_snapshots_and_gives_them_back(tmp_path: Path) -> None:
+    play_through(str(tmp_path / "deep" / "snapshots"), str(tmp_path))
+
+
+@pytest.mark.slow
+def test_snapshots_under_200_writes_a_second_are_consistent_and_fresh(
+    store: SnapshotStore, ledger: Ledger, tmp_path: Path
+) -> None:
+    with other_process(write_without_end, str(ledger.path)) as writer:
+        while len(amounts_in(ledger.path)) < 50:
+            assert writer.poll() is None
+            time.sleep(0.05)
+        lengths = []
+        for _ in range(20):
+            before = len(amounts_in(ledger.path))
+            take(store, ledger)
+            amounts = restored(store, APP, tmp_path / "back")
+            assert amounts is not None
+            assert amounts == list(range(1, len(amounts) + 1))
+            assert len(amounts) >= before
+            lengths.append(len(amounts))
+        assert writer.poll() is None
+    assert len(set(lengths)) == len(lengths)
+
+
+def test_what_is_restored_is_what_was_there_byte_by_byte(
+    store: SnapshotStore, ledger: Ledger, place: Path, tmp_path: Path
+) -> None:
+    ledger.write(2, "späte Grüße 雪")
+    ledger.connection.execute("PRAGMA user_version = 77")
+    take(store, ledger)
+    target = tmp_path / "restored.db"
+    store.restore("app", target)
+    (name,) = os.listdir(place)
+    assert target.read_bytes() == (place / name).read_bytes()
+    with closing(sqlite3.connect(target)) as connection:
+        assert list(connection.iterdump()) == list(ledger.connection.iterdump())
+        assert connection.execute("PRAGMA user_version").fetchone() == (77,)
+        # one file that needs no other
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+
+
+def test_an_unchanged_database_is_not_stored_again(store: SnapshotStore, ledger: Ledger, place: Path) -> None:
+    take(store, ledger)
+    assert store.take(ledger.path, APP) is None
+    assert len(os.listdir(place)) == 1
+    ledger.write(2)
+    take(store, ledger)
+    assert len(os.listdir(place)) == 2
+
+
+def test_taking_a_snapshot_leaves_nothing_beside_the_database(store: SnapshotStore, ledger: Ledger) -> None:
+    before = sorted(os.listdir(ledger.path.parent))
+    take(store, ledger)
+    assert sorted(os.listdir(ledger.path.parent)) == before
+
+
+def test_only_the_newest_of_the_same_database_are_kept(store: SnapshotStore, ledger: Ledger, place: Path) -> None:
+    others = [take(store, ledger, stem).name for stem in (LATER_APP, FALLBACK)]
+    for amount in range(2, 2 * KEPT):
+        ledger.write(amount)
+        newest = take(store, ledger)
+    assert len(names_of(place, APP)) == KEPT
+    assert names_of(place, APP)[-1] == newest.name
+    assert sorted(os.listdir(place)) == sorted(names_of(place, APP) + others)
+
+
+def test_numbers_decide_and_no_clock(store: SnapshotStore, ledger: Ledger, place: Path, tmp_path: Path) -> None:
+    for amount in range(2, 5):
+        ledger.write(amount)
+        take(store, ledger)
+    for age, name in enumerate(names_of(place, APP)):
+        # the newest is the oldest to the clock
+        os.utime(place / name, (4e9 - age * 1e8, 4e9 - age * 1e8))
+    ledger.write(5)
+    assert take(store, ledger).number == 4
+    os.utime(place / names_of(place, APP)[-1], (0, 0))
+    assert restored(store, "app", tmp_path / "back") == [1, 2, 3, 4, 5]
+
+
+def test_what_is_not_ours_is_left_alone(store: SnapshotStore, ledger: Ledger, place: Path, tmp_path: Path) -> None:
+    place.mkdir(parents=True)
+    strangers = ["notes.txt", f"{APP}-00000099.db", f"{APP}-99-{'0' * 16}.db", f"x{APP}-00000099-{'0' * 16}.db.part"]
+    for name in strangers:
+        (place / name).write_text("not ours")
+    (place / "a folder").mkdir()
+    for amount in range(2, KEPT + 4):
+        ledger.write(amount)
+        take(store, ledger)
+    assert set(strangers) < set(os.listdir(place))
+    assert restored(store, "app", tmp_path / "back") == list(range(1, KEPT + 4))
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flip_a_bit(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def empty(content: bytes) -> bytes:
+    return b""
+
+
+@pytest.mark.parametrize("damage", [cut, flip_a_bit, empty])
+def test_a_damaged_newest_snapshot_is_passed_over_for_the_one_before(
+    store: SnapshotStore, ledger: Ledger, place: Path, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    take(store, ledger)
+    for amount in (2, 3):
+        ledger.write(amount)
+        newest = place / take(store, ledger).name
+        newest.write_bytes(damage(newest.read_bytes()))
+    assert restored(store, "app", tmp_path / "back") == [1]
+
+
+def test_a_whole_object_that_is_no_sound_database_is_passed_over(
+    store: SnapshotStore, ledger: Ledger, place: Path, tmp_path: Path
+) -> None:
+    take(store, ledger)
+    forged = tmp_path / "forged"
+    ledger.write(2, "x" * 100_000)
+    forged.write_bytes((place / take(store, ledger).name).read_bytes())
+    with forged.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 4096)
+    digest = subprocess.run(["sha256sum", forged], capture_output=True, check=True).stdout.decode()[:16]  # noqa: S603, S607
+    forged.rename(place / Snapshot(3, APP, digest).name)
+    assert restored(store, "app", tmp_path / "back") == [1, 2]
+
+
+def test_when_every_snapshot_is_damaged_that_is_an_error_and_nothing_is_restored(
+    store: SnapshotStore, ledger: Ledger, place: Path, tmp_path: Path
+) -> None:
+    (place / take(store, ledger).name).write_bytes(b"")
+    target = tmp_path / "empty" / "app.db"
+    target.parent.mkdir()
+    with pytest.raises(DamagedSnapshot):
+        store.restore("app", target)
+    assert os.listdir(target.parent) == []
+
+
+def test_a_damaged_database_pushes_out_no_sound_snapshot(store: SnapshotStore, ledger: Ledger, place: Path) -> None:
+    ledger.write(2, "x" * 100_000)
+    kept = take(store, ledger).name
+    ledger.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    ledger.connection.close()
+    with ledger.path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 4096)
+    with pytest.raises(SnapshotError):
+        store.take(ledger.path, APP)
+    assert os.listdir(place) == [kept]
+
+
+def test_a_missing_database_is_an_error_and_stays_missing(store: SnapshotStore, place: Path, tmp_path: Path) -> None:
+    with pytest.raises(SnapshotError):
+        store.take(tmp_path / "gone.db", APP)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_journal_that_is_left_of_an_earlier_file_is_not_applied(
+    store: SnapshotStore, ledger: Ledger, tmp_path: Path
+) -> None:
+    take(store, ledger)
+    target = tmp_path / "elsewhere" / "app.db"
+    target.parent.mkdir()
+    before = Ledger(target)
+    before.write(666)
+    for ending in ("-wal", "-shm"):
+        shutil.copy(f"{target}{ending}", f"{target}{ending}.kept")
+    before.connection.close()
+    target.unlink()
+    for ending in ("-wal", "-shm"):
+        os.rename(f"{target}{ending}.kept", f"{target}{ending}")
+    store.restore("app", target)
+    assert amounts_in(target) == [1]
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_leaves_a_readable_snapshot(tmp_path: Path, place: Path) -> None:
+    live = tmp_path / "live"
+    live.mkdir()
+    safe = 0
+    for turn in range(12):
+        with other_process(take_without_end, str(place), str(live / "app.db")) as process:
+            assert process.stdout is not None
+            safe = int(process.stdout.readline())
+            time.sleep(turn * 0.02)
+            process.send_signal(signal.SIGKILL)
+            rest = process.stdout.read().split()
+            safe = int(rest[-1]) if rest else safe
+        amounts = restored(SnapshotStore(str(place)), "app", tmp_path / "back")
+        assert amounts is not None
+        assert amounts[-1] in (safe, safe + 1)
+    # one that was being made, and the live file with its journals
+    assert len(os.listdir(live)) <= 5
+    # those that were torn count as well until newer ones push them out
+    assert len(os.listdir(place)) <= KEPT + 1
+
+
+# what was moved to PostgreSQL
+
+
+def test_a_moved_database_is_not_restored_until_the_mark_is_taken_back(
+    store: SnapshotStore, ledger: Ledger, tmp_path: Path
+) -> None:
+    take(store, ledger)
+    store.mark(APP)
+    assert restored(store, "app", tmp_path / "back") is None
+    assert store.waiting("app") == []
+    store.unmark(APP)
+    assert restored(store, "app", tmp_path / "back") == [1]
+    assert store.waiting("app") == [APP]
+
+
+def test_a_snapshot_that_was_under_way_when_its_rows_were_moved_does_not_bring_them_back(
+    store: SnapshotStore, ledger: Ledger, tmp_path: Path
+) -> None:
+    take(store, ledger)
+    store.mark(APP)
+    ledger.write(2)
+    take(store, ledger)
+    assert restored(store, "app", tmp_path / "back") is None
+
+
+def test_after_a_moved_database_comes_the_one_that_was_begun_later(
+    store: SnapshotStore, ledger: Ledger, place: Path, tmp_path: Path
+) -> None:
+    take(store, ledger)
+    store.mark(APP)
+    ledger.write(2)
+    newest = take(store, ledger, LATER_APP)
+    store.mark(APP)
+    assert restored(store, "app", tmp_path / "back") == [1, 2]
+    # and never the one whose rows were moved, damaged or not
+    (place / newest.name).write_bytes(b"")
+    with pytest.raises(DamagedSnapshot):
+        store.restore("app", tmp_path / "app.db")
+
+
+def test_an_older_database_does_not_come_back_when_the_newest_was_moved(
+    store: SnapshotStore, ledger: Ledger, tmp_path: Path
+) -> None:
+    take(store, ledger)
+    take(store, ledger, LATER_APP)
+    store.mark(LATER_APP)
+    assert restored(store, "app", tmp_path / "back") is None
+    assert store.waiting("app") == [APP]
+
+
+def test_fallback_files_are_told_apart_by_their_ids(store: SnapshotStore, ledger: Ledger, tmp_path: Path) -> None:
+    take(store, ledger, FALLBACK)
+    ledger.write(2)
+    take(store, ledger, OTHER_FALLBACK)
+    assert store.waiting("fallback") == [FALLBACK, OTHER_FALLBACK]
+    store.mark(OTHER_FALLBACK)
+    assert store.waiting("fallback") == [FALLBACK]
+    assert restored(store, FALLBACK, tmp_path / "back") == [1]
+    assert restored(store, OTHER_FALLBACK, tmp_path / "back") is None
+    assert restored(store, "app", tmp_path / "back") is None
+
+
+# file systems of others
+
+
+class Awkward(MemoryFileSystem):  # type: ignore[misc]
+    """A file system as anybody might write it."""
+
+    protocol = "awkward"
+    store: dict[str, Any] = {}  # noqa: RUF012 - fsspec's own way to share it
+    pseudo_dirs = [""]  # noqa: RUF012
+    may_go_on = threading.Event()
+    trouble = ""
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        if mode == "wb" and self.trouble == "raises":
+            raise RuntimeError(f"no way to awkward://user:{SECRET}@example.com{path}")
+        if mode == "wb" and self.trouble == "waits":
+            self.may_go_on.wait(20)
+        if mode == "wb" and self.trouble == "cuts":
+            super()._open(path, mode, **options).close()
+            return io.BytesIO()
+        return super()._open(path, mode, **options)
+
+    def rm_file(self, path: str) -> None:
+        """Remove a file, or refuse to."""
+        if self.trouble == "keeps":
+            raise PermissionError(f"{path} is kept for user:{SECRET}")
+        super().rm_file(path)
+
+
+@pytest.fixture
+def awkward(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Awkward]]:
+    """The class, whose `trouble` says how it is awkward."""
+    fsspec.register_implementation("awkward", Awkward, clobber=True)
+    Awkward.store.clear()
+    Awkward.may_go_on.clear()
+    yield Awkward
+    Awkward.may_go_on.set()
+    Awkward.trouble = ""
+
+
+def test_whatever_a_file_system_raises_becomes_one_error_without_its_text(
+    awkward: type[Awkward], ledger: Ledger
+) -> None:
+    awkward.trouble = "raises"
+    with pytest.raises(SnapshotError, match="could not be written to: RuntimeError") as caught:
+        SnapshotStore(f"awkward://user:{SECRET}@example.com/x").take(ledger.path, APP)
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_place_that_keeps_less_than_it_was_given_is_found_out(awkward: type[Awkward], ledger: Ledger) -> None:
+    store = SnapshotStore("awkward://x")
+    awkward.trouble = "cuts"
+    with pytest.raises(SnapshotError, match="whole"):
+        store.take(ledger.path, APP)
+    awkward.trouble = ""
+    assert take(store, ledger).number == 2
+
+
+def test_a_place_where_nothing_can_be_removed_keeps_taking_snapshots(
+    awkward: type[Awkward], ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = SnapshotStore("awkward://x")
+    awkward.trouble = "keeps"
+    for amount in range(KEPT + 1):
+        ledger.write(amount)
+        assert take(store, ledger).number == amount + 1
+    assert "older ones stay" in caplog.text
+    assert SECRET not in caplog.text
+
+
+def test_a_snapshot_that_is_still_under_way_is_not_disturbed(awkward: type[Awkward], ledger: Ledger) -> None:
+    store, taken = SnapshotStore("awkward://x"), list[Snapshot | None]()
+    awkward.trouble = "waits"
+    slow = threading.Thread(target=lambda: taken.append(store.take(ledger.path, APP)))
+    slow.start()
+    copy = ledger.path.with_name("app.db.snapshot")
+    while not copy.exists() or not copy.stat().st_size:
+        time.sleep(0.01)
+    with pytest.raises(SnapshotError, match="under way"):
+        SnapshotStore("awkward://x").take(ledger.path, APP)
+    awkward.may_go_on.set()
+    slow.join()
+    assert taken[0]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"unheard-of://user:{SECRET}@example.com/x",
+        f"webdav://user:{SECRET}@example.com/x",
+        f"ftp://user:{SECRET}@127.0.0.1:1/x",
+        f"ftp://user:{SECRET}@127.0.0.1:port/x",
+        f"hf://{SECRET}",
+        f"/proc/{SECRET}/x",
+    ],
+)
+def test_no_error_tells_the_url(url: str, ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(SnapshotError) as caught:
+        SnapshotStore(url).take(ledger.path, APP)
+    assert SECRET not in "".join(traceback.format_exception(caught.value)) + caplog.text
+    assert str(caught.value).endswith(".")
+
+
+def test_a_missing_package_is_named() -> None:
+    with pytest.raises(SnapshotError, match=r"requirements\.txt.*webdav4"):
+        SnapshotStore("webdav://example.com/x").waiting("app")
+
+
+# the project
+
+
+def test_a_path_begins_at_the_project_or_at_home(bake: Bakery, tmp_path: Path) -> None:
+    project, home = bake().copy_to(tmp_path), tmp_path / "home"
+    code = """if True:
+        import sqlite3; sqlite3.connect("live.db").execute("CREATE TABLE t (a)")
+        from pathlib import Path; from src.database.snapshots import SnapshotStore
+        for url in ("backups/of it", "~/backups"): SnapshotStore(url).take(Path("live.db"), "app-00000001")"""
+    project.run("python", "-c", code, environ={"HOME": str(home)})
+    assert len(os.listdir(project.path / "backups" / "of it")) == 1
+    assert len(os.listdir(home / "backups")) == 1
+
+
+def test_an_application_without_snapshots_imports_nothing_for_them(bake: Bakery) -> None:
+    code = "import src.main, src.database.snapshots, sys; print({'fsspec', 'huggingface_hub'} & set(sys.modules))"
+    assert bake().run("python", "-c", code).stdout == "set()\n"
+
+
+# S3
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[dict[str, str]]:
+    """What makes s3fs use an S3 on loopback, with the bucket `example`."""
+    port = free_port()
+    process = subprocess.Popen(  # noqa: S603
+        [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while not is_listening(port):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        url = f"http://127.0.0.1:{port}"
+        assert httpx2.put(f"{url}/example", timeout=60, trust_env=False).status_code == 200
+        yield {
+            "AWS_ENDPOINT_URL": url,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "example",
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+        }
+    finally:
+        end(process)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("url", ["s3://example", "s3://example/in/a/folder"])
+def test_s3_keeps_snapshots_and_gives_them_back(s3: dict[str, str], url: str, tmp_path: Path) -> None:
+    assert run(play_through, url, str(tmp_path), environ=s3) == ""
+
+
+@pytest.mark.slow
+def test_a_missing_bucket_is_an_error_and_is_not_made(s3: dict[str, str], tmp_path: Path) -> None:
+    told = run(be_refused, "s3://missing-bucket/x", str(tmp_path), environ=s3)
+    assert "SNAPSHOT_URL could not be listed: it does not exist" in told
+    assert "missing-bucket" not in told
+    assert SECRET not in told
+    assert httpx2.head(f"{s3['AWS_ENDPOINT_URL']}/missing-bucket", timeout=60, trust_env=False).status_code == 404
+
+
+# the Hub
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A Hub with a dataset and a bucket, both `example/backups`."""
+    with running_hub() as hub:
+        hub.repositories["datasets/example/backups"] = Repository()
+        hub.buckets["example/backups"] = {}
+        yield hub
+
+
+@pytest.fixture
+def hub_environ(hub: Hub, tmp_path: Path) -> dict[str, str]:
+    """What makes huggingface_hub use it; the temporary directory is private and the home cannot be written to."""
+    (tmp_path / "tmp").mkdir()
+    return hub.environ | {"TMPDIR": str(tmp_path / "tmp")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("url", ["hf://datasets/example/backups/in/a/folder", "hf://buckets/example/backups"])
+def test_the_hub_keeps_snapshots_and_gives_them_back(
+    hub: Hub, hub_environ: dict[str, str], url: str, tmp_path: Path
+) -> None:
+    assert run(play_through, url, str(tmp_path), environ=hub_environ) == ""
+    assert hub.refused == []
+    files = hub.buckets["example/backups"] | hub.repositories["datasets/example/backups"].files
+    assert len(files) == KEPT + 1
+    assert not list((tmp_path / "tmp").glob("hffs-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["datasets", "buckets"])
+def test_a_missing_place_on_the_hub_is_an_error(hub_environ: dict[str, str], kind: str, tmp_path: Path) -> None:
+    told = run(be_refused, f"hf://{kind}/example/missing/x", str(tmp_path), environ=hub_environ)
+    assert "SNAPSHOT_URL could not be listed: it does not exist" in told
+    assert "example/missing" not in told
+    assert TOKEN not in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["datasets", "buckets"])
+def test_a_token_that_may_only_read_is_refused_and_leaves_no_copy_on_the_disk(
+    hub: Hub, hub_environ: dict[str, str], kind: str, tmp_path: Path
+) -> None:
+    environ = hub_environ | {"HF_TOKEN": READ_ONLY_TOKEN}
+    told = run(be_refused, f"hf://{kind}/example/backups", str(tmp_path), environ=environ)
+    assert "SNAPSHOT_URL could not be written to: access is refused" in told
+    assert READ_ONLY_TOKEN not in told
+    assert any(call.status == 403 for call in hub.calls)
+    assert not list((tmp_path / "tmp").glob("hffs-*"))
+    assert not list(tmp_path.glob("*.snapshot"))

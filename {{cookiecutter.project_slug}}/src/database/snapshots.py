@@ -1,0 +1,285 @@
+"""Snapshots: copies of a live SQLite file at SNAPSHOT_URL, and the way back.
+
+A snapshot is one whole object, `<stem>-<number>-<digest>.db`. The stem says which database it is a
+copy of. The number is one more than the highest there, of any stem: clocks go back. The digest
+tells a whole object from a torn one, so that nothing has to be renamed into its place.
+`<stem>-<number>.moved` is a mark: the rows of that stem are in PostgreSQL and must not come back.
+"""
+
+import fcntl
+import hashlib
+import io
+import logging
+import os
+import re
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from src.config.settings import PROJECT_ROOT
+
+logger = logging.getLogger(__name__)
+
+KEPT = 5
+_NAME = re.compile(r"([a-z]+-[0-9a-f]+)-([0-9]{8})(?:-([0-9a-f]{16})\.db|\.moved)")
+
+
+class SnapshotError(Exception):
+    """Why a snapshot failed: one sentence that names no place, no user and no secret."""
+
+
+class DamagedSnapshot(SnapshotError):
+    """The object is torn, or holds no sound database."""
+
+
+class Snapshot(NamedTuple):
+    """A snapshot, or with an empty digest the mark of a stem; they sort by number."""
+
+    number: int
+    stem: str
+    digest: str
+
+    @classmethod
+    def parse(cls, name: str) -> "Snapshot | None":
+        """Return what an object of this name is, or None if it is not ours."""
+        match = _NAME.fullmatch(name)
+        return cls(int(match[2]), match[1], match[3] or "") if match else None
+
+    @property
+    def name(self) -> str:
+        """The name of the object."""
+        ending = f"-{self.digest}.db" if self.digest else ".moved"
+        return f"{self.stem}-{self.number:08}{ending}"
+
+    @property
+    def is_mark(self) -> bool:
+        """Whether this says that the rows of its stem were moved."""
+        return not self.digest
+
+    def is_of(self, which: str) -> bool:
+        """Whether this belongs to a stem, or to a kind of stems, which is how they begin."""
+        return f"{self.stem}-".startswith(f"{which}-")
+
+
+class SnapshotStore:
+    """The snapshots at one URL. Its methods may block for long, and raise SnapshotError."""
+
+    def __init__(self, url: str) -> None:
+        is_path = "://" not in url and "::" not in url
+        self._url = str(PROJECT_ROOT / os.path.expanduser(url)) if is_path else url
+        self._last_digests: dict[str, str] = {}
+
+    def take(self, file: Path, stem: str) -> Snapshot | None:
+        """Keep a copy of the live file; return None if it is as this store kept it last."""
+        with _private_file(file) as copy:
+            _copy(file, copy)
+            digest = _digest(copy)
+            if digest == self._last_digests.get(stem):
+                return None
+            folder = _Folder(self._url)
+            listed = folder.listing()
+            snapshot = Snapshot(_next_number(listed), stem, digest)
+            with copy.open("rb") as content:
+                folder.put(snapshot, content)
+        self._last_digests[stem] = digest
+        ours = [one for one in [*listed, snapshot] if one.stem == stem and not one.is_mark]
+        try:
+            for old in ours[:-KEPT]:
+                folder.remove(old)
+        except SnapshotError as error:
+            logger.warning("a snapshot was taken, but older ones stay: %s", error)
+        return snapshot
+
+    def restore(self, which: str, target: Path) -> Snapshot | None:
+        """Make `target` from the newest sound snapshot of a stem, or of a kind of stems.
+
+        None means that there is none, or that its rows were moved. One that is damaged is passed
+        over for the one before. One that cannot be fetched is not: it may be whole, and snapshots
+        of what is written after an older one would push it out.
+        """
+        folder = _Folder(self._url)
+        ours = [one for one in folder.listing() if one.is_of(which)]
+        moved = {one.stem for one in ours if one.is_mark}
+        if not ours or ours[-1].stem in moved:
+            return None
+        for snapshot in reversed([one for one in ours if one.stem not in moved]):
+            try:
+                _fetch(folder, snapshot, target)
+            except DamagedSnapshot:
+                logger.warning("snapshot %d is damaged and is passed over", snapshot.number)
+            else:
+                return snapshot
+        raise DamagedSnapshot("Every snapshot of the database is damaged.")
+
+    def waiting(self, kind: str) -> list[str]:
+        """Return the stems of this kind that have snapshots and no mark, oldest first."""
+        ours = [one for one in _Folder(self._url).listing() if one.is_of(kind)]
+        moved = {one.stem for one in ours if one.is_mark}
+        return list(dict.fromkeys(one.stem for one in ours if one.stem not in moved))
+
+    def mark(self, stem: str) -> None:
+        """Say that the rows of this stem were moved to PostgreSQL."""
+        folder = _Folder(self._url)
+        listed = folder.listing()
+        if not any(one.is_mark and one.stem == stem for one in listed):
+            content = io.BytesIO(b"The rows of this database were moved to PostgreSQL.\n")
+            folder.put(Snapshot(_next_number(listed), stem, ""), content)
+
+    def unmark(self, stem: str) -> None:
+        """Take the mark back: the rows were not moved after all."""
+        folder = _Folder(self._url)
+        for one in folder.listing():
+            if one.is_mark and one.stem == stem:
+                folder.remove(one)
+
+
+class _Folder:
+    """What a URL names, through fsspec. Each operation looks with new eyes: fsspec remembers."""
+
+    def __init__(self, url: str) -> None:
+        # huggingface_hub would draw progress bars into the log, and wants a writable home
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_XET_CACHE", f"{tempfile.gettempdir()}/xet-{os.getuid()}")
+        with _errors_named("opened"):
+            # imported when it is used: that takes a while, and few applications need it
+            from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+
+            self._files, path = url_to_fs(url, skip_instance_cache=True)
+        self._path = path.rstrip("/")
+
+    def listing(self) -> list[Snapshot]:
+        """Return what is ours, sorted by number."""
+        return sorted(self._sizes())
+
+    def put(self, snapshot: Snapshot, content: BinaryIO) -> None:
+        """Store the content under the name of the snapshot, and look whether it is all there."""
+        with _errors_named("written to"):
+            self._files.makedirs(self._path, exist_ok=True)
+            stored = self._files.open(f"{self._path}/{snapshot.name}", "wb")
+            try:
+                with stored:
+                    shutil.copyfileobj(content, stored)
+            finally:
+                # huggingface_hub leaves its own copy behind when an upload fails
+                if temporary := getattr(stored, "temp_file", None):
+                    Path(temporary.name).unlink(missing_ok=True)
+        if self._sizes().get(snapshot) != content.tell():
+            raise SnapshotError("SNAPSHOT_URL did not keep the whole snapshot.")
+
+    def get(self, snapshot: Snapshot, file: Path) -> None:
+        """Fetch the content of a snapshot into a file."""
+        with _errors_named("read"):
+            self._files.get_file(f"{self._path}/{snapshot.name}", str(file))
+
+    def remove(self, snapshot: Snapshot) -> None:
+        """Remove a snapshot or a mark."""
+        with _errors_named("pruned"):
+            self._files.rm_file(f"{self._path}/{snapshot.name}")
+
+    def _sizes(self) -> dict[Snapshot, int]:
+        with _errors_named("listed"):
+            self._files.invalidate_cache()
+            try:
+                entries = self._files.ls(self._path, detail=True)
+            except FileNotFoundError as error:
+                # a cause means that the bucket or repository is missing, and not only the folder
+                if error.__cause__ is not None:
+                    raise
+                entries = []
+        sizes = {Snapshot.parse(os.path.basename(one["name"])): one["size"] for one in entries}
+        return {snapshot: size for snapshot, size in sizes.items() if snapshot is not None}
+
+
+@contextmanager
+def _errors_named(done: str) -> Iterator[None]:
+    """Tell what went wrong in words of our own: the texts of others hold URLs and secrets."""
+    try:
+        yield
+    except Exception as error:  # a file system is a plug-in of anybody's: it may raise anything
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        # hf_xet tells the status in its text alone
+        refused = status in (401, 403) or "403 Forbidden" in str(error)
+        if isinstance(error, ImportError):
+            cause = f"a package is missing from requirements.txt ({error})"
+        elif refused or isinstance(error, PermissionError):
+            cause = "access is refused; check the credentials"
+        elif isinstance(error, FileNotFoundError):
+            cause = "it does not exist, or is not shown to these credentials"
+        elif isinstance(error, OSError) and error.errno:
+            cause = os.strerror(error.errno)
+        elif status is not None:
+            cause = f"HTTP {status}"
+        else:
+            cause = type(error).__name__
+        raise SnapshotError(f"SNAPSHOT_URL could not be {done}: {cause}.") from None
+
+
+@contextmanager
+def _private_file(beside: Path) -> Iterator[Path]:
+    """Yield an empty file that no other thread or process has, and remove it afterwards.
+
+    What a killed process left behind is used again.
+    """
+    path = beside.with_name(f"{beside.name}.snapshot")
+    try:
+        with path.open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.truncate(0)
+            try:
+                yield path
+            finally:
+                path.unlink(missing_ok=True)
+    except BlockingIOError:
+        raise SnapshotError("Another snapshot of this file is still under way.") from None
+    except OSError as error:
+        raise SnapshotError(f"No copy can lie beside the database: {error.strerror}.") from None
+
+
+def _next_number(listed: list[Snapshot]) -> int:
+    return listed[-1].number + 1 if listed else 1
+
+
+def _copy(file: Path, copy: Path) -> None:
+    """Copy a live database as it is at one moment, without its journal, and check the copy."""
+    try:
+        # mode=rw: a file that is missing is an error, and not an empty database
+        with (
+            closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=rw", uri=True)) as source,
+            closing(sqlite3.connect(copy)) as target,
+        ):
+            source.backup(target)
+            target.execute("PRAGMA journal_mode = DELETE")
+    except sqlite3.Error as error:
+        cause = getattr(error, "sqlite_errorname", type(error).__name__)
+        raise SnapshotError(f"The database could not be copied: {cause}.") from None
+    if not _is_sound(copy):
+        raise DamagedSnapshot("The database is damaged; its older snapshots stay.")
+
+
+def _fetch(folder: _Folder, snapshot: Snapshot, target: Path) -> None:
+    with _private_file(target) as copy:
+        folder.get(snapshot, copy)
+        if _digest(copy) != snapshot.digest or not _is_sound(copy):
+            raise DamagedSnapshot("The snapshot is damaged.")
+        # the journal of a file that is gone would be applied to this one
+        for ending in ("-wal", "-shm", "-journal"):
+            target.with_name(target.name + ending).unlink(missing_ok=True)
+        copy.replace(target)
+
+
+def _is_sound(file: Path) -> bool:
+    try:
+        # immutable: no lock, and no journal that might lie beside it
+        with closing(sqlite3.connect(f"{file.resolve().as_uri()}?immutable=1", uri=True)) as db:
+            return db.execute("PRAGMA quick_check(1)").fetchall() == [("ok",)]
+    except sqlite3.DatabaseError:
+        return False
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()[:16]
