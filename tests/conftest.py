@@ -2,12 +2,13 @@
 
 from collections.abc import Generator, Iterator
 from typing import TypeVar
+from uuid import uuid4
 
 import pytest
 
 from tests.support.bakery import Bakery
 from tests.support.machine import REQUIRE_EVERYTHING
-from tests.support.postgres import Postgres, new_postgres
+from tests.support.postgres import PASSWORD, Login, Postgres, new_postgres
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
@@ -34,10 +35,20 @@ def postgres(running_postgres: Postgres) -> Iterator[Postgres]:
         running_postgres.resume()
 
 
+@pytest.fixture
+def login(postgres: Postgres) -> Login:
+    """An empty database whose owner may not log in yet."""
+    name = f"owner_{uuid4().hex[:12]}"
+    with postgres.connect() as connection:
+        connection.execute(f"CREATE ROLE {name} NOLOGIN PASSWORD '{PASSWORD}'")
+        connection.execute(f"CREATE DATABASE {name} OWNER {name}")
+    return Login(postgres, name, postgres.url(name, user=name))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Starting a PostgreSQL takes longer than the quick loop should."""
     for item in items:
-        if "postgres" in getattr(item, "fixturenames", ()):
+        if {"postgres", "login"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
 
 

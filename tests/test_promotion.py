@@ -7,12 +7,13 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from uuid import uuid4
 
+import httpx2
 import psutil
 import pytest
 
 from tests.support import disks
 from tests.support.bakery import BakedProject, Bakery
-from tests.support.postgres import Postgres
+from tests.support.postgres import Login, Postgres
 from tests.support.server import Server
 
 pytestmark = pytest.mark.slow
@@ -22,14 +23,6 @@ pytestmark = pytest.mark.slow
 def project(bake: Bakery, tmp_path: Path) -> BakedProject:
     """A copy, so that its SQLite files can be looked at and found again by a second start."""
     return bake().copy_to(tmp_path)
-
-
-@pytest.fixture
-def url(postgres: Postgres) -> str:
-    """An empty database on a server that is away for now."""
-    url = postgres.create_database()
-    postgres.stop()
-    return url
 
 
 def create(server: Server, title: str) -> str:
@@ -55,7 +48,9 @@ def files(project: BakedProject, state: str) -> list[Path]:
     return sorted((project.path / "data").glob(f"{state}-*.db"))
 
 
-def test_rows_move_while_the_app_serves(project: BakedProject, postgres: Postgres, url: str) -> None:
+def test_rows_move_while_the_app_serves(project: BakedProject, postgres: Postgres) -> None:
+    url = postgres.create_database()
+    postgres.stop()
     with project.boot({"DATABASE_URL": url}, in_place=True) as server:
         degraded(server)
         paths = [create(server, f"item {number}") for number in range(30)]
@@ -78,7 +73,28 @@ def test_rows_move_while_the_app_serves(project: BakedProject, postgres: Postgre
         assert connection.execute("SELECT count(*) FROM items").fetchone() == (29,)
 
 
-def test_rows_move_at_the_next_start(project: BakedProject, postgres: Postgres, url: str) -> None:
+def test_clients_of_a_hand_over_see_a_pause_and_nothing_else(project: BakedProject, login: Login) -> None:
+    with project.boot({"DATABASE_URL": login.url}, in_place=True) as server:
+        degraded(server)
+        answers: dict[str, httpx2.Response] = {}
+        moved_at = 0
+        login.allow()
+        for number in range(2000):
+            answers[f"item {number}"] = server.post("/api/items", json={"title": f"item {number}"})
+            if not moved_at and server.health()["status"] == "ok":
+                moved_at = number
+            if moved_at and number > moved_at + 20:
+                break
+        statuses = {answer.status_code for answer in answers.values()}
+        assert statuses <= {201, 503}
+        assert all(int(answer.headers["Retry-After"]) > 0 for answer in answers.values() if answer.status_code == 503)
+        acknowledged = [title for title, answer in answers.items() if answer.status_code == 201]
+        assert sorted(server.titles()) == sorted(acknowledged)
+
+
+def test_rows_move_at_the_next_start(project: BakedProject, postgres: Postgres) -> None:
+    url = postgres.create_database()
+    postgres.stop()
     with project.boot({"DATABASE_URL": url}, in_place=True) as server:
         degraded(server)
         create(server, "before")
@@ -90,20 +106,18 @@ def test_rows_move_at_the_next_start(project: BakedProject, postgres: Postgres, 
             assert server.titles() == ["before"]
 
 
-def test_rows_in_memory_move_too(project: BakedProject, postgres: Postgres, url: str) -> None:
-    with project.boot({"DATABASE_URL": url}, in_place=True, prefix=disks.read_only()) as server:
+def test_rows_in_memory_move_too(project: BakedProject, login: Login) -> None:
+    with project.boot({"DATABASE_URL": login.url}, in_place=True, prefix=disks.read_only()) as server:
         degraded(server)
         create(server, "in memory")
         server.health_when(lambda report: report["database"]["pending_rows"] == 1)
-        postgres.start()
+        login.allow()
         ok(server)
         assert server.titles() == ["in memory"]
 
 
-def test_many_rows_move_in_bounded_memory_with_progress_in_the_log(
-    project: BakedProject, postgres: Postgres, url: str
-) -> None:
-    with project.boot({"DATABASE_URL": url}, in_place=True) as server:
+def test_many_rows_move_in_bounded_memory_with_progress_in_the_log(project: BakedProject, login: Login) -> None:
+    with project.boot({"DATABASE_URL": login.url}, in_place=True) as server:
         degraded(server)
         (serving,) = files(project, "fallback")
         with closing(sqlite3.connect(serving, isolation_level=None)) as connection:
@@ -116,7 +130,7 @@ def test_many_rows_move_in_bounded_memory_with_progress_in_the_log(
         process = psutil.Process(server.process.pid)
         server.health_when(lambda report: report["database"]["pending_rows"] == 100_000)
         before, most, unready = process.memory_info().rss, 0, 0
-        postgres.start()
+        login.allow()
         deadline = time.monotonic() + 120
         while server.health()["status"] != "ok":
             assert time.monotonic() < deadline, server.log()[-2000:]
@@ -127,7 +141,7 @@ def test_many_rows_move_in_bounded_memory_with_progress_in_the_log(
         assert (most - before) / 2**20 < 60
         assert "moving rows to PostgreSQL" in server.log()
         assert "moved 100000 rows" in server.log()
-    with postgres.connect(url) as connection:
+    with login.postgres.connect(login.url) as connection:
         assert connection.execute("SELECT count(*), count(DISTINCT title) FROM items").fetchone() == (100_000, 100_000)
 
 
@@ -234,13 +248,13 @@ def own_tables(project: BakedProject) -> BakedProject:
     return project
 
 
-def test_tables_of_the_owner_move_in_the_right_order(own_tables: BakedProject, postgres: Postgres, url: str) -> None:
-    with own_tables.boot({"DATABASE_URL": url}, in_place=True, app="extra:app") as server:
+def test_tables_of_the_owner_move_in_the_right_order(own_tables: BakedProject, login: Login) -> None:
+    with own_tables.boot({"DATABASE_URL": login.url}, in_place=True, app="extra:app") as server:
         degraded(server)
         assert server.post("/fill").status_code == 200
-        postgres.start()
+        login.allow()
         assert ok(server)["pending_rows"] == 0, server.log()
-        with postgres.connect(url) as connection:
+        with login.postgres.connect(login.url) as connection:
             assert connection.execute(
                 "SELECT pupils.name, teachers.name FROM z_authors pupils"
                 " JOIN z_authors teachers ON pupils.teacher_id = teachers.id ORDER BY 1"
@@ -254,19 +268,19 @@ def test_tables_of_the_owner_move_in_the_right_order(own_tables: BakedProject, p
 
 
 def test_a_refused_row_and_those_that_refer_to_it_stay_until_the_command_moves_them(
-    own_tables: BakedProject, postgres: Postgres, url: str
+    own_tables: BakedProject, login: Login
 ) -> None:
-    postgres.start()
-    environ = {"DATABASE_URL": url}
+    login.allow()
+    environ = {"DATABASE_URL": login.url}
     with own_tables.boot(environ, in_place=True, app="extra:app") as server:
         ok(server)
-        with postgres.connect(url) as connection:
+        with login.postgres.connect(login.url) as connection:
             connection.execute("INSERT INTO z_authors VALUES (100, 'pupil')")
-    postgres.stop()
+    login.refuse()
     with own_tables.boot(environ, in_place=True, app="extra:app") as server:
         degraded(server)
         assert server.post("/fill").status_code == 200
-        postgres.start()
+        login.allow()
         report = ok(server)
         assert report["pending_rows"] == 3
         assert "make promote" in str(report["detail"])
@@ -279,20 +293,18 @@ def test_a_refused_row_and_those_that_refer_to_it_stay_until_the_command_moves_t
     again = own_tables.run("python", "-m", "src.promote", environ=environ, check=False)
     assert again.returncode == 1
     assert "0 moved, 3 refused" in again.stdout
-    with postgres.connect(url) as connection:
+    with login.postgres.connect(login.url) as connection:
         connection.execute("DELETE FROM z_authors WHERE id = 100")
     moved = own_tables.run("python", "-m", "src.promote", environ=environ)
     assert "3 moved, 0 refused" in moved.stdout
     with own_tables.boot(environ, in_place=True, app="extra:app") as server:
         assert ok(server)["pending_rows"] == 0
-    with postgres.connect(url) as connection:
+    with login.postgres.connect(login.url) as connection:
         assert connection.execute("SELECT count(*) FROM a_books").fetchone() == (3,)
 
 
-def test_what_no_column_of_postgresql_can_hold_stays_and_the_rest_moves(
-    project: BakedProject, postgres: Postgres, url: str
-) -> None:
-    with project.boot({"DATABASE_URL": url}, in_place=True) as server:
+def test_what_no_column_of_postgresql_can_hold_stays_and_the_rest_moves(project: BakedProject, login: Login) -> None:
+    with project.boot({"DATABASE_URL": login.url}, in_place=True) as server:
         degraded(server)
         for number in range(20):
             create(server, f"good {number}")
@@ -300,19 +312,19 @@ def test_what_no_column_of_postgresql_can_hold_stays_and_the_rest_moves(
         with closing(sqlite3.connect(serving)) as connection, connection:
             for values in (("nul\0here", "2026-01-01 00:00:00"), ("no time", "never"), ("x" * 300, "2026-01-01")):
                 connection.execute("INSERT INTO items VALUES (?, ?, NULL, ?, ?)", (uuid4().hex, *values, values[1]))
-        postgres.start()
+        login.allow()
         assert ok(server)["pending_rows"] == 3
         assert len(server.titles()) == 20
         assert server.log().count("refused a row: table items, key ") == 3
         assert "nul" not in server.log()
 
 
-def test_rows_of_an_asked_for_sqlite_move_by_command_only(project: BakedProject, postgres: Postgres, url: str) -> None:
+def test_rows_of_an_asked_for_sqlite_move_by_command_only(project: BakedProject, login: Login) -> None:
     with project.boot({}, in_place=True) as server:
         server.settled()
         create(server, "from my laptop")
-    postgres.start()
-    environ = {"DATABASE_URL": url}
+    login.allow()
+    environ = {"DATABASE_URL": login.url}
     with project.boot(environ, in_place=True) as server:
         report = ok(server)
         assert report["pending_rows"] == 0
@@ -329,29 +341,27 @@ def test_rows_of_an_asked_for_sqlite_move_by_command_only(project: BakedProject,
     assert len(files(project, "promoted")) == 1
 
 
-def test_the_command_says_what_is_missing_and_leaves_files_in_use_alone(
-    project: BakedProject, postgres: Postgres, url: str
-) -> None:
+def test_the_command_says_what_is_missing_and_leaves_files_in_use_alone(project: BakedProject, login: Login) -> None:
     unset = project.run("python", "-m", "src.promote", check=False)
     assert unset.returncode == 1
     assert unset.stdout.strip() == "DATABASE_URL is not set: set it to a PostgreSQL URL to use PostgreSQL."
-    away = project.run("python", "-m", "src.promote", environ={"DATABASE_URL": url}, check=False)
+    away = project.run("python", "-m", "src.promote", environ={"DATABASE_URL": login.url}, check=False)
     assert away.returncode == 1
-    assert "refuses connections" in away.stdout
+    assert "refused the user name" in away.stdout
     assert "Traceback" not in away.stdout
-    postgres.start()
+    login.allow()
     with project.boot({}, in_place=True) as server:
         server.settled()
         create(server, "in use")
-        busy = project.run("python", "-m", "src.promote", environ={"DATABASE_URL": url}, check=False)
+        busy = project.run("python", "-m", "src.promote", environ={"DATABASE_URL": login.url}, check=False)
         assert busy.returncode == 1
         assert "stop it" in busy.stdout
         assert server.titles() == ["in use"]
 
 
-def test_strict_never_serves_sqlite_and_finds_postgresql_by_itself(
-    project: BakedProject, postgres: Postgres, url: str
-) -> None:
+def test_strict_never_serves_sqlite_and_finds_postgresql_by_itself(project: BakedProject, postgres: Postgres) -> None:
+    url = postgres.create_database()
+    postgres.stop()
     with project.boot({"DATABASE_URL": url, "DATABASE_FALLBACK": "strict"}, in_place=True) as server:
         report = server.health_when(lambda report: report["status"] == "unavailable", within=15)
         assert (report["database"]["backend"], report["database"]["reason"]) == (None, "refused")
@@ -364,17 +374,15 @@ def test_strict_never_serves_sqlite_and_finds_postgresql_by_itself(
     assert list(project.path.glob("data/*.db")) == []
 
 
-def test_processes_that_share_the_file_agree_and_move_it_when_one_is_left(
-    project: BakedProject, postgres: Postgres, url: str
-) -> None:
-    environ = {"DATABASE_URL": url}
+def test_processes_that_share_the_file_agree_and_move_it_when_one_is_left(project: BakedProject, login: Login) -> None:
+    environ = {"DATABASE_URL": login.url}
     with ExitStack() as stack:
         first, second = (stack.enter_context(project.boot(environ, in_place=True)) for _ in range(2))
         degraded(first)
         degraded(second)
         create(first, "by the first")
         create(second, "by the second")
-        postgres.start()
+        login.allow()
         blocked = first.health_when(lambda report: report["database"]["reason"] == "locked")
         assert "restart" in blocked["database"]["detail"]
         # one that starts now joins the others
@@ -419,19 +427,19 @@ def deadly(*args, **kwargs):
 @pytest.mark.parametrize("next_start", ["there", "away"])
 @pytest.mark.parametrize(("module", "name", "moment"), STEPS, ids=["-".join(step) for step in STEPS])
 def test_killed_at_any_step_of_a_hand_over_every_answer_stays_true(
-    project: BakedProject, postgres: Postgres, url: str, module: str, name: str, moment: str, next_start: str
+    project: BakedProject, login: Login, module: str, name: str, moment: str, next_start: str
 ) -> None:
     (project.path / "deadly.py").write_text(KILLER.format(module=module, name=name, moment=moment))
-    environ = {"DATABASE_URL": url}
+    environ = {"DATABASE_URL": login.url}
     expected = {f"item {number}" for number in range(4)}
     with project.boot(environ, in_place=True, app="deadly:app") as server:
         degraded(server)
         for title in sorted(expected):
             create(server, title)
-        postgres.start()
+        login.allow()
         assert server.process.wait(20) == -signal.SIGKILL
     if next_start == "away":
-        postgres.stop()
+        login.refuse()
         with project.boot(environ, in_place=True) as server:
             degraded(server)
             visible = {item["title"]: item["id"] for item in server.get("/api/items").json()["items"]}
@@ -447,7 +455,7 @@ def test_killed_at_any_step_of_a_hand_over_every_answer_stays_true(
             create(server, "while away")
             expected.add("while away")
             server.kill()
-        postgres.start()
+        login.allow()
     with project.boot(environ, in_place=True) as server:
         assert ok(server)["pending_rows"] == 0
         assert sorted(server.titles()) == sorted(expected)

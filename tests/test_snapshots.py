@@ -312,10 +312,10 @@ def test_a_moved_database_is_not_restored_until_the_mark_is_taken_back(
     take(store, ledger)
     store.mark(APP)
     assert restored(store, "app", tmp_path / "back") is None
-    assert store.waiting("app") == []
+    assert store.stems("app") == {APP: True}
     store.unmark(APP)
     assert restored(store, "app", tmp_path / "back") == [1]
-    assert store.waiting("app") == [APP]
+    assert store.stems("app") == {APP: False}
 
 
 def test_a_snapshot_that_was_under_way_when_its_rows_were_moved_does_not_bring_them_back(
@@ -350,18 +350,18 @@ def test_an_older_database_does_not_come_back_when_the_newest_was_moved(
     take(store, ledger, LATER_APP)
     store.mark(LATER_APP)
     assert restored(store, "app", tmp_path / "back") is None
-    assert store.waiting("app") == [APP]
+    assert store.stems("app") == {APP: False, LATER_APP: True}
 
 
 def test_fallback_files_are_told_apart_by_their_ids(store: SnapshotStore, ledger: Ledger, tmp_path: Path) -> None:
     take(store, ledger, FALLBACK)
     ledger.write(2)
     take(store, ledger, OTHER_FALLBACK)
-    assert store.waiting("fallback") == [FALLBACK, OTHER_FALLBACK]
     store.mark(OTHER_FALLBACK)
-    assert store.waiting("fallback") == [FALLBACK]
+    assert store.stems("fallback") == {FALLBACK: False, OTHER_FALLBACK: True}
     assert restored(store, FALLBACK, tmp_path / "back") == [1]
-    assert restored(store, OTHER_FALLBACK, tmp_path / "back") is None
+    # who names it knows what became of its rows
+    assert restored(store, OTHER_FALLBACK, tmp_path / "back") == [1, 2]
     assert restored(store, "app", tmp_path / "back") is None
 
 
@@ -470,7 +470,7 @@ def test_no_error_tells_the_url(url: str, ledger: Ledger, caplog: pytest.LogCapt
 
 def test_a_missing_package_is_named() -> None:
     with pytest.raises(SnapshotError, match=r"requirements\.txt.*webdav4"):
-        SnapshotStore("webdav://example.com/x").waiting("app")
+        SnapshotStore("webdav://example.com/x").stems("app")
 
 
 # the project

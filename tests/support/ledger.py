@@ -69,7 +69,7 @@ def play_through(url: str, folder: str) -> None:
     """Ask everything of a store that an application does."""
     store, ledger, back = SnapshotStore(url), Ledger(Path(folder, "app.db")), Path(folder, "back")
     assert restored(store, "app", back) is None
-    assert store.waiting("app") == []
+    assert store.stems("app") == {}
 
     first = take(store, ledger, FALLBACK)
     amounts = list(range(KEPT + 1))
@@ -83,7 +83,7 @@ def play_through(url: str, folder: str) -> None:
 
     store.mark(APP)
     assert restored(store, "app", back) is None
-    assert (store.waiting("app"), store.waiting("fallback")) == ([], [FALLBACK])
+    assert (store.stems("app"), store.stems("fallback")) == ({APP: True}, {FALLBACK: False})
     store.unmark(APP)
     assert restored(store, "app", back) == amounts
 

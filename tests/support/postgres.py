@@ -135,6 +135,27 @@ class Postgres:
         self.process = None
 
 
+@dataclass(frozen=True)
+class Login:
+    """A PostgreSQL user who may log in or not: a server that comes and goes without a start of ten seconds."""
+
+    postgres: Postgres
+    name: str
+    url: str
+
+    def allow(self) -> None:
+        """Let PostgreSQL come back."""
+        self._alter("LOGIN")
+
+    def refuse(self) -> None:
+        """Let PostgreSQL go away for new connections."""
+        self._alter("NOLOGIN")
+
+    def _alter(self, right: str) -> None:
+        with self.postgres.connect() as connection:
+            connection.execute(f"ALTER ROLE {self.name} {right}")
+
+
 def group_of(account: str | None) -> int | None:
     """The main group of an account, or None to stay in ours."""
     import pwd

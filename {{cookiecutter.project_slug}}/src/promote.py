@@ -15,7 +15,7 @@ from src.config.settings import load_settings
 from src.database import handover, migrations, places, promotion
 from src.database.commands import postgresql_for_commands
 from src.database.errors import CAUSES, connection_reason
-from src.database.lifecycle import ASKED_FOR_FILE
+from src.database.sqlite_files import ASKED_FOR_FILE
 from src.main import app  # noqa: F401  (registers every model)
 
 

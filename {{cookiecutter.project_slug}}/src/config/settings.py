@@ -28,6 +28,12 @@ class Settings(BaseSettings):
         default="auto", description="auto or strict"
     )
     sqlite_dir: str | None = Field(default=None, description="the path of a directory")
+    snapshot_url: SecretStr | None = Field(
+        default=None, description="a directory, or a URL such as hf://buckets/user/bucket/folder"
+    )
+    snapshot_interval: int = Field(
+        default=60, ge=1, le=86400, description="a number of seconds from 1 to 86400"
+    )
     api_token: SecretStr | None = Field(
         default=None, min_length=8, description="at least 8 characters"
     )

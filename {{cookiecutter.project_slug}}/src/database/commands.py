@@ -9,9 +9,10 @@ from sqlalchemy import URL, Engine
 from src.config.settings import load_settings
 from src.database import places
 from src.database.engine import build_engine, is_memory
-from src.database.lifecycle import ASKED_FOR_FILE, DatabaseLifecycle
+from src.database.lifecycle import DatabaseLifecycle
 from src.database.resolver import DatabaseURLResolver
 from src.database.session import Database
+from src.database.sqlite_files import ASKED_FOR_FILE
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -21,10 +22,12 @@ from typing import Literal
 from uuid import UUID, uuid4
 
 from sqlalchemy import Engine, create_engine
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from src.database import promotion
-from src.database.errors import OutcomeUnknown
+from src.database import postgresql, promotion
+from src.database.errors import DatabaseUnavailable, OutcomeUnknown, running_reason
+from src.database.opening import CannotServe, bounded, set_aside
 from src.database.promotion import Outcome
 
 logger = logging.getLogger(__name__)
@@ -33,6 +36,7 @@ State = Literal["fallback", "handover", "promoted"]
 
 _NAME = re.compile(r"(?:fallback|handover|promoted)-([0-9a-f]{32})\.db")
 _SECONDS_FOR_OTHERS = 10.0
+_SECONDS_OF_SILENCE = 20.0
 
 
 class Busy(Exception):
@@ -158,10 +162,13 @@ def move(
     file: Path,
     target: Engine,
     *,
-    on_begin: Callable[[Path], None] = lambda file: None,
     on_progress: Callable[[], None] = lambda: None,
+    mark: Callable[[UUID], None] = lambda file_id: None,
+    unmark: Callable[[UUID], None] = lambda file_id: None,
 ) -> Outcome:
     """Hand over one file, from whichever step it is at; return what became of its rows.
+
+    `mark` and `unmark` say elsewhere that these rows must not be served from a copy any more.
 
     Raise OutcomeUnknown if nobody knows whether they were moved. After any other error they were
     not, and the file has its old name.
@@ -172,7 +179,7 @@ def move(
     is_new = not file.name.startswith("handover-")
     handed_over = begin(file, target) if is_new else file
     try:
-        on_begin(handed_over)
+        mark(id_of(handed_over))
         source = read_only(handed_over)
         outcome = promotion.promote(source, target, id_of(handed_over), on_progress)
     except OutcomeUnknown:
@@ -180,9 +187,51 @@ def move(
     except BaseException:
         if is_new:
             _rename(handed_over, file.name)
+            unmark(id_of(handed_over))
         raise
     finish(handed_over)
     return outcome
+
+
+def move_all(
+    files: Iterable[Path],
+    memory: dict[UUID, Engine],
+    target: Engine,
+    mark: Callable[[UUID], None],
+    unmark: Callable[[UUID], None],
+) -> None:
+    """Hand over these files and databases in memory, of which those that were moved are removed.
+
+    Raise CannotServe if some had to stay behind, or Busy.
+    """
+    progress = threading.Event()
+
+    def work() -> None:
+        for file in files:
+            try:
+                move(file, target, on_progress=progress.set, mark=mark, unmark=unmark)
+            except DBAPIError as error:
+                of_the_file = isinstance(error.orig, sqlite3.Error)
+                if not of_the_file or running_reason(error) != "corrupt":
+                    raise
+                set_aside(file)
+        for promotion_id, engine in list(memory.items()):
+            promotion.promote(engine, target, promotion_id, progress.set)
+            del memory[promotion_id]
+            engine.dispose()
+
+    try:
+        bounded(work, _SECONDS_OF_SILENCE, progress, lambda: postgresql.sever(target))
+    except (OutcomeUnknown, TimeoutError):
+        # perhaps they were moved: only PostgreSQL can tell, so only PostgreSQL may serve
+        raise CannotServe("connection_lost", reached=True) from None
+    except promotion.SchemasDiffer:
+        raise CannotServe("schema_newer", reached=False) from None
+    except (SQLAlchemyError, DatabaseUnavailable, sqlite3.Error, OSError) as error:
+        code = getattr(getattr(error, "orig", error), "sqlstate", None)
+        logger.error("rows could not be moved: %s %s", type(error).__name__, code or "")
+        reason = running_reason(error) or "migration_failed"
+        raise CannotServe(reason, reached=False) from None
 
 
 def begin(file: Path, target: Engine) -> Path:

@@ -6,7 +6,6 @@ then looks after it. The health report is whatever it last found.
 
 import logging
 import os
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,28 +14,14 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 from sqlalchemy import URL, Engine
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from src.config.settings import Settings, read_space
 from src.database import handover, places, postgresql, promotion
 from src.database.engine import is_memory
-from src.database.errors import (
-    CAUSES,
-    DatabaseUnavailable,
-    OutcomeUnknown,
-    connection_reason,
-    running_reason,
-)
-from src.database.handover import Busy, Claim
-from src.database.opening import (
-    CannotServe,
-    Opened,
-    bounded,
-    open_postgresql,
-    open_sqlite,
-    ping,
-    set_aside,
-)
+from src.database.errors import CAUSES, DatabaseUnavailable, connection_reason
+from src.database.handover import Busy
+from src.database.opening import CannotServe, Opened, bounded, open_postgresql, ping
 from src.database.report import (
     HARMLESS,
     Report,
@@ -47,6 +32,8 @@ from src.database.report import (
 )
 from src.database.resolver import DatabaseURLResolver
 from src.database.session import DEFAULT_POOL_SIZE, Database
+from src.database.snapshot_timer import FALLBACK, Snapshots
+from src.database.sqlite_files import SQLiteFiles
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +41,8 @@ CONNECT_SECONDS = 10.0
 CHECK_SECONDS = 3.0
 INTERVAL_SECONDS = 2.0
 INTERVAL_WHILE_DOWN_SECONDS = 0.5
-SILENCE_SECONDS = 20.0
 STOP_SECONDS = 20.0
 LONGEST_PAUSE_BETWEEN_HANDOVERS_SECONDS = 300.0
-
-ASKED_FOR_FILE = "app.db"
 
 
 class DatabaseLifecycle:
@@ -70,7 +54,9 @@ class DatabaseLifecycle:
         self._database = database
         self._settings = settings
         self._on_space = read_space(environ).is_running_here
-        self._directories = places.directories(settings.sqlite_dir)
+        snapshot_url = settings.snapshot_url.get_secret_value() if settings.snapshot_url else None
+        self._snapshots = Snapshots(snapshot_url, settings.snapshot_interval)
+        self._files = SQLiteFiles(settings.sqlite_dir, self._snapshots)
         self._resolution = DatabaseURLResolver(environ).resolve()
         self._asked_for_sqlite = self._resolution.reason in ("unset", "empty") or (
             self._resolution.backend == "sqlite" and self._resolution.source == "environment"
@@ -78,7 +64,6 @@ class DatabaseLifecycle:
         # a PostgreSQL that was once seen is never replaced by SQLite
         self._may_fall_back = settings.database_fallback == "auto"
         self._engine: Engine | None = None
-        self._claim: Claim | None = None
         self._handed_over_memory: dict[UUID, Engine] = {}
         self._pending_elsewhere = 0
         self._failed_handovers = 0
@@ -123,6 +108,7 @@ class DatabaseLifecycle:
                 bounded(self._return_to_postgresql, deadline - time.monotonic())
         except TimeoutError:
             logger.warning("database work did not finish in time and is cut off")
+        self._snapshots.end(last_within=deadline - time.monotonic())
         if self._engine is not None:
             postgresql.sever(self._engine)
             self._engine.dispose()
@@ -194,8 +180,9 @@ class DatabaseLifecycle:
         seconds = CONNECT_SECONDS if self._may_fall_back else CHECK_SECONDS
         opened = self._reach_postgresql(url, seconds, retry=True)
         try:
-            with handover.owning(self._waiting_files()):
-                self._move_rows(opened.engine)
+            self._files.fetch_waiting(opened.engine)
+            with self._files.owned() as files:
+                self._move(files, opened.engine)
         except (CannotServe, Busy) as error:
             failure = CannotServe("locked", reached=False) if isinstance(error, Busy) else error
             if self._may_fall_back or failure.reached:
@@ -206,9 +193,8 @@ class DatabaseLifecycle:
 
     def _serve_postgresql(self, opened: Opened) -> None:
         self._may_fall_back = False
-        pending_rows = self._count_waiting() + promotion.count_refused(
-            opened.engine,
-            [handover.id_of(file) for file in handover.find("promoted", self._directories)],
+        pending_rows = self._files.count_waiting() + promotion.count_refused(
+            opened.engine, self._files.promoted()
         )
         self._open(
             opened.engine,
@@ -220,7 +206,7 @@ class DatabaseLifecycle:
                 detail=describe_postgresql(
                     schema_newer=opened.schema_newer,
                     pending_rows=pending_rows,
-                    rows_from_before=self._rows_from_before(),
+                    rows_from_before=self._files.count_asked_for(),
                 ),
                 persistent=True,
                 repairs=self._resolution.repairs,
@@ -239,15 +225,16 @@ class DatabaseLifecycle:
             self._explain_fallback(engine, error.reason)
             return
         try:
-            with handover.owning(self._waiting_files(), self._claim):
+            self._files.fetch_waiting(opened.engine)
+            with self._files.owned() as files:
                 self._leave_sqlite(engine)
-                self._move_rows(opened.engine)
+                self._move(files, opened.engine)
         except (CannotServe, Busy) as error:
             opened.engine.dispose()
             self._stay_on_sqlite(error)
             return
         self._failed_handovers = 0
-        self._release_claim()
+        self._files.leave()
         self._serve_postgresql(opened)
 
     def _leave_sqlite(self, engine: Engine) -> None:
@@ -258,45 +245,22 @@ class DatabaseLifecycle:
         except TimeoutError:
             self._open(engine, self._serving_report)
             raise Busy from None
+        self._snapshots.end()
         if is_memory(engine.url):
             self._handed_over_memory[uuid4()] = engine
         else:
             engine.dispose()
         self._engine = None
 
-    def _move_rows(self, target: Engine) -> None:
-        """Move all rows that wait for PostgreSQL; raise CannotServe if some had to stay behind."""
-        progress = threading.Event()
-
-        def move() -> None:
-            for file in self._waiting_files():
-                self._move_file(file, target, progress.set)
-            for promotion_id, engine in list(self._handed_over_memory.items()):
-                promotion.promote(engine, target, promotion_id, progress.set)
-                del self._handed_over_memory[promotion_id]
-                engine.dispose()
-
-        try:
-            bounded(move, SILENCE_SECONDS, progress, lambda: postgresql.sever(target))
-        except (OutcomeUnknown, TimeoutError):
-            # perhaps they were moved: only PostgreSQL can tell, so only PostgreSQL may serve
-            raise CannotServe("connection_lost", reached=True) from None
-        except promotion.SchemasDiffer:
-            raise CannotServe("schema_newer", reached=False) from None
-        except (SQLAlchemyError, DatabaseUnavailable, sqlite3.Error, OSError) as error:
-            code = getattr(getattr(error, "orig", error), "sqlstate", None)
-            logger.error("rows could not be moved: %s %s", type(error).__name__, code or "")
-            reason = running_reason(error) or "migration_failed"
-            raise CannotServe(reason, reached=False) from None
-
-    def _move_file(self, file: Path, target: Engine, on_progress: Callable[[], None]) -> None:
-        try:
-            handover.move(file, target, on_progress=on_progress)
-        except DBAPIError as error:
-            of_the_file = isinstance(error.orig, sqlite3.Error)
-            if not of_the_file or running_reason(error) != "corrupt":
-                raise
-            set_aside(file)
+    def _move(self, files: list[Path], target: Engine) -> None:
+        """Move all rows that wait for PostgreSQL; raise CannotServe or Busy."""
+        handover.move_all(
+            files,
+            self._handed_over_memory,
+            target,
+            mark=lambda file_id: self._snapshots.mark(f"{FALLBACK}-{file_id.hex}"),
+            unmark=lambda file_id: self._snapshots.unmark(f"{FALLBACK}-{file_id.hex}"),
+        )
 
     def _stay_on_sqlite(self, error: CannotServe | Busy) -> None:
         """Serve SQLite on, after a hand-over that could not be made."""
@@ -308,7 +272,7 @@ class DatabaseLifecycle:
         self._next_handover = time.monotonic() + min(
             2.0**self._failed_handovers, LONGEST_PAUSE_BETWEEN_HANDOVERS_SECONDS
         )
-        self._release_claim()
+        self._files.leave()
         if isinstance(error, CannotServe) and error.reached:
             self._may_fall_back = False
             self._serve_nothing(reason)
@@ -317,37 +281,28 @@ class DatabaseLifecycle:
         else:
             self._serve_sqlite(reason)
 
-    def _waiting_files(self) -> list[Path]:
-        """Return the files whose rows PostgreSQL should have, the oldest hand-over first."""
-        return handover.find("handover", self._directories) + handover.find(
-            "fallback", self._directories
-        )
-
     # SQLite
 
     def _serve_sqlite(self, reason: str | None) -> None:
-        path: Path | None
-        if self._asked_for_sqlite:
-            path, place_reason = self._asked_for_path()
-            if reason in HARMLESS:
-                reason = place_reason or reason
-        else:
-            path = self._fallback_place()
+        connections = self._pool_size("sqlite") + 1
         try:
-            opened, was_damaged = self._open_sqlite(path)
+            if self._asked_for_sqlite:
+                opened, trouble = self._files.open_asked_for(self._resolution.url, connections)
+                reason = trouble or reason
+            else:
+                opened = self._files.open_fallback(connections)
         except CannotServe as error:
             self._serve_nothing(error.reason, cause=error.__cause__)
             return
-        if reason in HARMLESS and was_damaged:
-            reason = "corrupt"
         if reason is None and opened.schema_newer:
             reason = "schema_newer"
+        path = opened.engine.url.database
         if not self._asked_for_sqlite:
-            self._pending_elsewhere = self._count_waiting(but=opened.engine.url.database)
+            self._pending_elsewhere = self._files.count_waiting(but=path)
         persistent = (
             path is not None
             and not self._on_space
-            and places.file_system(str(path)) not in ("tmpfs", "ramfs")
+            and places.file_system(path) not in ("tmpfs", "ramfs")
         )
         self._open(
             opened.engine,
@@ -361,59 +316,6 @@ class DatabaseLifecycle:
                 repairs=self._resolution.repairs,
             ),
         )
-
-    def _open_sqlite(self, place: Path | None) -> tuple[Opened, bool]:
-        """Return the engine and whether a damaged file was set aside; raise CannotServe."""
-        connections = self._pool_size("sqlite") + 1
-        if place is None:
-            return open_sqlite(None, connections=connections), False
-        claim = Claim(place)
-        try:
-            with handover.changing(place):
-                claim.share()
-                path = place
-                if not self._asked_for_sqlite:
-                    begun = handover.find("fallback", [place.parent])
-                    path = begun[0] if begun else handover.new_file(place.parent)
-                was_damaged = False
-                try:
-                    opened = open_sqlite(path, connections=connections)
-                except CannotServe as error:
-                    if error.reason != "corrupt":
-                        raise
-                    claim.own()
-                    set_aside(path)
-                    was_damaged = True
-                    opened = open_sqlite(path, connections=connections)
-                    claim.share()
-        except Busy:
-            claim.release()
-            raise CannotServe("locked", reached=True) from None
-        except CannotServe:
-            claim.release()
-            raise
-        self._claim = claim
-        return opened, was_damaged
-
-    def _asked_for_path(self) -> tuple[Path | None, str | None]:
-        """Return the file (None: memory), and "no_writable_path" if it is not the right one."""
-        url = self._resolution.url
-        if url is None:
-            path, passed_over = places.find_place(ASKED_FOR_FILE, self._settings.sqlite_dir)
-            return path, "no_writable_path" if passed_over or path is None else None
-        if is_memory(url):
-            return None, None
-        asked = places.path_of(str(url.database))
-        if places.is_usable(asked):
-            return asked, None
-        return places.find_place(asked.name, self._settings.sqlite_dir).path, "no_writable_path"
-
-    def _fallback_place(self) -> Path | None:
-        """Return where fallback files are: beside one that was begun, else at the best place."""
-        for file in handover.find("fallback", self._directories):
-            if places.is_usable(file):
-                return file.with_name("fallback")
-        return places.find_place("fallback", self._settings.sqlite_dir).path
 
     def _explain_fallback(self, engine: Engine, reason: str) -> None:
         """Report why SQLite still serves."""
@@ -431,22 +333,6 @@ class DatabaseLifecycle:
             persistent=persistent,
             asked_for=self._asked_for_sqlite,
         )
-
-    def _count_waiting(self, but: str | None = None) -> int:
-        """Return how many rows of other files than `but` wait for PostgreSQL."""
-        return sum(self._count_rows(file) for file in self._waiting_files() if str(file) != but)
-
-    def _rows_from_before(self) -> int:
-        """Return how many rows were written while SQLite was what was asked for."""
-        path = places.find_place(ASKED_FOR_FILE, self._settings.sqlite_dir).path
-        return self._count_rows(path) if path and path.exists() else 0
-
-    def _count_rows(self, file: Path) -> int:
-        try:
-            return sum(promotion.count_rows(handover.read_only(file)).values())
-        except SQLAlchemyError as error:
-            logger.warning("%s cannot be read: %s", file.name, connection_reason(error))
-            return 0
 
     # the gate and the report
 
@@ -496,9 +382,13 @@ class DatabaseLifecycle:
                 return
         self._unanswered_checks = 0
         self._database.resume()
+        detail = self._serving_report.detail
+        if engine.dialect.name == "sqlite" and not in_memory:
+            detail = f"{detail} {self._snapshots.describe()}".rstrip()
         self._announce(
             replace(
                 self._serving_report,
+                detail=detail,
                 latency_ms=latency,
                 pending_rows=pending_rows,
                 checked_at=now(),
@@ -533,11 +423,6 @@ class DatabaseLifecycle:
         ):
             log = logger.info if report.status == "ok" else logger.warning
             log("database %s: %s", report.status, report.detail, exc_info=cause)
-
-    def _release_claim(self) -> None:
-        if self._claim is not None:
-            self._claim.release()
-            self._claim = None
 
     def _pool_size(self, backend: str) -> int:
         return self._settings.pool_size or DEFAULT_POOL_SIZE[backend]

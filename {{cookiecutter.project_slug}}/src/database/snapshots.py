@@ -97,16 +97,18 @@ class SnapshotStore:
     def restore(self, which: str, target: Path) -> Snapshot | None:
         """Make `target` from the newest sound snapshot of a stem, or of a kind of stems.
 
-        None means that there is none, or that its rows were moved. One that is damaged is passed
-        over for the one before. One that cannot be fetched is not: it may be whole, and snapshots
-        of what is written after an older one would push it out.
+        None means that there is none, or that the rows of the newest stem of the kind were moved.
+        One that is damaged is passed over for the one before. One that cannot be fetched is not:
+        it may be whole, and snapshots of what is written after an older one would push it out.
         """
         folder = _Folder(self._url)
         ours = [one for one in folder.listing() if one.is_of(which)]
-        moved = {one.stem for one in ours if one.is_mark}
+        # who names a stem knows what became of its rows
+        moved = {one.stem for one in ours if one.is_mark and one.stem != which}
         if not ours or ours[-1].stem in moved:
             return None
-        for snapshot in reversed([one for one in ours if one.stem not in moved]):
+        sound = [one for one in ours if one.stem not in moved and not one.is_mark]
+        for snapshot in reversed(sound):
             try:
                 _fetch(folder, snapshot, target)
             except DamagedSnapshot:
@@ -115,11 +117,11 @@ class SnapshotStore:
                 return snapshot
         raise DamagedSnapshot("Every snapshot of the database is damaged.")
 
-    def waiting(self, kind: str) -> list[str]:
-        """Return the stems of this kind that have snapshots and no mark, oldest first."""
+    def stems(self, kind: str) -> dict[str, bool]:
+        """Return the stems of this kind, oldest first, and whether they are marked as moved."""
         ours = [one for one in _Folder(self._url).listing() if one.is_of(kind)]
         moved = {one.stem for one in ours if one.is_mark}
-        return list(dict.fromkeys(one.stem for one in ours if one.stem not in moved))
+        return {one.stem: one.stem in moved for one in ours}
 
     def mark(self, stem: str) -> None:
         """Say that the rows of this stem were moved to PostgreSQL."""

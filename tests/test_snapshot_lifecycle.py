@@ -1,0 +1,280 @@
+"""Snapshots of a running app: taken on a timer and at the stop, restored when the disk is gone."""
+
+import shutil
+import signal
+import sqlite3
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.support.bakery import BakedProject, Bakery
+from tests.support.postgres import Login
+from tests.support.server import Server
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def project(bake: Bakery, tmp_path: Path) -> BakedProject:
+    """A copy whose disk a test can lose."""
+    return bake().copy_to(tmp_path)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """The directory that snapshots go to."""
+    folder = tmp_path / "snapshots"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def environ(store: Path) -> dict[str, str]:
+    return {"SNAPSHOT_URL": str(store), "SNAPSHOT_INTERVAL": "1"}
+
+
+def lose_the_disk(project: BakedProject) -> None:
+    shutil.rmtree(project.path / "data")
+
+
+def snapshots(store: Path) -> list[Path]:
+    """The snapshots, oldest first."""
+    return sorted(store.glob("*.db"), key=lambda path: path.name.split("-")[2])
+
+
+def create(server: Server, title: str) -> None:
+    assert server.post("/api/items", json={"title": title}).status_code == 201
+
+
+def wait_for_snapshot_of(store: Path, title: str) -> None:
+    """Wait until the newest snapshot holds this item."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if (taken := snapshots(store)) and title in titles_in(taken[-1]):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"no snapshot of {title!r}: {taken}")
+
+
+def titles_in(path: Path) -> list[str]:
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+            return [row[0] for row in connection.execute("SELECT title FROM items")]
+    except sqlite3.OperationalError:
+        return []
+
+
+def test_what_a_timer_kept_comes_back_after_a_kill_and_the_loss_of_the_disk(
+    project: BakedProject, store: Path, environ: dict[str, str]
+) -> None:
+    with project.boot(environ, in_place=True) as server:
+        server.settled()
+        create(server, "kept")
+        wait_for_snapshot_of(store, "kept")
+        assert (
+            "snapshot is"
+            in server.health_when(lambda report: "snapshot is" in report["database"]["detail"])["database"]["detail"]
+        )
+        server.kill()
+    lose_the_disk(project)
+    with project.boot(environ, in_place=True) as server:
+        assert server.settled()["status"] == "ok"
+        assert server.titles() == ["kept"]
+        create(server, "later")
+        wait_for_snapshot_of(store, "later")
+    lose_the_disk(project)
+    # a torn newest one is passed over for the one before
+    newest = snapshots(store)[-1]
+    newest.write_bytes(newest.read_bytes()[:5000])
+    with project.boot(environ, in_place=True) as server:
+        server.settled()
+        assert "kept" in server.titles()
+
+
+def test_the_last_snapshot_at_the_stop_holds_every_acknowledged_row(
+    project: BakedProject, environ: dict[str, str]
+) -> None:
+    environ = environ | {"SNAPSHOT_INTERVAL": "3600"}
+    with project.boot(environ, in_place=True) as server:
+        server.settled()
+        for number in range(20):
+            create(server, str(number))
+        assert server.stop() == -signal.SIGTERM
+    lose_the_disk(project)
+    with project.boot(environ, in_place=True) as server:
+        server.settled()
+        assert len(server.titles()) == 20
+
+
+def test_a_file_on_the_disk_is_never_replaced_by_a_snapshot(
+    project: BakedProject, store: Path, environ: dict[str, str]
+) -> None:
+    with project.boot(environ, in_place=True) as server:
+        server.settled()
+        create(server, "in the snapshot")
+        wait_for_snapshot_of(store, "in the snapshot")
+    with project.boot(environ | {"SNAPSHOT_INTERVAL": "3600"}, in_place=True) as server:
+        server.settled()
+        create(server, "on the disk only")
+        server.kill()
+    with project.boot(environ, in_place=True) as server:
+        server.settled()
+        assert sorted(server.titles()) == ["in the snapshot", "on the disk only"]
+
+
+def test_a_damaged_file_is_replaced_by_the_newest_snapshot(
+    project: BakedProject, store: Path, environ: dict[str, str]
+) -> None:
+    with project.boot(environ, in_place=True) as server:
+        server.settled()
+        create(server, "kept")
+        wait_for_snapshot_of(store, "kept")
+    (project.path / "data" / "app.db").write_bytes(b"no database" * 1000)
+    with project.boot(environ, in_place=True) as server:
+        report = server.settled()
+        assert (report["status"], report["database"]["reason"]) == ("degraded", "corrupt")
+        assert server.titles() == ["kept"]
+    assert len(list((project.path / "data").glob("app.db.damaged-*"))) >= 1
+
+
+def test_snapshots_that_cannot_be_reached_are_told_and_never_pushed_out(
+    project: BakedProject, store: Path, environ: dict[str, str]
+) -> None:
+    with project.boot(environ, in_place=True) as server:
+        server.settled()
+        create(server, "old")
+        wait_for_snapshot_of(store, "old")
+    before = snapshots(store)
+    lose_the_disk(project)
+    # neither a directory nor absent: reading fails
+    store.rename(store.with_name("away"))
+    store.write_text("in the way")
+    with project.boot(environ, in_place=True) as server:
+        assert server.settled(within=40)["status"] == "ok"
+        assert (
+            "Snapshots fail"
+            in server.health_when(lambda report: "fail" in report["database"]["detail"])["database"]["detail"]
+        )
+        store.unlink()
+        store.with_name("away").rename(store)
+        for number in range(8):
+            create(server, f"new {number}")
+            wait_for_snapshot_of(store, f"new {number}")
+    assert set(before) <= set(snapshots(store))
+
+
+def test_a_snapshot_is_consistent_while_rows_are_written(
+    project: BakedProject, store: Path, environ: dict[str, str]
+) -> None:
+    with project.boot(environ, in_place=True) as server:
+        server.settled()
+        over = threading.Event()
+        acknowledged: list[str] = []
+
+        def write() -> None:
+            while not over.is_set():
+                title = str(len(acknowledged))
+                create(server, title)
+                acknowledged.append(title)
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        time.sleep(4)
+        over.set()
+        writer.join()
+        # each row was written after the one before: a copy of one moment has no gap
+        for taken in snapshots(store):
+            numbers = sorted(int(title) for title in titles_in(taken))
+            assert numbers == list(range(len(numbers)))
+    assert sorted(titles_in(snapshots(store)[-1])) == sorted(acknowledged)
+
+
+@pytest.fixture
+def fallback(login: Login, environ: dict[str, str]) -> dict[str, str]:
+    """The environment of a deployment whose PostgreSQL refuses the login for now."""
+    return environ | {"DATABASE_URL": login.url}
+
+
+@pytest.mark.parametrize("at_next_start", ["there", "away"])
+def test_rows_for_postgresql_survive_the_loss_of_the_disk(
+    project: BakedProject, store: Path, fallback: dict[str, str], login: Login, at_next_start: str
+) -> None:
+    with project.boot(fallback, in_place=True) as server:
+        assert server.settled()["status"] == "degraded"
+        create(server, "kept")
+        wait_for_snapshot_of(store, "kept")
+        server.kill()
+    lose_the_disk(project)
+    if at_next_start == "away":
+        with project.boot(fallback, in_place=True) as server:
+            assert server.settled()["status"] == "degraded"
+            assert server.titles() == ["kept"]
+            login.allow()
+            server.health_when(lambda report: report["status"] == "ok", within=10)
+            assert server.titles() == ["kept"]
+            server.kill()
+        lose_the_disk(project)
+    login.allow()
+    for _ in range(2):
+        with project.boot(fallback, in_place=True) as server:
+            report = server.settled()
+            assert (report["status"], report["database"]["pending_rows"]) == ("ok", 0)
+            assert server.titles() == ["kept"]
+        shutil.rmtree(project.path / "data", ignore_errors=True)
+    # what was moved is not served from a snapshot when PostgreSQL is away once more
+    login.refuse()
+    with project.boot(fallback, in_place=True) as server:
+        assert server.settled()["status"] == "degraded"
+        assert server.titles() == []
+
+
+KILLER = """
+import os, signal
+from src.database import {module}
+from src.main import app
+
+step = {module}.{name}
+
+def deadly(*args, **kwargs):
+    if "{moment}" == "after":
+        step(*args, **kwargs)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+{module}.{name} = deadly
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "moment"),
+    [("promotion", "copy_tables", "before"), ("handover", "finish", "before")],
+    ids=["not yet moved", "moved"],
+)
+def test_killed_during_a_hand_over_and_the_disk_lost_every_row_arrives_once(
+    project: BakedProject,
+    store: Path,
+    fallback: dict[str, str],
+    login: Login,
+    module: str,
+    name: str,
+    moment: str,
+) -> None:
+    (project.path / "deadly.py").write_text(KILLER.format(module=module, name=name, moment=moment))
+    with project.boot(fallback, in_place=True, app="deadly:app") as server:
+        assert server.settled()["status"] == "degraded"
+        create(server, "first")
+        wait_for_snapshot_of(store, "first")
+        login.allow()
+        assert server.process.wait(20) == -signal.SIGKILL
+    lose_the_disk(project)
+    login.refuse()
+    with project.boot(fallback, in_place=True) as server:
+        assert server.settled()["status"] == "degraded"
+        # perhaps it is in PostgreSQL already, so nobody may change it here
+        assert server.titles() == []
+        create(server, "second")
+        login.allow()
+        server.health_when(lambda report: report["status"] == "ok", within=10)
+        assert sorted(server.titles()) == ["first", "second"]
