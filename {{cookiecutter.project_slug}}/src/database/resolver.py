@@ -13,24 +13,33 @@ from sqlalchemy import URL
 from src.database.url.building import (
     build_postgresql_url,
     build_sqlite_url,
-    explain_postgresql,
-    explain_problem,
+    lift_parameters,
+    read_parameters,
 )
-from src.database.url.hosts import is_transaction_pooler, read_hosts, refuse_incomplete
-from src.database.url.parameters import lift_parameters, read_parameters
-from src.database.url.placeholders import (
+from src.database.url.splitting import (
+    Backend,
+    is_transaction_pooler,
+    read_hosts,
+    read_keyword_string,
+    refuse_incomplete,
+    split_scheme,
+    split_url,
+)
+from src.database.url.unwrapping import (
+    cut_out_url,
     refuse_placeholders,
     refuse_placeholders_in_path,
     refuse_variables_inside,
     refuse_what_is_no_url,
+    unwrap,
 )
-from src.database.url.splitting import Backend, read_keyword_string, split_scheme, split_url
-from src.database.url.unwrapping import cut_out_url, unwrap
 from src.database.url.vocabulary import (
     Parts,
     Reason,
     UnusableURLError,
     decode,
+    explain_postgresql,
+    explain_problem,
     refuse_control_characters,
 )
 

@@ -1,21 +1,108 @@
-"""Build the URL that SQLAlchemy receives, and say in one sentence what a person should do.
+"""Build the URL that SQLAlchemy receives: from it the driver gets exactly what was meant.
 
-From the URL the driver gets exactly what was meant. The sentences are fixed texts, so that no value
-can get into one.
+User, password, hosts and database are lifted out of the query to their places. Of what is left,
+libpq's own parameters are kept, those that mean the same are translated, and the rest is dropped
+by name.
 """
 
 import re
+from ipaddress import ip_address
 
 from sqlalchemy import URL
 
-from src.database.url.parameters import drop_parameters
-from src.database.url.vocabulary import (
-    Parts,
-    Reason,
-    UnusableURLError,
-    decode,
-    refuse_control_characters,
-)
+from src.database.url.vocabulary import Parts, UnusableURLError, decode, refuse_control_characters
+
+# All of libpq 18 but these, on purpose:
+# service, servicefile: point at a file that a container does not have, which fails every connect;
+# replication: turns the connection into one that runs no SQL;
+# sslkeylogfile: writes the session's keys to disk.
+_KEPT = """
+application_name channel_binding client_encoding connect_timeout fallback_application_name
+gssdelegation gssencmode gsslib hostaddr keepalives keepalives_count keepalives_idle
+keepalives_interval krbsrvname load_balance_hosts max_protocol_version min_protocol_version
+oauth_client_id oauth_client_secret oauth_issuer oauth_scope options passfile require_auth
+requirepeer scram_client_key scram_server_key ssl_max_protocol_version ssl_min_protocol_version
+sslcert sslcertmode sslcompression sslcrl sslcrldir sslkey sslmode sslnegotiation sslpassword
+sslrootcert sslsni target_session_attrs tcp_user_timeout
+"""
+
+# A value of another kind makes every connect fail, with a text that quotes the value.
+_WHOLE_NUMBERS = """
+connect_timeout keepalives keepalives_count keepalives_idle keepalives_interval tcp_user_timeout
+"""
+CHOICES = {
+    "channel_binding": {"disable", "prefer", "require"},
+    "gssdelegation": {"0", "1"},
+    "gssencmode": {"disable", "prefer", "require"},
+    "load_balance_hosts": {"disable", "random"},
+    "sslcertmode": {"disable", "allow", "require"},
+    "sslcompression": {"0", "1"},
+    "sslmode": {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"},
+    "sslnegotiation": {"postgres", "direct"},
+    "sslsni": {"0", "1"},
+    "target_session_attrs": {
+        "any",
+        "read-write",
+        "read-only",
+        "primary",
+        "standby",
+        "prefer-standby",
+    },
+}
+
+# Other spellings, in lower case, of something that libpq has.
+ALIASES = {
+    "applicationname": "application_name",
+    "connecttimeout": "connect_timeout",
+    "currentschema": "search_path",
+    "dbname": "database",
+    "db": "database",
+    "hostname": "host",
+    "logintimeout": "connect_timeout",
+    "pass": "password",
+    "pwd": "password",
+    "requiressl": "ssl",
+    "schema": "search_path",
+    "searchpath": "search_path",
+    "socket": "unix_sock",
+    "ssl-mode": "sslmode",
+    "ssl_mode": "sslmode",
+    "unix_socket": "unix_sock",
+    "username": "user",
+}
+LIFTED = frozenset({"user", "password", "host", "port", "database", "unix_sock"})
+TRANSLATED = frozenset({"ssl", "search_path"})
+
+# Only names that tools are known to write may be shown in a report. Any other "name" may be the end
+# of a password that held a '?' or a '&'.
+_FOREIGN = """
+allowpublickeyretrieval async_fallback autocommit binaryparameters cache cached_statements charset
+check_same_thread command_timeout conn_health_checks conn_max_age connection_limit
+connectiontimeoutmillis default_query_exec_mode detect_types direct_tls disable_server_side_cursors
+driver echo encoding env isolation_level max_overflow maxpoolsize minpoolsize mode name pgbouncer
+plugin pool pool_max_conns pool_min_conns pool_pre_ping pool_recycle pool_size pool_timeout pooling
+prefer_simple_protocol prepare_threshold prepared_statement_cache_size prepared_statement_name_func
+prepared_statements preparethreshold readonly reaping_frequency replication rewritebatchedinserts
+safemodelevel server_settings serverversion service servicefile single_use_connections
+socket_timeout sockettimeout ssl_require sslaccept sslfactory sslidentity sslkeylogfile
+statement_cache_capacity statement_cache_size statement_timeout statuscolor stringtype supa
+target_server_type targetservertype tcpkeepalive timeout timezone tlsmode uri uselibpqcompat
+usepipelining useprivatekey useserverprepstmts workaround
+"""
+
+KEPT = frozenset(_KEPT.split())
+WHOLE_NUMBERS = frozenset(_WHOLE_NUMBERS.split())
+KNOWN = KEPT | LIFTED | TRANSLATED | frozenset(ALIASES) | frozenset(_FOREIGN.split())
+
+_SOCKET_FILE = re.compile(r"(?P<folder>.+)(?:/|%2F)\.s\.PGSQL\.(?P<port>\d+)", re.IGNORECASE)
+
+_SSL_MODES = {
+    **dict.fromkeys(["1", "true", "t", "yes", "y", "on", "required", "no-verify"], "require"),
+    **dict.fromkeys(["0", "false", "f", "no", "n", "off", "none", "disabled"], "disable"),
+    "preferred": "prefer",
+}
+_SCHEMA = re.compile(r"[A-Za-z_][\w$-]*(?:,\s*[A-Za-z_\"][\w$\"-]*)*", re.ASCII)
+_WHOLE_NUMBER = re.compile(r"-?\d{1,9}", re.ASCII)
 
 # What a Space needs: an answer within seconds, and to notice a connection that died silently. The
 # last is in milliseconds: without it, a silent network can hold a query for many minutes.
@@ -31,43 +118,49 @@ _ADDED = {
 _CREDENTIALS_IN_PATH = re.compile(r"[^/@:]*:[^/@]*@")
 _MEMORY_PATHS = {"", ":memory:", "/:memory:"}
 
-_COPY = "copy the connection string from the provider's page and paste it whole"
-_PROBLEMS: dict[Reason, str] = {
-    "unset": "DATABASE_URL is not set: set it to a PostgreSQL URL to use PostgreSQL.",
-    "empty": "DATABASE_URL is blank: set it to a PostgreSQL URL to use PostgreSQL.",
-    "placeholder": "DATABASE_URL still holds a placeholder: replace it with the real value.",
-    "unexpanded_variable": (
-        "DATABASE_URL holds the name of a variable that nothing expanded: set the value itself."
-    ),
-    "unparseable": f"DATABASE_URL is no database URL: {_COPY}.",
-    "unsupported_scheme": (
-        "DATABASE_URL names a database that is not supported: "
-        "begin it with postgresql:// or sqlite:///."
-    ),
-    "missing_host": "DATABASE_URL names no server: add its name after the '@'.",
-    "missing_database": "DATABASE_URL names a server but no database: add /name at the end.",
-    "invalid_host": "DATABASE_URL names a server that cannot exist: correct what follows '@'.",
-    "invalid_port": (
-        "DATABASE_URL holds a port that is no number from 1 to 65535: correct it, "
-        "and percent-encode any ':' '/' or '@' in the credentials."
-    ),
-    "control_characters": f"DATABASE_URL holds characters that cannot be sent: {_COPY}.",
-    "too_long": f"DATABASE_URL is too long to be a URL: {_COPY}.",
-}
-_WEB_ADDRESS = (
-    "DATABASE_URL holds the address of a web page or an API: "
-    "copy the PostgreSQL connection string, which begins with postgresql://, instead."
-)
-_SUPABASE_ON_SPACE = (
-    "DATABASE_URL names a Supabase server that has only an IPv6 address, which a Space cannot "
-    "reach: use the connection string of Supabase's session pooler."
-)
-_PORT_ON_SPACE = (
-    "DATABASE_URL names a port that Spaces may block: if the connection times out, "
-    "use a server on 5432, 6543, 443, 80 or 8080."
-)
-_SUPABASE_DIRECT = re.compile(r"db\.[a-z0-9]+\.supabase\.(?:co|com|net)\.?", re.IGNORECASE)
-_OPEN_PORTS = {None, 80, 443, 8080, 5432, 6543}
+
+def lift_parameters(parts: Parts) -> None:
+    """Move credentials, hosts and database out of the query; the query wins, as in libpq."""
+    hosts: list[str] = []
+    ports: list[str] = []
+    left: list[tuple[str, str]] = []
+    for written, value in parts.parameters:
+        name = ALIASES.get(written, written)
+        if name not in LIFTED:
+            left.append((written, value))
+        elif not value:
+            continue
+        elif name == "host":
+            hosts.append(value)
+        elif name == "port":
+            ports.append(value)
+        elif name == "unix_sock":
+            _lift_socket(value, hosts, ports)
+        # `database` and its like are other tools' words: they fill a gap and replace nothing.
+        elif written in {"user", "password", "dbname"} or not _held(parts, name):
+            _hold(parts, name, value)
+    parts.parameters = left
+    parts.hosts_in_query, parts.ports_in_query = ",".join(hosts), ",".join(ports)
+
+
+def read_parameters(
+    given: list[tuple[str, str]], hosts: int, repairs: list[str], *, pooled: bool
+) -> dict[str, str]:
+    """Return what psycopg is to receive beside user, password, hosts and database."""
+    kept: dict[str, str] = {}
+    for written, value in sorted(given, key=_order):
+        name, value = _translate(ALIASES.get(written, written), value, pooled=pooled)
+        if name in KEPT:
+            refuse_control_characters(value)
+        if name == "options" and written != "options":
+            kept["options"] = f"{kept['options']} {value}" if "options" in kept else value
+        elif _is_usable(name, value, hosts):
+            kept[name] = value
+        if name not in kept:
+            repairs.append(f"dropped_parameter:{_showable(written)}")
+        elif name != written:
+            repairs.append(f"translated_parameter:{_showable(written)}")
+    return kept
 
 
 def build_postgresql_url(
@@ -97,7 +190,7 @@ def build_sqlite_url(rest: str, repairs: list[str]) -> URL:
     if _CREDENTIALS_IN_PATH.match(rest):
         raise UnusableURLError("unparseable")
     path, _, query = rest.partition("?")
-    drop_parameters(query, repairs)
+    _drop_parameters(query, repairs)
     path = decode(path.removeprefix("file:"))
     refuse_control_characters(path)
     # `file:name?mode=memory` names a shared memory database, which lives no longer than any other.
@@ -105,17 +198,71 @@ def build_sqlite_url(rest: str, repairs: list[str]) -> URL:
     return URL.create("sqlite", database=":memory:" if in_memory else path)
 
 
-def explain_postgresql(hosts: list[str], ports: list[int | None], *, on_space: bool) -> str:
-    """Return what to know about a PostgreSQL URL before it is used."""
-    if on_space and any(_SUPABASE_DIRECT.fullmatch(host) for host in hosts):
-        return _SUPABASE_ON_SPACE
-    if on_space and not _OPEN_PORTS.issuperset(ports):
-        return _PORT_ON_SPACE
-    return "DATABASE_URL names a PostgreSQL database."
+def _drop_parameters(query: str, repairs: list[str]) -> None:
+    """Note that a query is not used, without showing what it holds."""
+    for piece in filter(None, query.split("&")):
+        repairs.append(f"dropped_parameter:{_showable(piece.partition('=')[0].lower())}")
 
 
-def explain_problem(reason: Reason, value: str = "") -> str:
-    """Return what to do about a value that cannot be used."""
-    if reason == "unsupported_scheme" and re.search(r"https?://", value[:64], re.IGNORECASE):
-        return _WEB_ADDRESS
-    return _PROBLEMS[reason]
+def _lift_socket(value: str, hosts: list[str], ports: list[str]) -> None:
+    socket = _SOCKET_FILE.fullmatch(value)
+    hosts.append(socket["folder"] if socket else value)
+    if socket:
+        ports.append(socket["port"])
+
+
+def _held(parts: Parts, name: str) -> str:
+    return {"user": parts.username, "password": parts.password, "database": parts.database}[name]
+
+
+def _hold(parts: Parts, name: str, value: str) -> None:
+    if name == "user":
+        parts.username = value
+    elif name == "password":
+        parts.password = value
+    else:
+        parts.database = value
+
+
+def _order(parameter: tuple[str, str]) -> int:
+    """Put `ssl` first, so that an sslmode beside it wins, and last what is added to `options`."""
+    name = ALIASES.get(parameter[0], parameter[0])
+    return {"ssl": 0, "search_path": 2}.get(name, 1)
+
+
+def _translate(name: str, value: str, *, pooled: bool) -> tuple[str, str]:
+    if name in {"ssl", "sslmode"}:
+        mode = value.partition("#")[0].strip().lower().replace("_", "-")
+        return "sslmode", _SSL_MODES.get(mode, mode)
+    # `public` is where tables go anyway, and transaction poolers refuse `options`.
+    if name == "search_path" and _SCHEMA.fullmatch(value) and value != "public" and not pooled:
+        return "options", f"-c search_path={value}"
+    if name == "options":
+        return name, value.replace("-c+", "-c ").replace("+-c ", " -c ")
+    # Only these are folded: `options` and file names mean what their case says.
+    if name in CHOICES or name in WHOLE_NUMBERS:
+        return name, value.partition("#")[0].strip().lower()
+    return name, value
+
+
+def _is_usable(name: str, value: str, hosts: int) -> bool:
+    if name not in KEPT or not value:
+        return False
+    if name in WHOLE_NUMBERS:
+        return _WHOLE_NUMBER.fullmatch(value) is not None
+    if name == "hostaddr":
+        addresses = value.split(",")
+        return len(addresses) == max(hosts, 1) and all(map(_is_address, addresses))
+    return value in CHOICES.get(name, {value})
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _showable(name: str) -> str:
+    return name if name in KNOWN else "unknown"
