@@ -1,11 +1,53 @@
-"""What the application says about itself, who may write, and what every answer carries."""
+"""What stops the start, what the application says of itself, who may write, what answers carry."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 
+from src.config.settings import load_settings
+
 Start = Callable[[], TestClient]
+
+NO_ORIGINS = (
+    "example.com",
+    "https://example.com/",
+    "https://example.com/app",
+    "https://*.example.com",
+    "https://user@example.com",
+    "ftp://example.com",
+    "https://example.com,",
+    "https://example.com https://example.org",
+    "*,https://example.com",
+)
+ORIGINS_LINE = (
+    "CORS_ORIGINS must be comma-separated origins such as https://example.com, "
+    "without a path, or *."
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("DATABASE_FALLBACK", "sometimes", "DATABASE_FALLBACK must be auto or strict."),
+        ("POOL_SIZE", "many", "POOL_SIZE must be a whole number from 1 to 100."),
+        ("API_TOKEN", "short", "API_TOKEN must be at least 8 characters."),
+        *(("CORS_ORIGINS", value, ORIGINS_LINE) for value in NO_ORIGINS),
+    ],
+)
+def test_a_bad_value_is_named_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, line: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as stop:
+        load_settings()
+    assert stop.value.code == line
+
+
+def test_a_blank_value_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POOL_SIZE", "")
+    assert load_settings().pool_size is None
 
 
 def test_the_database_that_was_asked_for_is_ok(client: TestClient, database_url: str) -> None:
@@ -139,6 +181,33 @@ def test_every_answer_carries_the_security_headers_and_an_id(client: TestClient)
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["X-Request-ID"]
         assert "X-Frame-Options" not in headers
+
+
+@pytest.mark.parametrize(
+    ("value", "origin", "allowed"),
+    [
+        ("https://Example.com , http://localhost:5173", "https://example.com", True),
+        ("https://Example.com , http://localhost:5173", "http://localhost:5173", True),
+        ("http://[::1]:5173", "http://[::1]:5173", True),
+        ("https://example.com", "http://example.com", False),
+        ("https://example.com", "https://example.com.example.org", False),
+        ("*", "https://example.org", True),
+        (" ", "https://example.org", False),
+    ],
+)
+def test_pages_of_the_named_origins_may_call_the_api(
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    value: str,
+    origin: str,
+    allowed: bool,
+) -> None:
+    monkeypatch.setenv("CORS_ORIGINS", value)
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}/test.db")
+    answer = start().get("/health", headers={"Origin": origin})
+    assert answer.status_code == 200
+    assert (answer.headers.get("Access-Control-Allow-Origin") in (origin, "*")) is allowed
 
 
 def test_a_large_body_is_refused_whether_or_not_it_says_how_large(client: TestClient) -> None:

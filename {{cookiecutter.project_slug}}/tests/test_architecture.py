@@ -1,4 +1,4 @@
-"""Who may import whom: the arrows that keep each folder understandable by itself."""
+"""Who may import whom, which keeps each folder understandable by itself; and which files agree."""
 
 import ast
 import re
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from src.config.settings import PROJECT_ROOT
+from src.config.settings import PROJECT_ROOT, Settings
 
 # what a part of the application may import of the others; main imports everything, nobody main
 ALLOWED = {
@@ -55,6 +55,12 @@ def test_sessions_are_committed_before_the_answer() -> None:
     for path in FILES:
         for call in re.findall(r"Depends\(get_session[^)]*\)", path.read_text(encoding="utf-8")):
             assert 'scope="function"' in call, path
+
+
+def test_the_example_file_names_every_setting_and_nothing_else() -> None:
+    text = (PROJECT_ROOT / ".env.example").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^#?([A-Z_]+)=", text, re.MULTILINE))
+    assert documented == {name.upper() for name in Settings.model_fields} | {"DATABASE_URL"}
 
 
 def test_the_port_of_the_image_is_the_port_of_the_space() -> None:

@@ -9,12 +9,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, StringConstraints, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
+# what a browser sends has no path, so an origin with one would never match
+_ORIGIN = r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[1-9][0-9]{0,4})?"
+_ORIGINS = rf"(?i)^(?:\*|{_ORIGIN}(?:\s*,\s*{_ORIGIN})*)?$"
+Origins = Annotated[str, StringConstraints(strip_whitespace=True, to_lower=True, pattern=_ORIGINS)]
 
 
 class Settings(BaseSettings):
@@ -44,8 +48,9 @@ class Settings(BaseSettings):
         default="info", description="debug, info, warning or error"
     )
     log_format: Literal["json", "text"] | None = Field(default=None, description="json or text")
-    cors_origins: str = Field(
-        default="", description="origins such as https://example.com, comma-separated"
+    cors_origins: Origins = Field(
+        default="",
+        description="comma-separated origins such as https://example.com, without a path, or *",
     )
     port: int = Field(default=7860, ge=1, le=65535, description="a whole number from 1 to 65535")
     max_body_bytes: int = Field(
