@@ -1,12 +1,13 @@
 """Fixtures for the tests of the template. What they are made of is in `tests/support`."""
 
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
 
 import pytest
 
-from tests.support.bakery import Bakery
+from tests.support.bakery import BakedProject, Bakery
 from tests.support.machine import REQUIRE_EVERYTHING
 from tests.support.postgres import PASSWORD, Login, Postgres, new_postgres
 
@@ -17,6 +18,12 @@ Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 def bake(tmp_path_factory: pytest.TempPathFactory) -> Bakery:
     """`bake(**answers)` returns the project that these answers give; the same answers are baked once."""
     return Bakery(tmp_path_factory.mktemp("bakery"))
+
+
+@pytest.fixture
+def project(bake: Bakery, tmp_path: Path) -> BakedProject:
+    """A copy of the default project that a test may change, start twice and look into."""
+    return bake().copy_to(tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +50,15 @@ def login(postgres: Postgres) -> Login:
         connection.execute(f"CREATE ROLE {name} NOLOGIN PASSWORD '{PASSWORD}'")
         connection.execute(f"CREATE DATABASE {name} OWNER {name}")
     return Login(postgres, name, postgres.url(name, user=name))
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/test.db"
+    postgres: Postgres = request.getfixturevalue("postgres")
+    return postgres.create_database()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

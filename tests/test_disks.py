@@ -7,16 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.support import disks
-from tests.support.bakery import BakedProject, Bakery
+from tests.support.bakery import BakedProject
 from tests.support.server import Server
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def project(bake: Bakery, tmp_path: Path) -> BakedProject:
-    """A private copy."""
-    return bake().copy_to(tmp_path)
 
 
 def create(server: Server, title: str, description: str | None = None) -> int:
@@ -30,7 +24,7 @@ def test_with_no_writable_directory_it_works_in_memory_and_says_so(project: Bake
         assert report["database"]["persistent"] is False
         assert "memory" in report["database"]["detail"]
         assert create(server, "in memory") == 201
-        assert [item["title"] for item in server.get("/api/items").json()["items"]] == ["in memory"]
+        assert server.titles() == ["in memory"]
         assert server.stop() in (0, -15)
 
 
@@ -89,7 +83,7 @@ def test_a_file_that_becomes_read_only_refuses_writes_and_still_shows_its_rows(p
             assert create(server, "after") == 503
             report = server.health_when(lambda report: report["status"] == "unavailable", within=5)
             assert report["database"]["reason"] in ("read_only", "disk_full")
-            assert [item["title"] for item in server.get("/api/items").json()["items"]] == ["before"]
+            assert server.titles() == ["before"]
         server.health_when(lambda report: report["status"] == "ok", within=10)
         assert create(server, "writable again") == 201
 

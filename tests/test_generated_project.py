@@ -1,26 +1,8 @@
 """The project is clean as rendered, and its own tests and migrations pass on both databases."""
 
-from pathlib import Path
-
 import pytest
 
-from tests.support.bakery import BakedProject, Bakery
-from tests.support.postgres import Postgres
-
-
-@pytest.fixture
-def project(bake: Bakery, tmp_path: Path) -> BakedProject:
-    """A private copy, since these tools write where they run."""
-    return bake().copy_to(tmp_path)
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database of each kind."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/test.db"
-    postgres: Postgres = request.getfixturevalue("postgres")
-    return postgres.create_database()
+from tests.support.bakery import BakedProject
 
 
 @pytest.mark.parametrize(

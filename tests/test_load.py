@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx2
 import pytest
@@ -22,13 +21,10 @@ pytestmark = pytest.mark.slow
 CLIENTS = 500
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def environ(request: pytest.FixtureRequest) -> dict[str, str]:
+@pytest.fixture
+def environ(database_url: str) -> dict[str, str]:
     """DATABASE_URL for either database."""
-    if request.param == "sqlite":
-        return {"DATABASE_URL": "sqlite:///./data/app.db"}
-    postgres: Postgres = request.getfixturevalue("postgres")
-    return {"DATABASE_URL": postgres.create_database()}
+    return {"DATABASE_URL": database_url}
 
 
 async def ask(server: Server, method: str, path: str, body: bytes = b"") -> int:
@@ -166,9 +162,8 @@ async def make_tables(database: DatabaseDep) -> None:
 
 
 @pytest.fixture
-def project(bake: Bakery, tmp_path: Path) -> BakedProject:
-    """A project with routes that a test needs and the sample does not have, in `extra.py`."""
-    project = bake().copy_to(tmp_path)
+def project(project: BakedProject) -> BakedProject:
+    """The copy with routes that a test needs and the sample does not have, in `extra.py`."""
     (project.path / "extra.py").write_text(ROUTES)
     return project
 
@@ -218,7 +213,7 @@ def test_a_write_whose_server_is_killed_is_never_a_success(project: BakedProject
         assert asyncio.run(write_and_kill(server)) == 503
         postgres.start()
         server.health_when(lambda report: report["status"] == "ok", within=30)
-        assert server.get("/api/items").json()["items"] == []
+        assert server.titles() == []
         assert server.post("/api/items", json={"title": "works again"}).status_code == 201
 
 
@@ -231,7 +226,7 @@ def test_postgresql_that_restarts_costs_idle_connections_no_request(bake: Bakery
         postgres.start()
         server.health_when(lambda report: report["status"] == "ok", within=10)
         assert server.post("/api/items", json={"title": "after"}).status_code == 201
-        assert len(server.get("/api/items").json()["items"]) == 6
+        assert len(server.titles()) == 6
 
 
 def test_a_silent_postgresql_is_reported_and_found_again_each_time(bake: Bakery, postgres: Postgres) -> None:

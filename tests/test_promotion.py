@@ -12,17 +12,11 @@ import psutil
 import pytest
 
 from tests.support import disks
-from tests.support.bakery import BakedProject, Bakery
+from tests.support.bakery import BakedProject
 from tests.support.postgres import Login, Postgres
 from tests.support.server import Server
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def project(bake: Bakery, tmp_path: Path) -> BakedProject:
-    """A copy, so that its SQLite files can be looked at and found again by a second start."""
-    return bake().copy_to(tmp_path)
 
 
 def create(server: Server, title: str) -> str:

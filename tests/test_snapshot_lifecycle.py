@@ -10,17 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.bakery import BakedProject, Bakery
+from tests.support.bakery import BakedProject
 from tests.support.postgres import Login
 from tests.support.server import Server
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def project(bake: Bakery, tmp_path: Path) -> BakedProject:
-    """A copy whose disk a test can lose."""
-    return bake().copy_to(tmp_path)
 
 
 @pytest.fixture

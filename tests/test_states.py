@@ -33,12 +33,6 @@ BROKEN = {
 
 
 @pytest.fixture
-def project(bake: Bakery, tmp_path: Path) -> BakedProject:
-    """A private copy, whose databases can be looked into."""
-    return bake().copy_to(tmp_path)
-
-
-@pytest.fixture
 def faulty_ports() -> Iterator[dict[str, int]]:
     """The ports of a server that is silent and of one that is no PostgreSQL."""
     with ExitStack() as stack:
@@ -62,7 +56,7 @@ def use_items(server: Server) -> None:
     assert server.get(created.headers["Location"]).json() == created.json()
     assert server.patch(f"/api/items/{kept['id']}", json={"title": "kept"}).json()["title"] == "kept"
     assert server.delete(created.headers["Location"]).status_code == 204
-    assert [item["title"] for item in server.get("/api/items").json()["items"]] == ["kept"]
+    assert server.titles() == ["kept"]
 
 
 def check_report(report: dict[str, Any], **expected: object) -> None:
@@ -100,7 +94,7 @@ def test_without_a_url_sqlite_serves_and_keeps_its_rows(
         server.kill()
     with project.boot(environ, in_place=True) as server:
         server.settled()
-        assert [item["title"] for item in server.get("/api/items").json()["items"]] == ["kept"]
+        assert server.titles() == ["kept"]
 
 
 @pytest.mark.parametrize("kind", BROKEN)
@@ -257,7 +251,7 @@ def test_on_a_space_strangers_read_only_and_the_log_is_json(bake: Bakery) -> Non
         refused = server.post("/api/items", json={"title": "by a stranger"})
         assert refused.status_code == 403
         assert "API_TOKEN" in refused.json()["detail"]
-        assert server.get("/api/items").json()["items"] == []
+        assert server.titles() == []
         assert "https://example-my-space.hf.space" in server.get("/").headers["Content-Security-Policy"]
         server.stop()
         events = [json.loads(line) for line in server.log().splitlines()]
