@@ -284,12 +284,12 @@ def test_a_refused_row_and_those_that_refer_to_it_stay_until_the_command_moves_t
         assert "pupil" not in server.log()
     with own_tables.boot(environ, in_place=True, app="extra:app") as server:
         assert ok(server)["pending_rows"] == 3
-    again = own_tables.run("python", "-m", "src.promote", environ=environ, check=False)
+    again = own_tables.run("python", "-m", "src.commands", "promote", environ=environ, check=False)
     assert again.returncode == 1
     assert "0 moved, 3 refused" in again.stdout
     with login.postgres.connect(login.url) as connection:
         connection.execute("DELETE FROM z_authors WHERE id = 100")
-    moved = own_tables.run("python", "-m", "src.promote", environ=environ)
+    moved = own_tables.run("python", "-m", "src.commands", "promote", environ=environ)
     assert "3 moved, 0 refused" in moved.stdout
     with own_tables.boot(environ, in_place=True, app="extra:app") as server:
         assert ok(server)["pending_rows"] == 0
@@ -324,10 +324,10 @@ def test_rows_of_an_asked_for_sqlite_move_by_command_only(project: BakedProject,
         assert report["pending_rows"] == 0
         assert "make promote" in str(report["detail"])
         assert server.titles() == []
-    dry = project.run("python", "-m", "src.promote", "--dry-run", environ=environ)
+    dry = project.run("python", "-m", "src.commands", "promote", "--dry-run", environ=environ)
     assert "app.db: items: 1 rows would be moved" in dry.stdout
     assert (project.path / "data" / "app.db").exists()
-    done = project.run("python", "-m", "src.promote", environ=environ)
+    done = project.run("python", "-m", "src.commands", "promote", environ=environ)
     assert "app.db: 1 moved, 0 refused" in done.stdout
     with project.boot(environ, in_place=True) as server:
         assert "make promote" not in str(ok(server)["detail"])
@@ -336,10 +336,10 @@ def test_rows_of_an_asked_for_sqlite_move_by_command_only(project: BakedProject,
 
 
 def test_the_command_says_what_is_missing_and_leaves_files_in_use_alone(project: BakedProject, login: Login) -> None:
-    unset = project.run("python", "-m", "src.promote", check=False)
+    unset = project.run("python", "-m", "src.commands", "promote", check=False)
     assert unset.returncode == 1
     assert unset.stdout.strip() == "DATABASE_URL is not set: set it to a PostgreSQL URL to use PostgreSQL."
-    away = project.run("python", "-m", "src.promote", environ={"DATABASE_URL": login.url}, check=False)
+    away = project.run("python", "-m", "src.commands", "promote", environ={"DATABASE_URL": login.url}, check=False)
     assert away.returncode == 1
     assert "refused the user name" in away.stdout
     assert "Traceback" not in away.stdout
@@ -347,7 +347,7 @@ def test_the_command_says_what_is_missing_and_leaves_files_in_use_alone(project:
     with project.boot({}, in_place=True) as server:
         server.settled()
         create(server, "in use")
-        busy = project.run("python", "-m", "src.promote", environ={"DATABASE_URL": login.url}, check=False)
+        busy = project.run("python", "-m", "src.commands", "promote", environ={"DATABASE_URL": login.url}, check=False)
         assert busy.returncode == 1
         assert "stop it" in busy.stdout
         assert server.titles() == ["in use"]

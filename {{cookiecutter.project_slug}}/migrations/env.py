@@ -11,8 +11,8 @@ from alembic.autogenerate.api import AutogenContext
 from sqlalchemy import Connection
 from sqlalchemy.types import TypeDecorator
 
+from src.commands import engine_for_commands
 from src.database.base import Base, PortableJSON
-from src.database.commands import engine_for_commands
 from src.database.migrations import locked
 from src.database.promotion import OWN_TABLES
 from src.items import models as items_models  # noqa: F401  (registers the tables)

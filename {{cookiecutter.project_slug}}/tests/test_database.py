@@ -15,9 +15,9 @@ from sqlalchemy import Column, Integer, MetaData, Table, insert, make_url, selec
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from src.commands import open_database
 from src.config.settings import PROJECT_ROOT
 from src.database.base import PortableJSON
-from src.database.commands import open_database
 from src.database.session import DatabaseDep, SessionDep, SessionLocal, build_engine
 from src.items.models import Item
 

@@ -17,7 +17,7 @@ from sqlalchemy import URL, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from src.config.settings import Settings, read_space
-from src.database import handover, places, postgresql, promotion
+from src.database import handover, postgresql, promotion, sqlite
 from src.database.engine import is_memory
 from src.database.errors import CAUSES, DatabaseUnavailable, connection_reason
 from src.database.handover import Busy
@@ -302,7 +302,7 @@ class DatabaseLifecycle:
         persistent = (
             path is not None
             and not self._on_space
-            and places.file_system(path) not in ("tmpfs", "ramfs")
+            and sqlite.file_system(path) not in ("tmpfs", "ramfs")
         )
         self._open(
             opened.engine,

@@ -41,7 +41,7 @@ class _SessionFactory(sessionmaker[Session]):
         if self.kw.get("bind") is None and "bind" not in options:
             raise RuntimeError(
                 "SessionLocal is bound when the database is chosen, and that has not happened yet:"
-                " in a script, use `with open_database():` from src.database.commands"
+                " in a script, use `with open_database():` from src.commands"
             )
         return super().__call__(**options)
 

@@ -9,8 +9,6 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from src.database.places import file_system
-
 BUSY_TIMEOUT_SECONDS = 5
 STATEMENT_TIMEOUT_SECONDS = 10
 _INSTRUCTIONS_BETWEEN_CLOCK_READINGS = 20_000
@@ -72,3 +70,17 @@ def journal_mode(path: str | None, mounts: Path = Path("/proc/self/mounts")) -> 
     """Return WAL, or DELETE where the file's shared memory would not be shared (FUSE, NFS)."""
     kind = file_system(path, mounts)
     return "DELETE" if kind.startswith(_NETWORK_FILE_SYSTEMS) else "WAL"
+
+
+def file_system(path: str | None, mounts: Path = Path("/proc/self/mounts")) -> str:
+    """Return the kind of file system at the path (ext4, tmpfs, fuse...), or "" if unknown."""
+    if not path or not mounts.exists():
+        return ""
+    target = Path(path).resolve()
+    best = ("", "")
+    for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
+        _device, mount_point, kind, *_rest = line.split(" ")
+        mount_point = mount_point.replace("\\040", " ")
+        if target.is_relative_to(mount_point) and len(mount_point) >= len(best[0]):
+            best = (mount_point, kind)
+    return best[1]

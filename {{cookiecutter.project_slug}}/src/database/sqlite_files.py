@@ -1,15 +1,20 @@
-"""Which SQLite file serves, under which claim, and which files wait for PostgreSQL."""
+"""SQLite files: where they can live, which one serves, and which wait for PostgreSQL."""
 
 import logging
+import os
+import sqlite3
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from uuid import UUID
+from typing import NamedTuple
+from uuid import UUID, uuid4
 
 from sqlalchemy import URL, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from src.database import handover, places, promotion
+from src.config.settings import PROJECT_ROOT
+from src.database import handover, promotion
 from src.database.engine import is_memory
 from src.database.errors import connection_reason
 from src.database.handover import Busy, Claim
@@ -19,6 +24,59 @@ from src.database.snapshot_timer import ASKED_FOR, FALLBACK, Snapshots, new_stem
 logger = logging.getLogger(__name__)
 
 ASKED_FOR_FILE = "app.db"
+
+
+class Place(NamedTuple):
+    """A path for an SQLite file; None where no directory can be written to."""
+
+    path: Path | None
+    passed_over: bool
+    """Whether a file of that name exists at a better place, which cannot be written to."""
+
+
+def find_place(file_name: str, directory: str | None) -> Place:
+    """Return the first usable place for a file of this name; `directory` is SQLITE_DIR."""
+    passed_over = False
+    for candidate in directories(directory):
+        path = candidate / file_name
+        if is_usable(path):
+            return Place(path, passed_over)
+        passed_over = passed_over or os.path.exists(path)
+    return Place(None, passed_over)
+
+
+def directories(directory: str | None) -> list[Path]:
+    """Return the directories that are tried, best first: SQLITE_DIR, data/, $HOME, temporary."""
+    return list(dict.fromkeys(_directories(directory)))
+
+
+def path_of(database: str) -> Path:
+    """Return the path that a person named: relative ones begin at the project."""
+    return PROJECT_ROOT / Path(database).expanduser()
+
+
+def is_usable(path: Path) -> bool:
+    """Return whether SQLite can work at this path; its directory is made if it is missing.
+
+    A file that is there already counts even on a full disk: its rows can be read, and an empty
+    database elsewhere would hide them.
+    """
+    probe = path.parent / f".probe-{uuid4().hex}"
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.is_dir() or (path.exists() and not os.access(path, os.R_OK | os.W_OK)):
+            return False
+        try:
+            with closing(sqlite3.connect(probe, isolation_level=None)) as connection:
+                connection.execute("CREATE TABLE probe (id INTEGER)")
+        finally:
+            for leftover in (probe, probe.with_name(probe.name + "-journal")):
+                leftover.unlink(missing_ok=True)
+    except sqlite3.OperationalError as error:
+        return path.exists() and error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL
+    except OSError:
+        return False
+    return True
 
 
 class SQLiteFiles:
@@ -109,27 +167,27 @@ class SQLiteFiles:
 
     def count_asked_for(self) -> int:
         """Return how many rows were written while SQLite was what was asked for."""
-        path = places.find_place(ASKED_FOR_FILE, self._sqlite_dir).path
+        path = find_place(ASKED_FOR_FILE, self._sqlite_dir).path
         return _count_rows(path) if path and path.exists() else 0
 
     def _asked_for_path(self, url: URL | None) -> tuple[Path | None, str | None]:
         """Return the file (None: memory), and "no_writable_path" if it is not the right one."""
         if url is None:
-            path, passed_over = places.find_place(ASKED_FOR_FILE, self._sqlite_dir)
+            path, passed_over = find_place(ASKED_FOR_FILE, self._sqlite_dir)
             return path, "no_writable_path" if passed_over or path is None else None
         if is_memory(url):
             return None, None
-        asked = places.path_of(str(url.database))
-        if places.is_usable(asked):
+        asked = path_of(str(url.database))
+        if is_usable(asked):
             return asked, None
-        return places.find_place(asked.name, self._sqlite_dir).path, "no_writable_path"
+        return find_place(asked.name, self._sqlite_dir).path, "no_writable_path"
 
     def _fallback_place(self) -> Path | None:
         """Return where fallback files are: beside one that was begun, else at the best place."""
         for file in self._find("fallback"):
-            if places.is_usable(file):
+            if is_usable(file):
                 return file.with_name("fallback")
-        return places.find_place("fallback", self._sqlite_dir).path
+        return find_place("fallback", self._sqlite_dir).path
 
     def _restore_unmoved(self, directory: Path) -> None:
         unmoved = [stem for stem, moved in self._snapshots.stems(FALLBACK).items() if not moved]
@@ -176,7 +234,7 @@ class SQLiteFiles:
         return self._find("handover") + self._find("fallback")
 
     def _find(self, state: handover.State) -> list[Path]:
-        return handover.find(state, places.directories(self._sqlite_dir))
+        return handover.find(state, directories(self._sqlite_dir))
 
 
 def _stem_of(file: Path) -> str:
@@ -189,3 +247,17 @@ def _count_rows(file: Path) -> int:
     except SQLAlchemyError as error:
         logger.warning("%s cannot be read: %s", file.name, connection_reason(error))
         return 0
+
+
+def _directories(directory: str | None) -> Iterator[Path]:
+    if directory:
+        yield path_of(directory)
+    yield PROJECT_ROOT / "data"
+    home = os.environ.get("HOME")
+    if home:
+        yield Path(home) / f".{PROJECT_ROOT.name}"
+    try:
+        # the user's id keeps two users of one machine apart
+        yield Path(tempfile.gettempdir()) / f"{PROJECT_ROOT.name}-{os.getuid()}"
+    except FileNotFoundError:
+        return
