@@ -217,6 +217,29 @@ def test_a_write_whose_server_is_killed_is_never_a_success(project: BakedProject
         assert server.post("/api/items", json={"title": "works again"}).status_code == 201
 
 
+def test_a_request_under_way_when_postgresql_falls_silent_is_answered_in_time(
+    project: BakedProject, postgres: Postgres
+) -> None:
+    async def write_and_pause(server: Server) -> tuple[httpx2.Response, float]:
+        async with httpx2.AsyncClient(base_url=server.url, timeout=60, trust_env=False) as http:
+            writing = asyncio.create_task(http.post("/sleep-and-write"))
+            await asyncio.sleep(0.5)
+            await asyncio.to_thread(postgres.pause)
+            begun = time.monotonic()
+            return await writing, time.monotonic() - begun
+
+    with project.boot({"DATABASE_URL": postgres.create_database()}, in_place=True, app="extra:app") as server:
+        server.settled()
+        answer, seconds = asyncio.run(write_and_pause(server))
+        assert answer.status_code == 503
+        assert "may or may not be there" in answer.json()["detail"]
+        # promised are 5 s until the silence is noticed
+        assert seconds < 7
+        postgres.resume()
+        server.health_when(lambda report: report["status"] == "ok", within=15)
+        assert server.post("/api/items", json={"title": "works again"}).status_code == 201
+
+
 def test_postgresql_that_restarts_costs_idle_connections_no_request(bake: Bakery, postgres: Postgres) -> None:
     with bake().boot({"DATABASE_URL": postgres.create_database()}) as server:
         server.settled()

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from src.database.errors import DatabaseUnavailable
 
@@ -26,9 +26,13 @@ class Lane:
         self._turn = asyncio.Semaphore(threads)
         self._capacity = threads + MAX_WAITING
         self._admitted = 0
+        self._answers: dict[asyncio.Future[Any], Exception] = {}
 
-    async def run(self, job: Callable[[], Result]) -> Result:
-        """Return what the job returns; raise DatabaseUnavailable if its turn does not come."""
+    async def run(self, job: Callable[[], Result], if_abandoned: Exception) -> Result:
+        """Return what the job returns; raise DatabaseUnavailable if its turn does not come.
+
+        Raise `if_abandoned` when abandon() is called meanwhile.
+        """
         if self._admitted >= self._capacity:
             raise DatabaseUnavailable("Too many requests are waiting for the database.")
         self._admitted += 1
@@ -38,21 +42,43 @@ class Lane:
                     await self._turn.acquire()
             except TimeoutError:
                 raise DatabaseUnavailable("The database is busy; nothing was stored.") from None
-            return await self._run(job)
+            return await self._run(job, if_abandoned)
         finally:
             self._admitted -= 1
 
-    async def _run(self, job: Callable[[], Result]) -> Result:
-        loop = asyncio.get_running_loop()
-        try:
-            future = loop.run_in_executor(self._executor, job)
-        except RuntimeError:
-            self._turn.release()
-            raise DatabaseUnavailable("The database is being changed.", retry_after=1) from None
-        # a client that leaves does not free the thread that works for it
-        future.add_done_callback(lambda _: self._turn.release())
-        return await asyncio.shield(future)
+    def abandon(self) -> None:
+        """Answer for the work under way, whose threads wait for a silent server (thread-safe)."""
+        for answer in list(self._answers):
+            answer.get_loop().call_soon_threadsafe(self._give_up, answer)
 
     def close(self, *, wait: bool) -> None:
         """Take no more work; with `wait`, return when the work that runs is done."""
         self._executor.shutdown(wait=wait)
+
+    async def _run(self, job: Callable[[], Result], if_abandoned: Exception) -> Result:
+        loop = asyncio.get_running_loop()
+        try:
+            work = loop.run_in_executor(self._executor, job)
+        except RuntimeError:
+            self._turn.release()
+            raise DatabaseUnavailable("The database is being changed.", retry_after=1) from None
+        answer: asyncio.Future[Result] = loop.create_future()
+        self._answers[answer] = if_abandoned
+        work.add_done_callback(lambda _: self._finish(work, answer))
+        # a client that leaves does not free the thread that works for it
+        return await answer
+
+    def _finish(self, work: asyncio.Future[Result], answer: asyncio.Future[Result]) -> None:
+        self._turn.release()
+        del self._answers[answer]
+        error = work.exception()
+        if answer.done():
+            return
+        if error is None:
+            answer.set_result(work.result())
+        else:
+            answer.set_exception(error)
+
+    def _give_up(self, answer: asyncio.Future[Any]) -> None:
+        if not answer.done():
+            answer.set_exception(self._answers[answer])

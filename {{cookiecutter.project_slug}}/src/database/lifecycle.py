@@ -401,6 +401,8 @@ class DatabaseLifecycle:
         self._doubted = doubted
         if engine.dialect.name == "postgresql":
             self._database.suspend(f"The database is away: {CAUSES[reason]}.")
+            if isinstance(error, TimeoutError):
+                self._database.abandon()
         if self._unanswered_checks > 1:
             postgresql.sever(engine)
         self._announce(self._unavailable(reason))

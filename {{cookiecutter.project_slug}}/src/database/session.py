@@ -98,6 +98,12 @@ class Database:
         """Admit work again after suspend()."""
         self._is_suspended = False
 
+    def abandon(self) -> None:
+        """Answer requests whose work waits for a database that fell silent; its threads go on."""
+        if self._serving is not None:
+            self._serving.readers.abandon()
+            self._serving.writers.abandon()
+
     def close(self, refusal: str, *, wait: bool = True) -> None:
         """Admit no more work, answering `refusal`; with `wait`, let the admitted work finish."""
         serving, self._serving, self._refusal = self._serving, None, refusal
@@ -118,7 +124,10 @@ class Database:
         """
         serving = self._admit()
         return await serving.readers.run(
-            lambda: self._run(_read, serving.engine, lambda session: work(session, *args, **kwargs))
+            lambda: self._run(
+                _read, serving.engine, lambda session: work(session, *args, **kwargs)
+            ),
+            if_abandoned=DatabaseUnavailable("The database fell silent.", reason="timeout"),
         )
 
     async def write(
@@ -135,7 +144,8 @@ class Database:
         return await serving.writers.run(
             lambda: self._run(
                 _write, serving.engine, lambda session: work(session, *args, **kwargs)
-            )
+            ),
+            if_abandoned=_unknown_outcome(),
         )
 
     @asynccontextmanager
@@ -161,7 +171,9 @@ class Database:
 
         serving = self._admit()
         transaction = asyncio.ensure_future(
-            serving.writers.run(lambda: self._run(_write, serving.engine, hold, attempts=1))
+            serving.writers.run(
+                lambda: self._run(_write, serving.engine, hold, attempts=1), _unknown_outcome()
+            )
         )
         try:
             waiting: set[asyncio.Future[Any]] = {opened, transaction}
@@ -210,6 +222,14 @@ class Database:
             raise
 
 
+def _unknown_outcome() -> OutcomeUnknown:
+    return OutcomeUnknown(
+        "The database was lost while the change was being stored: it may or may not be there."
+        " Look before you try again.",
+        reason="connection_lost",
+    )
+
+
 _READ_THAT_WRITES = "database.read() was given work that writes: use write()"
 
 
@@ -248,11 +268,7 @@ def _write(engine: Engine, work: Callable[[Session], Result]) -> Result:
         except DBAPIError as error:
             if not error.connection_invalidated:
                 raise
-            raise OutcomeUnknown(
-                "The connection was lost while the change was being stored: it may or may not be"
-                " there. Look before you try again.",
-                reason="connection_lost",
-            ) from error
+            raise _unknown_outcome() from error
         return result
 
 
