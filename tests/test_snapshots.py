@@ -157,6 +157,17 @@ def test_taking_a_snapshot_leaves_nothing_beside_the_database(store: SnapshotSto
     assert sorted(os.listdir(ledger.path.parent)) == before
 
 
+def test_what_a_killed_process_left_behind_is_used_again(store: SnapshotStore, ledger: Ledger, tmp_path: Path) -> None:
+    before = sorted(os.listdir(ledger.path.parent))
+    for ending in ("", "-journal"):
+        Path(f"{ledger.path}.snapshot{ending}").write_bytes(b"torn" * 100_000)
+    take(store, ledger)
+    assert sorted(os.listdir(ledger.path.parent)) == before
+    (tmp_path / "restored.db.snapshot").write_bytes(b"torn" * 100_000)
+    store.restore("app", tmp_path / "restored.db")
+    assert amounts_in(tmp_path / "restored.db") == [1]
+
+
 def test_only_the_newest_of_the_same_database_are_kept(store: SnapshotStore, ledger: Ledger, place: Path) -> None:
     others = [take(store, ledger, stem).name for stem in (LATER_APP, FALLBACK)]
     for amount in range(2, 2 * KEPT):
@@ -362,6 +373,8 @@ def test_fallback_files_are_told_apart_by_their_ids(store: SnapshotStore, ledger
     assert restored(store, FALLBACK, tmp_path / "back") == [1]
     # who names it knows what became of its rows
     assert restored(store, OTHER_FALLBACK, tmp_path / "back") == [1, 2]
+    store.unmark(FALLBACK)
+    assert store.stems("fallback") == {FALLBACK: False, OTHER_FALLBACK: True}
     assert restored(store, "app", tmp_path / "back") is None
 
 
@@ -377,10 +390,25 @@ class Awkward(MemoryFileSystem):  # type: ignore[misc]
     may_go_on = threading.Event()
     trouble = ""
 
+    def __init__(self, **options: Any) -> None:
+        """Each instance remembers what it listed."""
+        super().__init__(**options)
+        self.remembered: dict[str, Any] = {}
+
+    def ls(self, path: str, detail: bool = True, **options: Any) -> Any:
+        """List a folder as it was when it was listed first."""
+        if path not in self.remembered:
+            self.remembered[path] = super().ls(path, detail=detail, **options)
+        return self.remembered[path]
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        """Forget all listings."""
+        self.remembered.clear()
+
     def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
         if mode == "wb" and self.trouble == "raises":
             raise RuntimeError(f"no way to awkward://user:{SECRET}@example.com{path}")
-        if mode == "wb" and self.trouble == "waits":
+        if self.trouble == {"wb": "waits", "rb": "waits to read"}.get(mode):
             self.may_go_on.wait(20)
         if mode == "wb" and self.trouble == "cuts":
             super()._open(path, mode, **options).close()
@@ -395,7 +423,7 @@ class Awkward(MemoryFileSystem):  # type: ignore[misc]
 
 
 @pytest.fixture
-def awkward(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Awkward]]:
+def awkward() -> Iterator[type[Awkward]]:
     """The class, whose `trouble` says how it is awkward."""
     fsspec.register_implementation("awkward", Awkward, clobber=True)
     Awkward.store.clear()
@@ -433,6 +461,46 @@ def test_a_place_where_nothing_can_be_removed_keeps_taking_snapshots(
         assert take(store, ledger).number == amount + 1
     assert "older ones stay" in caplog.text
     assert SECRET not in caplog.text
+
+
+def test_what_another_process_put_there_is_seen(awkward: type[Awkward], ledger: Ledger, tmp_path: Path) -> None:
+    stores = [SnapshotStore("awkward://x"), SnapshotStore("awkward://x")]
+    for amount in range(2, 6):
+        ledger.write(amount)
+        assert take(stores[amount % 2], ledger).number == amount - 1
+    assert restored(stores[0], "app", tmp_path / "back") == [1, 2, 3, 4, 5]
+    # fsspec would keep one for each thread that ever used it
+    assert not awkward._cache
+
+
+def test_a_restore_that_nobody_waits_for_any_more_replaces_no_database(
+    awkward: type[Awkward], ledger: Ledger, tmp_path: Path
+) -> None:
+    store, errors = SnapshotStore("awkward://x"), list[str]()
+    take(store, ledger)
+    awkward.trouble = "waits to read"
+    target = tmp_path / "begun" / "app.db"
+    target.parent.mkdir()
+
+    def restore() -> None:
+        try:
+            store.restore("app", target)
+        except SnapshotError as error:
+            errors.append(str(error))
+
+    abandoned = threading.Thread(target=restore)
+    abandoned.start()
+    while not target.with_name("app.db.snapshot").exists():
+        time.sleep(0.01)
+    begun = Ledger(target)
+    begun.write(7)
+    awkward.may_go_on.set()
+    abandoned.join()
+    begun.write(8)
+    assert amounts_in(target) == [7, 8]
+    assert errors == ["A database was begun meanwhile, which no snapshot replaces."]
+    begun.connection.close()
+    assert os.listdir(target.parent) == ["app.db"]
 
 
 def test_a_snapshot_that_is_still_under_way_is_not_disturbed(awkward: type[Awkward], ledger: Ledger) -> None:
@@ -479,8 +547,9 @@ def test_a_missing_package_is_named() -> None:
 def test_a_path_begins_at_the_project_or_at_home(bake: Bakery, tmp_path: Path) -> None:
     project, home = bake().copy_to(tmp_path), tmp_path / "home"
     code = """if True:
-        import sqlite3; sqlite3.connect("live.db").execute("CREATE TABLE t (a)")
-        from pathlib import Path; from src.database.snapshots import SnapshotStore
+        import os, sqlite3; from pathlib import Path; from src.database.snapshots import SnapshotStore
+        os.chdir("..")
+        sqlite3.connect("live.db").execute("CREATE TABLE t (a)")
         for url in ("backups/of it", "~/backups"): SnapshotStore(url).take(Path("live.db"), "app-00000001")"""
     project.run("python", "-c", code, environ={"HOME": str(home)})
     assert len(os.listdir(project.path / "backups" / "of it")) == 1

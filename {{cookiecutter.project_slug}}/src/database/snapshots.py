@@ -160,8 +160,13 @@ class _Folder:
     def put(self, snapshot: Snapshot, content: BinaryIO) -> None:
         """Store the content under the name of the snapshot, and look whether it is all there."""
         with _errors_named("written to"):
-            self._files.makedirs(self._path, exist_ok=True)
-            stored = self._files.open(f"{self._path}/{snapshot.name}", "wb")
+            path = f"{self._path}/{snapshot.name}"
+            try:
+                stored = self._files.open(path, "wb")
+            except FileNotFoundError:
+                # not before: on S3 that may ask for the right to make buckets
+                self._files.makedirs(self._path, exist_ok=True)
+                stored = self._files.open(path, "wb")
             try:
                 with stored:
                     shutil.copyfileobj(content, stored)
@@ -267,6 +272,9 @@ def _fetch(folder: _Folder, snapshot: Snapshot, target: Path) -> None:
         folder.get(snapshot, copy)
         if _digest(copy) != snapshot.digest or not _is_sound(copy):
             raise DamagedSnapshot("The snapshot is damaged.")
+        # who waited for this may have lost patience, and begun a database that is in use
+        if target.exists():
+            raise SnapshotError("A database was begun meanwhile, which no snapshot replaces.")
         # the journal of a file that is gone would be applied to this one
         for ending in ("-wal", "-shm", "-journal"):
             target.with_name(target.name + ending).unlink(missing_ok=True)
