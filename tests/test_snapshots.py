@@ -193,7 +193,9 @@ def test_numbers_decide_and_no_clock(store: SnapshotStore, ledger: Ledger, place
 
 def test_what_is_not_ours_is_left_alone(store: SnapshotStore, ledger: Ledger, place: Path, tmp_path: Path) -> None:
     place.mkdir(parents=True)
-    strangers = ["notes.txt", f"{APP}-00000099.db", f"{APP}-99-{'0' * 16}.db", f"x{APP}-00000099-{'0' * 16}.db.part"]
+    ending = f"00000099-{'0' * 16}.db"
+    strangers = ["notes.txt", f"{APP}-00000099.db", f"{APP}-99-{'0' * 16}.db", f"{APP}-{ending}.part"]
+    strangers += [f"{other}-{ending}" for other in (f"x{APP}", "app-backup", f"{FALLBACK}0", "fallback-old")]
     for name in strangers:
         (place / name).write_text("not ours")
     (place / "a folder").mkdir()
@@ -202,6 +204,7 @@ def test_what_is_not_ours_is_left_alone(store: SnapshotStore, ledger: Ledger, pl
         take(store, ledger)
     assert set(strangers) < set(os.listdir(place))
     assert restored(store, "app", tmp_path / "back") == list(range(1, KEPT + 4))
+    assert store.stems("fallback") == {}
 
 
 def cut(content: bytes) -> bytes:

@@ -25,7 +25,8 @@ from src.config.settings import PROJECT_ROOT
 logger = logging.getLogger(__name__)
 
 KEPT = 5
-_NAME = re.compile(r"([a-z]+-[0-9a-f]+)-([0-9]{8})(?:-([0-9a-f]{16})\.db|\.moved)")
+_STEM = r"app-[0-9a-f]{8}|fallback-[0-9a-f]{32}"
+_NAME = re.compile(rf"({_STEM})-([0-9]{{8}})(?:-([0-9a-f]{{16}})\.db|\.moved)")
 
 
 class SnapshotError(Exception):
