@@ -9,7 +9,7 @@ LOCK = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-ha
 	--custom-compile-command "make lock" --upgrade
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint check fix lock bench clean
+.PHONY: help demo test chaos lint check fix lock bench clean
 
 help: ## List these verbs
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  make %-6s %s\n", $$1, $$2 }'
@@ -20,6 +20,9 @@ demo: .venv/ready ## Render a Space with the default answers and serve it at htt
 test: .venv/ready ## Run all tests (what this machine lacks is skipped by name)
 	$(VENV)/python -m pytest -n $(WORKERS) -m "not alone"
 	$(VENV)/python -m pytest -m alone
+
+chaos: .venv/ready ## Break each database in every way at every moment, and show what happened as a table
+	$(VENV)/python -m pytest -n $(WORKERS) --dist worksteal -q tests/chaos
 
 lint: .venv/ready ## Lint and check types
 	$(VENV)/ruff check

@@ -17,12 +17,16 @@ _UNSHARE = ["unshare", "--map-root-user", "--mount"]
 def read_only(*, writable: str | None = None) -> list[str]:
     """A prefix for a command that can write nowhere, or only to the empty folder `writable`."""
     mount = f"; mount -t tmpfs -o size=64m none {writable}" if writable else ""
-    return _in_namespace(f"{_SEAL}{mount}")
+    return in_namespace(f"{_SEAL}{mount}")
 
 
-def small(folder: str, *, kilobytes: int) -> list[str]:
-    """A prefix for a command that finds a small empty disk at `folder`."""
-    return _in_namespace(f"mount -t tmpfs -o size={kilobytes}k none {folder}")
+def small(folder: str, *, kilobytes: int, full_beside: str | None = None) -> list[str]:
+    """A prefix for a command that finds a small empty disk at `folder`.
+
+    With `full_beside`, it holds a copy of what is in that folder, and a file `filler` that takes all the rest.
+    """
+    fill = f"; cp {full_beside}/* {folder}; cat /dev/zero >{folder}/filler 2>/dev/null" if full_beside else ""
+    return in_namespace(f"mount -t tmpfs -o size={kilobytes}k none {folder}{fill}")
 
 
 @contextmanager
@@ -38,7 +42,8 @@ def immutable(files: Sequence[str]) -> Iterator[None]:
         subprocess.run(["chattr", "-i", *files], capture_output=True, check=False)  # noqa: S603, S607
 
 
-def _in_namespace(commands: str) -> list[str]:
+def in_namespace(commands: str) -> list[str]:
+    """A prefix for a command that runs after these shell commands, whose mounts nobody else sees."""
     if not _can_mount():
         pytest.skip("this user may not mount in a namespace: unshare --map-root-user --mount fails")
     return [*_UNSHARE, "sh", "-c", f'{commands}; exec "$@"', "sh"]

@@ -63,6 +63,63 @@ class Postgres:
         """End the silence."""
         self._signal_all(signal.SIGCONT)
 
+    @contextmanager
+    def starting_up(self) -> Iterator[None]:
+        """Restart it, and let it say that it is starting up until the block ends."""
+        hold = self.folder / "hold"
+        hold.touch()
+        self.stop()
+        self._signal_file("recovery.signal")
+        # before it recovers anything, it asks this for the log that it begins with
+        self.process = self._launch(restore_command=f"while test -e {hold}; do sleep 0.05; done; false")
+        try:
+            yield
+        finally:
+            hold.unlink()
+            self.start()
+
+    @contextmanager
+    def read_only(self) -> Iterator[None]:
+        """Make it a standby, which answers reads only, until the block ends."""
+        self.stop()
+        self._signal_file("standby.signal")
+        self.start()
+        try:
+            yield
+        finally:
+            with self.connect() as connection:
+                connection.execute("SELECT pg_promote()")
+
+    @contextmanager
+    def demanding_tls(self) -> Iterator[None]:
+        """Let nobody but the server's owner in without TLS, until the block ends."""
+        rules = self.folder / "data" / "pg_hba.conf"
+        before = rules.read_text()
+        rules.write_text(f"host all {USER} all scram-sha-256\nhostssl all all all scram-sha-256\n")
+        self._reload()
+        try:
+            yield
+        finally:
+            rules.write_text(before)
+            self._reload()
+
+    def _reload(self) -> None:
+        """Let new connections find the changed configuration."""
+        with self.connect() as connection:
+            before = connection.execute("SELECT pg_conf_load_time() FROM pg_reload_conf()").fetchone()
+        deadline = time.monotonic() + SECONDS_TO_START
+        now = before
+        while now == before:
+            assert time.monotonic() < deadline, self.log()
+            with self.connect() as connection:
+                now = connection.execute("SELECT pg_conf_load_time()").fetchone()
+
+    def _signal_file(self, name: str) -> None:
+        file = self.folder / "data" / name
+        file.touch()
+        if self.account:
+            shutil.chown(file, self.account)
+
     def _signal_all(self, number: signal.Signals) -> None:
         """Signal the server and the processes that serve its connections, each of which leads its own session."""
         assert self.process is not None
@@ -103,7 +160,7 @@ class Postgres:
             return False
         return self.running
 
-    def _launch(self) -> subprocess.Popen[bytes]:
+    def _launch(self, **more_options: str) -> subprocess.Popen[bytes]:
         options = {
             "listen_addresses": "127.0.0.1",
             "port": self.port,
@@ -111,6 +168,7 @@ class Postgres:
             "max_connections": 200,
             # Killing the server loses nothing without fsync; only losing the machine would.
             "fsync": "off",
+            **more_options,
         }
         arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         with (self.folder / "log").open("ab") as log:

@@ -1,0 +1,1 @@
+"""The fault matrix: every fault at every moment, with a real server under real requests."""

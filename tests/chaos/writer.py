@@ -1,0 +1,97 @@
+"""Clients that never stop creating items, and remember what they were told about each."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import httpx2
+
+CLIENTS = 2
+# 10 are too many, and a machine may be busy
+SECONDS_TO_ANSWER = 12
+PAUSE_SECONDS = 0.03
+
+
+class Writer:
+    """Creates items with titles of their own. A 201 acknowledges one, a 503 with Retry-After refuses it."""
+
+    def __init__(self, url: str) -> None:
+        """`url` is where the app answers."""
+        self._url = url
+        self._changed = threading.Condition()
+        self._over = threading.Event()
+        self._server_stops = False
+        self.sent: list[str] = []
+        self.acknowledged: list[str] = []
+        self.refused: list[str] = []
+        self.lost: list[str] = []
+
+    @contextmanager
+    def at_work(self) -> Iterator["Writer"]:
+        """Create items until the block ends, and then wait for the last answers."""
+        threads = [threading.Thread(target=self._work, args=(number,)) for number in range(CLIENTS)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield self
+        finally:
+            self._over.set()
+            for thread in threads:
+                thread.join()
+
+    def expect_answers(self, count: int, within: float) -> None:
+        """Return when this many more requests were answered, whatever the answer."""
+        self._expect(lambda: len(self.acknowledged) + len(self.refused) + len(self.lost), count, within)
+
+    def expect_items(self, count: int, within: float) -> None:
+        """Return when this many more items were acknowledged."""
+        self._expect(lambda: len(self.acknowledged), count, within)
+
+    def send_more(self) -> None:
+        """Return when each client has sent a request, or still waits for an answer."""
+        time.sleep(3 * PAUSE_SECONDS)
+
+    def server_stops(self) -> None:
+        """From now on a request that nobody takes is not a lost one; those on their way must be answered."""
+        self._server_stops = True
+
+    def _expect(self, number: Callable[[], int], more: int, within: float) -> None:
+        with self._changed:
+            enough = number() + more
+            if not self._changed.wait_for(lambda: number() >= enough, within):
+                raise AssertionError(
+                    f"Within {within} s there were {number() - enough + more} instead of {more}; lost: {self.lost}"
+                )
+
+    def _work(self, client_number: int) -> None:
+        with httpx2.Client(base_url=self._url, timeout=SECONDS_TO_ANSWER, trust_env=False) as client:
+            turn = 0
+            while not self._over.wait(PAUSE_SECONDS):
+                turn += 1
+                if not self._create(client, f"{client_number}-{turn}"):
+                    return
+
+    def _create(self, client: httpx2.Client, title: str) -> bool:
+        """Create one item; return whether there is a server to create more on."""
+        may_be_missed = self._server_stops
+        self.sent.append(title)
+        try:
+            answer = client.post("/api/items", json={"title": title})
+        except httpx2.TransportError as error:
+            if may_be_missed:
+                return False
+            self._note(self.lost, f"{title}: {error!r}")
+            return not self._server_stops
+        if answer.status_code == 201:
+            self._note(self.acknowledged, title)
+        elif answer.status_code == 503 and "Retry-After" in answer.headers:
+            self._note(self.refused, title)
+        else:
+            self._note(self.lost, f"{title}: {answer.status_code} {answer.text}")
+        return True
+
+    def _note(self, where: list[str], what: str) -> None:
+        with self._changed:
+            where.append(what)
+            self._changed.notify_all()
