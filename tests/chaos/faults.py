@@ -259,6 +259,9 @@ def corrupt(scene: Scene, healing: ExitStack) -> None:
                 if opened.read(len(GARBAGE)) == GARBAGE:
                     opened.seek(start)
                     opened.write(sound[start : start + len(GARBAGE)])
+        # what was written to the log just then may not fit the rest
+        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
+            scene.is_damaged_for_good = connection.execute("PRAGMA quick_check(1)").fetchall() != [("ok",)]
 
     with file.open("r+b") as opened:
         opened.write(GARBAGE * len(pages))

@@ -32,6 +32,7 @@ class Scene:
         self.sqlite_folder = project.path / "data"
         self.sqlite_folder.mkdir()
         self.is_in_memory = False
+        self.is_damaged_for_good = False
         self.earlier: list[str] = []
         self.server: Server | None = None
         self.name = f"chaos_{uuid4().hex[:12]}"

@@ -29,24 +29,11 @@ ANSWERS = 2
 # what uvicorn leaves to the shell, because it raises the signal again when it has finished
 SIGTERM = -15
 
-# defects that wait to be mended; a cell that works again fails here
-KNOWN_DEFECTS = {
-    ("TLS demanded", "start"): "the reason is auth_failed, although no password was looked at",
-    ("TLS demanded", "serving"): "the reason is auth_failed, although no password was looked at",
-    ("too many connections", "start"): "the reason is auth_failed, because the message names a role",
-    ("too many connections", "serving"): "the reason is auth_failed, because the message names a role",
-    ("SQLite file locked", "serving"): "the reason is timeout",
-    ("SQLite file corrupt", "serving"): "the status stays ok while every write is refused",
-}
-
 CELLS = [
     pytest.param(
         fault,
         moment,
         id=f"{fault.name}-{moment}".replace(" ", "-"),
-        marks=pytest.mark.xfail(strict=True, raises=AssertionError, reason=KNOWN_DEFECTS[fault.name, moment])
-        if (fault.name, moment) in KNOWN_DEFECTS
-        else (),
     )
     for fault in FAULTS
     for moment in ("start", "serving", "stop")
@@ -80,7 +67,7 @@ def play_at_start(fault: Fault, scene: Scene, healing: ExitStack, finding: Findi
         with Writer(server.url).at_work() as writer:
             report = first_report(server, lambda report: report["status"] != "starting" or fault.at_start.fits(report))
             finding.saw(report, fault.at_start, began)
-            heal(fault, fault.stays or fault.healed, began, server, writer, healing, finding)
+            heal(fault, fault.stays or fault.healed, began, server, writer, healing, finding, scene)
         end(fault, scene, server, writer, finding)
 
 
@@ -94,7 +81,7 @@ def play_while_serving(fault: Fault, scene: Scene, healing: ExitStack, finding: 
             fault.inject(scene, healing)
             report = first_report(server, fault.while_serving.fits, SECONDS_TO_TELL)
             finding.saw(report, fault.while_serving, began)
-            heal(fault, fault.healed, began, server, writer, healing, finding)
+            heal(fault, fault.healed, began, server, writer, healing, finding, scene)
         end(fault, scene, server, writer, finding)
 
 
@@ -134,13 +121,23 @@ def serve_a_while(fault: Fault, server: Server, writer: Writer) -> None:
 
 
 def heal(
-    fault: Fault, healed: Told, began: float, server: Server, writer: Writer, healing: ExitStack, finding: Finding
+    fault: Fault,
+    healed: Told,
+    began: float,
+    server: Server,
+    writer: Writer,
+    healing: ExitStack,
+    finding: Finding,
+    scene: Scene,
 ) -> None:
     """Let the fault last, heal it, and expect to be told so and to be served again."""
     writer.expect_answers(ANSWERS, SECONDS_TO_RETURN)
     time.sleep(max(0.0, began + fault.lasts - time.monotonic()))
     healing.close()
     at = time.monotonic()
+    if scene.is_damaged_for_good and fault.while_serving is not None:
+        finding.saw(server.health(), fault.while_serving, at, mark="+")
+        return
     finding.saw(first_report(server, healed.fits, SECONDS_TO_RETURN), healed, at, mark="+")
     writer.expect_items(ITEMS, SECONDS_TO_RETURN)
 

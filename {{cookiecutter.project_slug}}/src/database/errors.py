@@ -32,7 +32,10 @@ CAUSES = {
 # Without a connection there is no SQLSTATE, only libpq's text. The order matters: of several
 # hosts that failed in different ways, the one that answered says most.
 _CONNECTION_MESSAGES = (
-    ("auth_failed", ("authentication failed", "no password supplied", "pg_hba.conf")),
+    ("too_many_connections", ("too many connections", "too many clients")),
+    ("auth_failed", ("authentication failed", "no password supplied", ", ssl encryption")),
+    ("tls", (", no encryption",)),
+    ("auth_failed", ("pg_hba.conf",)),
     ("auth_failed", ("not permitted to log in", "scram", "no such user", "user not found")),
     ("auth_failed", ("role ",)),
     ("too_many_connections", ("too many", "remaining connection slots", "max clients")),

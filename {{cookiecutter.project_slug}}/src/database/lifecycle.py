@@ -68,7 +68,7 @@ class DatabaseLifecycle:
         self._pending_elsewhere = 0
         self._failed_handovers = 0
         self._next_handover = 0.0
-        self._doubted = False
+        self._doubted = self._met_damage = False
         self._unanswered_checks = 0
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -94,6 +94,10 @@ class DatabaseLifecycle:
     def stop(self) -> None:
         """Let admitted work finish, hand over once more, close the engine; all in STOP_SECONDS."""
         deadline = time.monotonic() + STOP_SECONDS
+        engine = self._engine
+        if engine is not None and self._unanswered_checks:
+            # nobody will answer the work that is under way
+            postgresql.sever(engine)
         self._stopping.set()
         self._wake.set()
         if self._thread.ident is not None:
@@ -162,6 +166,7 @@ class DatabaseLifecycle:
         """Check now, and with a write: a request met trouble."""
         if reason is not None:
             self._doubted = True
+            self._met_damage = self._met_damage or reason == "corrupt"
             self._wake.set()
 
     # PostgreSQL
@@ -370,6 +375,8 @@ class DatabaseLifecycle:
         doubted, self._doubted = self._doubted, False
         latency, pending_rows = 0.0, self._serving_report.pending_rows
         try:
+            if self._met_damage and engine.dialect.name == "sqlite":
+                self._look_for_damage(Path(str(engine.url.database)))
             if not in_memory:
                 latency = bounded(lambda: ping(engine, write=doubted), CHECK_SECONDS)
             if self._database.serves_instead_of_postgresql:
@@ -395,14 +402,21 @@ class DatabaseLifecycle:
             )
         )
 
+    def _look_for_damage(self, file: Path) -> None:
+        """Raise DatabaseUnavailable if the damage that a request met is there."""
+        if not bounded(lambda: sqlite.is_sound(file), CHECK_SECONDS):
+            raise DatabaseUnavailable(CAUSES["corrupt"], reason="corrupt")
+        self._met_damage = False
+
     def _report_trouble(self, engine: Engine, error: Exception, doubted: bool) -> None:
         reason = connection_reason(error)
         self._unanswered_checks += isinstance(error, TimeoutError)
         self._doubted = doubted
-        if engine.dialect.name == "postgresql":
-            self._database.suspend(f"The database is away: {CAUSES[reason]}.")
-            if isinstance(error, TimeoutError):
-                self._database.abandon()
+        # a file that cannot be written to can often still be read
+        is_away = engine.dialect.name == "postgresql"
+        self._database.suspend(f"Nothing was stored: {CAUSES[reason]}.", reads=is_away)
+        if is_away and isinstance(error, TimeoutError):
+            self._database.abandon()
         if self._unanswered_checks > 1:
             postgresql.sever(engine)
         self._announce(self._unavailable(reason))

@@ -84,13 +84,15 @@ def open_postgresql(
 
 
 def open_sqlite(path: Path | None, *, connections: int) -> Opened:
-    """Open and migrate the file, or memory for None; raise CannotServe."""
+    """Check, open and migrate the file, or memory for None; raise CannotServe."""
     if path is None:
         _claim_memory()
     engine = build_engine(
         URL.create("sqlite", database=str(path) if path else None), pool_size=connections
     )
     sqlite.configure_for_serving(engine)
+    if path is not None and path.exists() and not sqlite.is_sound(path):
+        raise CannotServe("corrupt", reached=True)
     return _migrated(engine)
 
 

@@ -72,13 +72,13 @@ class Database:
     def __init__(self) -> None:
         self._serving: _Serving | None = None
         self._refusal = "The database is being chosen; try again in a moment."
-        self._is_suspended = False
+        self._refuses_reads = self._refuses_writes = False
         self.on_trouble: Callable[[str | None], None] = lambda reason: None
 
     @property
     def is_open(self) -> bool:
         """Whether work is admitted."""
-        return self._serving is not None and not self._is_suspended
+        return self._serving is not None and not self._refuses_writes
 
     @property
     def serves_instead_of_postgresql(self) -> bool:
@@ -90,13 +90,13 @@ class Database:
         self._serving = _Serving(engine, pool_size, instead_of_postgresql=instead_of_postgresql)
         SessionLocal.configure(bind=engine)
 
-    def suspend(self, refusal: str) -> None:
-        """Answer `refusal` to new work until resume(); the engine stays."""
-        self._refusal, self._is_suspended = refusal, True
+    def suspend(self, refusal: str, *, reads: bool) -> None:
+        """Answer `refusal` to new writes, and to reads, until resume(); the engine stays."""
+        self._refusal, self._refuses_writes, self._refuses_reads = refusal, True, reads
 
     def resume(self) -> None:
         """Admit work again after suspend()."""
-        self._is_suspended = False
+        self._refuses_reads = self._refuses_writes = False
 
     def abandon(self) -> None:
         """Answer requests whose work waits for a database that fell silent; its threads go on."""
@@ -122,7 +122,7 @@ class Database:
 
         Raise DatabaseUnavailable when no database serves or the work's turn does not come.
         """
-        serving = self._admit()
+        serving = self._admit(refused=self._refuses_reads)
         return await serving.readers.run(
             lambda: self._run(
                 _read, serving.engine, lambda session: work(session, *args, **kwargs)
@@ -140,7 +140,7 @@ class Database:
 
         Raise DatabaseUnavailable when nothing was stored, OutcomeUnknown when nobody can tell.
         """
-        serving = self._admit()
+        serving = self._admit(refused=self._refuses_writes)
         return await serving.writers.run(
             lambda: self._run(
                 _write, serving.engine, lambda session: work(session, *args, **kwargs)
@@ -169,7 +169,7 @@ class Database:
                     "The request took too long; nothing was stored."
                 ) from None
 
-        serving = self._admit()
+        serving = self._admit(refused=self._refuses_writes)
         transaction = asyncio.ensure_future(
             serving.writers.run(
                 lambda: self._run(_write, serving.engine, hold, attempts=1), _unknown_outcome()
@@ -190,9 +190,9 @@ class Database:
         finished.set_result(None)
         await transaction
 
-    def _admit(self) -> _Serving:
+    def _admit(self, *, refused: bool) -> _Serving:
         serving = self._serving
-        if serving is None or self._is_suspended:
+        if serving is None or refused:
             raise DatabaseUnavailable(self._refusal)
         return serving
 
@@ -208,7 +208,7 @@ class Database:
             try:
                 return transaction(engine, work)
             except DBAPIError as error:
-                if not error.connection_invalidated or attempts == 1 or self._is_suspended:
+                if not error.connection_invalidated or attempts == 1 or self._refuses_reads:
                     raise
                 return transaction(engine, work)
         except SQLAlchemyError as error:

@@ -1,7 +1,9 @@
 """SQLite: what is set on each connection, and how transactions begin and end."""
 
 import math
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,11 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
-BUSY_TIMEOUT_SECONDS = 5
+# below what a health check waits, which says `locked` then
+BUSY_TIMEOUT_SECONDS = 2
 STATEMENT_TIMEOUT_SECONDS = 10
+# a second for each 150 MB, before the application serves
+LARGEST_CHECKED_BYTES = 2**30
 _INSTRUCTIONS_BETWEEN_CLOCK_READINGS = 20_000
 _NETWORK_FILE_SYSTEMS = ("fuse", "nfs", "cifs", "smb", "9p", "ceph", "lustre", "gcsfuse")
 
@@ -64,6 +69,20 @@ def limit_statements(session: Session) -> None:
 
 def refuse_failed_transaction(session: Session) -> None:
     """Do nothing: SQLite keeps a transaction usable after an error."""
+
+
+def is_sound(path: Path) -> bool:
+    """Return whether the file is an undamaged database; a very large one is taken for sound.
+
+    A file that cannot be read now is not damaged: whatever keeps it is found when it is opened.
+    """
+    if path.stat().st_size > LARGEST_CHECKED_BYTES:
+        return True
+    try:
+        with closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS)) as connection:
+            return connection.execute("PRAGMA quick_check(1)").fetchall() == [("ok",)]
+    except sqlite3.DatabaseError as error:
+        return error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def journal_mode(path: str | None, mounts: Path = Path("/proc/self/mounts")) -> str:
