@@ -13,6 +13,7 @@ import pytest
 
 from tests.support import disks
 from tests.support.bakery import BakedProject
+from tests.support.killing import app_that_dies
 from tests.support.postgres import Login, Postgres
 from tests.support.server import Server
 
@@ -402,20 +403,6 @@ STEPS = [
     ("handover", "finish", "before"),
     ("handover", "finish", "after"),
 ]
-KILLER = """
-import os, signal
-from src.database import {module}
-from src.main import app
-
-step = {module}.{name}
-
-def deadly(*args, **kwargs):
-    if "{moment}" == "after":
-        step(*args, **kwargs)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-{module}.{name} = deadly
-"""
 
 
 @pytest.mark.parametrize("next_start", ["there", "away"])
@@ -423,10 +410,10 @@ def deadly(*args, **kwargs):
 def test_killed_at_any_step_of_a_hand_over_every_answer_stays_true(
     project: BakedProject, login: Login, module: str, name: str, moment: str, next_start: str
 ) -> None:
-    (project.path / "deadly.py").write_text(KILLER.format(module=module, name=name, moment=moment))
+    app = app_that_dies(project, moment, module, name)
     environ = {"DATABASE_URL": login.url}
     expected = {f"item {number}" for number in range(4)}
-    with project.boot(environ, in_place=True, app="deadly:app") as server:
+    with project.boot(environ, in_place=True, app=app) as server:
         degraded(server)
         for title in sorted(expected):
             create(server, title)

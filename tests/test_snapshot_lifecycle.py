@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.bakery import BakedProject
+from tests.support.killing import app_that_dies
 from tests.support.postgres import Login
 from tests.support.server import Server
 
@@ -225,22 +226,6 @@ def test_rows_for_postgresql_survive_the_loss_of_the_disk(
         assert server.titles() == []
 
 
-KILLER = """
-import os, signal
-from src.database import {module}
-from src.main import app
-
-step = {module}.{name}
-
-def deadly(*args, **kwargs):
-    if "{moment}" == "after":
-        step(*args, **kwargs)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-{module}.{name} = deadly
-"""
-
-
 @pytest.mark.parametrize(
     ("module", "name", "moment"),
     [("promotion", "copy_tables", "before"), ("handover", "finish", "before")],
@@ -255,8 +240,8 @@ def test_killed_during_a_hand_over_and_the_disk_lost_every_row_arrives_once(
     name: str,
     moment: str,
 ) -> None:
-    (project.path / "deadly.py").write_text(KILLER.format(module=module, name=name, moment=moment))
-    with project.boot(fallback, in_place=True, app="deadly:app") as server:
+    app = app_that_dies(project, moment, module, name)
+    with project.boot(fallback, in_place=True, app=app) as server:
         assert server.settled()["status"] == "degraded"
         create(server, "first")
         wait_for_snapshot_of(store, "first")
