@@ -1,7 +1,6 @@
 """What opens README.md says to the Hub exactly what was typed, in Python's YAML and in JavaScript's."""
 
 import json
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.bakery import ROOT, BakedProject, Bakery
+from tests.support.bakery import BakedProject, Bakery
+from tests.support.javascript import install_packages
 from tests.support.machine import need
 from tests.support.parsing import front_matter, parse
 from tests.support.terminal import type_answers
@@ -67,14 +67,8 @@ ReadYaml = Callable[[str], Any]
 @pytest.fixture(scope="module")
 def javascript_yaml(tmp_path_factory: pytest.TempPathFactory) -> ReadYaml:
     """A function that reads YAML with js-yaml."""
-    npm, node = need("npm", "it installs js-yaml"), need("node", "it runs js-yaml")
-    folder = tmp_path_factory.mktemp("javascript")
-    for source in (ROOT / "tests" / "javascript").iterdir():
-        if source.is_file():
-            shutil.copy(source, folder)
-    installed = subprocess.run([npm, "ci", "--no-audit"], cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603
-    if installed.returncode != 0:
-        pytest.skip(f"npm cannot install js-yaml: {installed.stderr}")
+    node = need("node", "it runs js-yaml")
+    folder = install_packages(tmp_path_factory.mktemp("javascript"))
 
     def read(text: str) -> Any:
         command = [node, "read_yaml.cjs"]

@@ -21,7 +21,7 @@ from src.observability.metrics import router as metrics
 from src.observability.middleware import RequestMiddleware
 from src.security.entrance import Entrance
 from src.security.headers import security_headers
-from src.security.write_guard import WriteGuard
+from src.security.write_guard import WriteGuard, describe_token
 from src.status_page.router import router as status_page
 
 
@@ -47,6 +47,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for router in (health, items, status_page, api_docs, metrics):
         app.include_router(router)
     add_error_handlers(app)
+    describe_token(app)
 
     # the last one added is the first to see a request
     app.add_middleware(

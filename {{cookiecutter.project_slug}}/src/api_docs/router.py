@@ -1,9 +1,10 @@
 """Interactive API docs at /docs that need no other host: Swagger UI comes from a package."""
 
+import html
 import importlib.util
 from pathlib import Path
 
-from fastapi import APIRouter, HTTPException
+from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import FileResponse, HTMLResponse, Response
 
 from src.security.headers import content_security_policy
@@ -16,11 +17,13 @@ _PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>API docs</title>
+<meta name="color-scheme" content="light dark">
+<title>{title}: API docs</title>
 <link rel="icon" href="data:,">
 <link rel="stylesheet" href="docs/swagger-ui.css">
 </head>
 <body>
+<nav class="swagger-ui"><p class="wrapper"><a href="./">&larr; Status of {title}</a></p></nav>
 <main id="swagger-ui"></main>
 <script src="docs/swagger-ui-bundle.js"></script>
 <script src="docs/start.js"></script>
@@ -33,16 +36,21 @@ _START = """SwaggerUIBundle({
   deepLinking: true,
   persistAuthorization: true,
 });
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const follow = () => document.documentElement.classList.toggle("dark-mode", dark.matches);
+dark.addEventListener("change", follow);
+follow();
 """
-# Swagger UI sets styles on its elements and draws its icons from data URLs
-_POLICY = "style-src 'self' 'unsafe-inline'; img-src 'self' data:"
+# Swagger UI draws its icons from data URLs
+_POLICY = "img-src 'self' data:"
 
 
 @router.get("/docs")
-async def page() -> Response:
+async def page(request: Request) -> Response:
     """Return the page."""
     policy = content_security_policy(extra=_POLICY)
-    return HTMLResponse(_PAGE, headers={"Content-Security-Policy": policy})
+    text = _PAGE.format(title=html.escape(request.app.title))
+    return HTMLResponse(text, headers={"Content-Security-Policy": policy})
 
 
 @router.get("/docs/start.js")

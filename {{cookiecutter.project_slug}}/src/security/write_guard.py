@@ -2,7 +2,9 @@
 
 import hmac
 from collections.abc import Mapping
+from typing import Any
 
+from fastapi import FastAPI
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -45,3 +47,26 @@ class WriteGuard:
             401,
             headers={"WWW-Authenticate": "Bearer"},
         )
+
+
+def describe_token(app: FastAPI) -> None:
+    """Let the OpenAPI schema say that writes take a token, so that the API docs can ask for it."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = describe()
+        scheme = {
+            "type": "apiKey",
+            "in": "header",
+            "name": "X-API-Token",
+            "description": "What API_TOKEN is set to. Where it is not set, no token is needed, "
+            "or on a Space none is accepted.",
+        }
+        schema.setdefault("components", {})["securitySchemes"] = {"APIToken": scheme}
+        for path in schema["paths"].values():
+            for method, operation in path.items():
+                if method.upper() not in SAFE_METHODS:
+                    operation["security"] = [{"APIToken": []}]
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's manual does it

@@ -4,53 +4,137 @@ import base64
 import hashlib
 import html
 import re
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from string import Template
+from typing import Annotated
+from urllib.parse import quote
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, Response
 
-from src import __version__
-from src.config.settings import read_about
-from src.health.router import LifecycleDep
+from src.config.settings import read_about, read_space
+from src.health.router import Health, health
 from src.security.headers import content_security_policy
 
 router = APIRouter(include_in_schema=False)
 
-HEADLINES = {
+_HEADLINES = {
     "ok": "Everything works",
-    "degraded": "Works, but on another database than was asked for",
-    "unavailable": "No database serves",
-    "starting": "Starting",
+    "degraded": "Works, but with another database than was asked for",
+    "unavailable": "Data can neither be read nor written",
+    "starting": "The database is on its way",
+}
+_BACKENDS = {"postgresql": "PostgreSQL", "sqlite": "SQLite", None: "None"}
+
+# What to do about a reason; any other one is about DATABASE_URL itself
+_RUNS = "See on your provider's page whether the server runs, and whether DATABASE_URL names it."
+_REMEDIES = {
+    "connection_lost": _RUNS,
+    "refused": _RUNS,
+    "timeout": _RUNS,
+    "unreachable": _RUNS,
+    "starting_up": "Wait a moment.",
+    "too_many_connections": "Close connections of other programs, or set POOL_SIZE to less.",
+    "read_only": "Let the database accept writes: it may be full, or a copy of another one.",
+    "migration_failed": "Read the log, mend the migration, and deploy again.",
+    "no_writable_path": "Make that place writable, or set SQLITE_DIR to one that is.",
+    "corrupt": "Restore a copy. A damaged SQLite file is kept, with .damaged in its name.",
+    "disk_full": "Free some space on the disk.",
+    "locked": "End other programs that use the database.",
+}
+_REPAIRS = {
+    "blanks": "blanks around it",
+    "driver": "the driver's name",
+    "dropped_parameter": "left out the parameter",
+    "escapes": "escaped characters",
+    "host": "the server's name",
+    "invisible_characters": "invisible characters",
+    "line_breaks": "line breaks",
+    "other_lines": "other lines",
+    "prefix": "words before it",
+    "query": "the question mark",
+    "quotes": "quotes around it",
+    "scheme": "the part before ://",
+    "slashes": "slashes",
+    "trailing_characters": "words after it",
+    "translated_parameter": "renamed the parameter",
 }
 
 
 @router.get("/")
 @router.head("/")
-async def status_page(request: Request, lifecycle: LifecycleDep) -> Response:
-    """Return the page in its present state; its script keeps it up to date."""
+async def status_page(request: Request, report: Annotated[Health, Depends(health)]) -> Response:
+    """Return the page, which says in words what /health says in JSON."""
     page, policy = _page()
-    report = lifecycle.report
-    about = read_about()
-    values = {
-        "title": about.title,
-        "emoji": about.emoji,
-        "description": about.description,
-        "status": report.status,
-        "headline": HEADLINES[report.status],
-        "detail": report.detail,
-        "backend": {"postgresql": "PostgreSQL", "sqlite": "SQLite"}.get(
-            report.backend or "", "none"
-        ),
-        "persistent": "yes" if report.persistent else "no",
-        "latency": "-" if report.latency_ms is None else f"{report.latency_ms} ms",
-        "version": __version__,
+    theme = request.query_params.get("__theme")  # the Hub's, in its frames
+    values = _values(report) | {
+        "color_scheme": theme if theme in ("light", "dark") else "light dark"
     }
     return HTMLResponse(
         page.substitute({name: html.escape(value) for name, value in values.items()}),
         headers={"Content-Security-Policy": policy, "Cache-Control": "no-store"},
     )
+
+
+def _values(report: Health) -> dict[str, str]:
+    """Return what the page shows, as plain text."""
+    about = read_about()
+    database = report.database
+    latency = database.latency_ms
+    loses_data = database.backend is not None and not database.persistent
+    return {
+        "title": about.title,
+        "emoji": about.emoji,
+        "icon": quote(html.escape(about.emoji)),
+        "description": about.description,
+        "status": report.status,
+        "word": report.status.capitalize() if report.status != "ok" else "OK",
+        "headline": _HEADLINES[report.status],
+        "detail": database.detail,
+        "remedy": _remedy(database.reason),
+        "hide_remedy": "" if report.status in ("degraded", "unavailable") else "hidden",
+        "where": _where(),
+        "hide_warning": "" if loses_data else "hidden",
+        "backend": _BACKENDS[database.backend],
+        "persistent": ("Yes" if database.persistent else "No") if database.backend else "Not known",
+        "latency": "Not measured" if latency is None else f"{latency:g} ms",
+        "uptime": _duration(report.uptime_seconds),
+        "checked": f"{_duration((datetime.now(UTC) - database.checked_at).total_seconds())} ago",
+        "version": report.version,
+        "pending_rows": str(database.pending_rows),
+        "hide_pending": "" if database.pending_rows else "hidden",
+        "repairs": ", ".join(map(_repair, database.repairs)),
+        "hide_repairs": "" if database.repairs else "hidden",
+    }
+
+
+def _remedy(reason: str | None) -> str:
+    compare = "Compare DATABASE_URL with the connection string on your provider's page"
+    return _REMEDIES.get(reason or "", f"{compare}, and correct it {_where()}.")
+
+
+def _where() -> str:
+    if read_space().is_running_here:
+        return "in this Space's settings, under Variables and secrets"
+    return "in the environment of the server"
+
+
+def _repair(code: str) -> str:
+    kind, _, name = code.partition(":")
+    return f"{_REPAIRS.get(kind, kind)} {name}".rstrip()
+
+
+def _duration(seconds: float) -> str:
+    """Return the two largest units, such as "2 hours 3 minutes"."""
+    rest = max(int(seconds), 0)
+    parts: list[str] = []
+    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1)):
+        count, rest = divmod(rest, size)
+        if count or parts or unit == "second":
+            parts.append(f"{count} {unit}" if count == 1 else f"{count} {unit}s")
+    return " ".join(parts[:2])
 
 
 @cache

@@ -1,0 +1,105 @@
+"""Debian's Chromium, driven by Playwright: what people see, and what the browser complains about."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
+
+from tests.support.bakery import ROOT
+from tests.support.machine import need
+from tests.support.server import Server
+
+# Screenshots, to be looked at. Each run overwrites them.
+ARTIFACTS = ROOT / "test-artifacts"
+# A name, because pages may behave differently on localhost: Swagger UI asks a validator on the internet elsewhere.
+HOST = "my-space.test"
+WIDTHS = {"wide": 1280, "narrow": 360}
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Yield a browser that finds the app's servers at HOST, or skip."""
+    program = need("chromium", "it opens the status page and the API docs")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=program,
+            # Chromium's sandbox refuses root and containers; only our own pages are opened.
+            args=["--no-sandbox", "--no-proxy-server", f"--host-resolver-rules=MAP {HOST} 127.0.0.1"],
+        )
+        yield browser
+        browser.close()
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A page that is open, and all that must not have happened: errors, and requests to other hosts."""
+
+    page: Page
+    problems: list[str]
+
+    def photograph(self, name: str) -> None:
+        """Keep a picture of the whole page."""
+        ARTIFACTS.mkdir(exist_ok=True)
+        self.page.screenshot(path=ARTIFACTS / f"{name}.png", full_page=True)
+
+    def resize(self, width: int) -> None:
+        """Make the window so wide, and as high as a small laptop's."""
+        self.page.set_viewport_size({"width": width, "height": 800})
+
+    @property
+    def needs_sideways_scrolling(self) -> bool:
+        """Whether something is wider than the window."""
+        return bool(self.page.evaluate("document.documentElement.scrollWidth > innerWidth"))
+
+    def barriers(self, axe: str) -> list[str]:
+        """What axe finds that keeps people from using the page."""
+        self.page.evaluate(axe)
+        found = self.page.evaluate("axe.run()")
+        return [
+            f"{violation['id']}: {node['target']}: {node['failureSummary']}"
+            for violation in found["violations"]
+            for node in violation["nodes"]
+        ]
+
+
+@contextmanager
+def new_context(
+    browser: Browser, hosts: tuple[str, ...] = (HOST,), **options: Any
+) -> Iterator[tuple[BrowserContext, list[str]]]:
+    """Yield a fresh profile of the browser, and the list of what goes wrong in it."""
+    problems: list[str] = []
+
+    def listen(message: ConsoleMessage) -> None:
+        if message.type == "error":
+            problems.append(message.text)
+
+    def watch(request: Request) -> None:
+        if urlsplit(request.url).hostname not in hosts:
+            problems.append(f"asked {request.url}")
+
+    context = browser.new_context(**options)
+    context.on("console", listen)
+    context.on("weberror", lambda error: problems.append(str(error.error)))
+    context.on("request", watch)
+    try:
+        yield context, problems
+    finally:
+        context.close()
+
+
+@contextmanager
+def visit(browser: Browser, server: Server, path: str = "/", **options: Any) -> Iterator[Visit]:
+    """Open a page of the app in a fresh profile; `options` are Playwright's, such as `color_scheme`."""
+    with new_context(browser, **options) as (context, problems):
+        page = context.new_page()
+        page.goto(f"http://{HOST}:{server.port}{path}")
+        yield Visit(page, problems)
+
+
+def axe_source(folder: Path) -> str:
+    """Return axe as one script, from where the packages are installed."""
+    return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
