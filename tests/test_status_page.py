@@ -1,5 +1,6 @@
 """The status page tells people the truth: in words, a sign and a colour, on any screen, and without a reload."""
 
+import json
 import re
 import signal
 from collections.abc import Iterator
@@ -8,8 +9,11 @@ from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, Route, expect
+from src.database.errors import CAUSES
+from src.database.resolver import DatabaseURLResolver
+from src.status_page.router import REMEDIES, REPAIRS
 
-from tests.support.bakery import Bakery
+from tests.support.bakery import ROOT, BakedProject, Bakery
 from tests.support.browser import HOST, WIDTHS, Visit, axe_source, chromium, new_context, visit
 from tests.support.faults import listening, silence
 from tests.support.javascript import install_packages
@@ -62,6 +66,23 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
     return axe_source(install_packages(tmp_path_factory.mktemp("javascript")))
 
 
+PATIENT_APP = """
+from src.database import lifecycle
+
+assert lifecycle.CONNECT_SECONDS == 10
+lifecycle.CONNECT_SECONDS = 300
+from src.main import app
+"""
+
+
+@pytest.fixture
+def project(bake: Bakery, tmp_path: Path) -> BakedProject:
+    """A project whose `patient:app` goes on starting for as long as anyone looks at it."""
+    project = bake().copy_to(tmp_path)
+    (project.path / "patient.py").write_text(PATIENT_APP)
+    return project
+
+
 @pytest.fixture
 def silent_port() -> Iterator[int]:
     """A port where somebody listens who never says a word."""
@@ -93,10 +114,11 @@ def check_sizes(opened: Visit, axe: str, name: str) -> None:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("state", STATES)
 def test_each_state_is_told_in_words_that_everyone_can_use(
-    bake: Bakery, browser: Browser, axe: str, silent_port: int, state: str, theme: str
+    project: BakedProject, browser: Browser, axe: str, silent_port: int, state: str, theme: str
 ) -> None:
     environ = {name: value.format(silent=silent_port) for name, value in STATES[state].items()}
-    with bake().boot(environ) as server:
+    app = "patient:app" if state == "starting" else "src.main:app"
+    with project.boot(environ, in_place=True, app=app) as server:
         if state != "starting":
             server.settled()
         if state == "degraded":
@@ -120,21 +142,16 @@ def test_each_state_is_told_in_words_that_everyone_can_use(
         assert server.health()["status"] == status
 
 
-def test_no_state_looks_like_another(bake: Bakery, browser: Browser) -> None:
-    with bake().boot() as server:
-        for theme in ("light", "dark"):
-            with visit(browser, server, color_scheme=theme) as opened:
-                backgrounds = {
-                    opened.page.evaluate(
-                        """state => {
-                            document.body.dataset.status = state;
-                            return getComputedStyle(document.querySelector(".state")).backgroundColor;
-                        }""",
-                        state,
-                    )
-                    for state in ("ok", "degraded", "unavailable", "starting", "silent")
-                }
-                assert len(backgrounds) == 5
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_no_state_looks_like_another(bake: Bakery, browser: Browser, theme: str) -> None:
+    colour = "element => getComputedStyle(element).backgroundColor"
+    with bake().boot() as server, visit(browser, server, color_scheme=theme) as opened:
+        colours = {"rgba(0, 0, 0, 0)", opened.page.locator("body").evaluate(colour)}
+        for state in ("ok", "degraded", "unavailable", "starting", "silent"):
+            opened.page.evaluate("state => { document.body.dataset.status = state }", state)
+            background = opened.page.locator(".state").evaluate(colour)
+            assert background not in colours
+            colours.add(background)
 
 
 def test_changes_appear_and_are_announced_without_a_reload(
@@ -176,9 +193,8 @@ def test_changes_appear_and_are_announced_without_a_reload(
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_server_that_was_killed_is_no_longer_called_ok(
-    bake: Bakery, browser: Browser, axe: str, tmp_path: Path, theme: str
+    project: BakedProject, browser: Browser, axe: str, theme: str
 ) -> None:
-    project = bake().copy_to(tmp_path)
     with project.boot(in_place=True) as server:
         server.settled()
         with visit(browser, server, color_scheme=theme) as opened:
@@ -328,3 +344,17 @@ def test_the_theme_is_the_hubs_or_the_browsers(bake: Bakery, theme: str, scheme:
     with bake().boot() as server:
         page = server.get("/", params={"__theme": theme, "logs": "container"}).text
         assert f'<meta name="color-scheme" content="{scheme}">' in page
+
+
+def test_every_reason_has_a_remedy() -> None:
+    about_the_url = {"auth_failed", "database_missing", "dns", "not_postgres", "tls"}
+    assert set(CAUSES) == REMEDIES.keys() | about_the_url
+
+
+def test_every_repair_is_told_in_words() -> None:
+    rows = (ROOT / "tests" / "data" / "database-urls.jsonl").read_text(encoding="utf-8").splitlines()
+    values = [json.loads(row)["value"] for row in rows]
+    resolutions = (DatabaseURLResolver({"DATABASE_URL": value}).resolve() for value in values if value)
+    repairs = {code.partition(":")[0] for resolution in resolutions for code in resolution.repairs}
+    assert len(repairs) > 10
+    assert repairs <= REPAIRS.keys()

@@ -20,17 +20,17 @@ from src.security.headers import content_security_policy
 
 router = APIRouter(include_in_schema=False)
 
-_HEADLINES = {
+HEADLINES = {
     "ok": "Everything works",
     "degraded": "Works, but with another database than was asked for",
     "unavailable": "Data can neither be read nor written",
     "starting": "The database is on its way",
 }
-_BACKENDS = {"postgresql": "PostgreSQL", "sqlite": "SQLite", None: "None"}
+BACKENDS = {"postgresql": "PostgreSQL", "sqlite": "SQLite", None: "None"}
 
 # What to do about a reason; any other one is about DATABASE_URL itself
 _RUNS = "See on your provider's page whether the server runs, and whether DATABASE_URL names it."
-_REMEDIES = {
+REMEDIES = {
     "connection_lost": _RUNS,
     "refused": _RUNS,
     "timeout": _RUNS,
@@ -44,7 +44,7 @@ _REMEDIES = {
     "disk_full": "Free some space on the disk.",
     "locked": "End other programs that use the database.",
 }
-_REPAIRS = {
+REPAIRS = {
     "blanks": "blanks around it",
     "driver": "the driver's name",
     "dropped_parameter": "left out the parameter",
@@ -91,13 +91,13 @@ def _values(report: Health) -> dict[str, str]:
         "description": about.description,
         "status": report.status,
         "word": report.status.capitalize() if report.status != "ok" else "OK",
-        "headline": _HEADLINES[report.status],
+        "headline": HEADLINES[report.status],
         "detail": database.detail,
         "remedy": _remedy(database.reason),
         "hide_remedy": "" if report.status in ("degraded", "unavailable") else "hidden",
         "where": _where(),
         "hide_warning": "" if loses_data else "hidden",
-        "backend": _BACKENDS[database.backend],
+        "backend": BACKENDS[database.backend],
         "persistent": ("Yes" if database.persistent else "No") if database.backend else "Not known",
         "latency": "Not measured" if latency is None else f"{latency:g} ms",
         "uptime": _duration(report.uptime_seconds),
@@ -112,7 +112,7 @@ def _values(report: Health) -> dict[str, str]:
 
 def _remedy(reason: str | None) -> str:
     compare = "Compare DATABASE_URL with the connection string on your provider's page"
-    return _REMEDIES.get(reason or "", f"{compare}, and correct it {_where()}.")
+    return REMEDIES.get(reason or "", f"{compare}, and correct it {_where()}.")
 
 
 def _where() -> str:
@@ -123,7 +123,7 @@ def _where() -> str:
 
 def _repair(code: str) -> str:
     kind, _, name = code.partition(":")
-    return f"{_REPAIRS.get(kind, kind)} {name}".rstrip()
+    return f"{REPAIRS.get(kind, kind)} {name}".rstrip()
 
 
 def _duration(seconds: float) -> str:
