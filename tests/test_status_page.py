@@ -157,38 +157,43 @@ def test_no_state_looks_like_another(bake: Bakery, browser: Browser, theme: str)
 def test_changes_appear_and_are_announced_without_a_reload(
     bake: Bakery, browser: Browser, axe: str, postgres: Postgres
 ) -> None:
-    with bake().boot({"DATABASE_URL": postgres.create_database()}) as server:
+    url = postgres.create_database()
+    postgres.stop()
+    with bake().boot({"DATABASE_URL": url}) as server, visit(browser, server) as opened:
+        page, state = opened.page, state_of(opened.page)
+        expect(state).to_contain_text("The database is being chosen")
         server.settled()
-        with visit(browser, server) as opened:
-            page, state = opened.page, state_of(opened.page)
-            expect(state).to_contain_text("Everything works")
-            page.evaluate(
-                """() => {
+        expect(state).to_contain_text("SQLite serves instead of PostgreSQL.", timeout=SOON)
+        postgres.start()
+        server.health_when(lambda report: report["status"] == "ok")
+        expect(state).to_contain_text("PostgreSQL serves.", timeout=SOON)
+
+        page.evaluate(
+            """() => {
                     window.announced = 0;
                     new MutationObserver(() => window.announced++).observe(
                         document.querySelector("[role=status]"), {subtree: true, childList: true, characterData: true},
                     );
                 }"""
-            )
-            uptime = page.locator("dt:text('Uptime') + dd")
-            for _ in range(2):
-                expect(uptime).not_to_have_text(uptime.inner_text(), timeout=SOON)
-            assert page.evaluate("window.announced") == 0
+        )
+        uptime = page.locator("dt:text('Uptime') + dd")
+        for _ in range(2):
+            expect(uptime).not_to_have_text(uptime.inner_text(), timeout=SOON)
+        assert page.evaluate("window.announced") == 0
 
-            postgres.stop()
-            server.health_when(lambda report: report["status"] == "unavailable")
-            expect(state).to_contain_text("Data can neither be read nor written", timeout=SOON)
-            assert page.evaluate("window.announced") == 1
-            expect(page).to_have_title("My Space: Unavailable")
-            check_sizes(opened, axe, "status-unavailable-postgresql")
+        postgres.stop()
+        server.health_when(lambda report: report["status"] == "unavailable")
+        expect(state).to_contain_text("Data can neither be read nor written", timeout=SOON)
+        assert page.evaluate("window.announced") == 1
+        expect(page).to_have_title("My Space: Unavailable")
+        check_sizes(opened, axe, "status-unavailable-postgresql")
 
-            postgres.start()
-            server.health_when(lambda report: report["status"] == "ok")
-            expect(state).to_contain_text("Everything works", timeout=SOON)
-            expect(state).to_contain_text("PostgreSQL serves.")
-            # what was counted is still there, so nothing was loaded anew
-            assert page.evaluate("window.announced") == 2
-            assert opened.problems == []
+        postgres.start()
+        server.health_when(lambda report: report["status"] == "ok")
+        expect(state).to_contain_text("Everything works", timeout=SOON)
+        # what was counted is still there, so nothing was loaded anew
+        assert page.evaluate("window.announced") == 2
+        assert opened.problems == []
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -1,4 +1,4 @@
-"""Lets a crowd in a few at a time, so that /health answers quickly in the middle of it."""
+"""Lets a crowd in a few at a time, so that / and /health answer quickly in the middle of it."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ HOLD_SECONDS = 0.1
 
 
 class Entrance:
-    """A pure ASGI middleware: first come, first served; requests to /health pass without waiting.
+    """A pure ASGI middleware: first come, first served; / and /health pass without waiting.
 
     Hundreds of requests at once would each be parsed, routed and validated before the event loop
     came round to anything else. A place is given back when the request is answered, or after
@@ -22,7 +22,7 @@ class Entrance:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on when there is a place."""
-        if scope["type"] != "http" or scope["path"].startswith("/health"):
+        if scope["type"] != "http" or scope["path"] == "/" or scope["path"].startswith("/health"):
             await self._app(scope, receive, send)
             return
         await self._places.acquire()

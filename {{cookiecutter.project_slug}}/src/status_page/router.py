@@ -42,7 +42,7 @@ REMEDIES = {
     "no_writable_path": "Make that place writable, or set SQLITE_DIR to one that is.",
     "corrupt": "Restore a copy. A damaged SQLite file is kept, with .damaged in its name.",
     "disk_full": "Free some space on the disk.",
-    "locked": "End other programs that use the database.",
+    "locked": "End other programs that use the database, or restart this one.",
 }
 REPAIRS = {
     "blanks": "blanks around it",
