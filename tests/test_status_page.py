@@ -66,6 +66,7 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
     return axe_source(install_packages(tmp_path_factory.mktemp("javascript")))
 
 
+# Goes on starting for as long as anyone may look at it.
 PATIENT_APP = """
 from src.database import lifecycle
 
@@ -76,14 +77,6 @@ from src.main import app
 
 
 @pytest.fixture
-def project(bake: Bakery, tmp_path: Path) -> BakedProject:
-    """A project whose `patient:app` goes on starting for as long as anyone looks at it."""
-    project = bake().copy_to(tmp_path)
-    (project.path / "patient.py").write_text(PATIENT_APP)
-    return project
-
-
-@pytest.fixture
 def silent_port() -> Iterator[int]:
     """A port where somebody listens who never says a word."""
     with listening(silence) as port:
@@ -91,8 +84,8 @@ def silent_port() -> Iterator[int]:
 
 
 def state_of(page: Page) -> Locator:
-    """The part that screen readers announce when it changes."""
-    return page.get_by_role("status")
+    """The part that tells the state, whose headline screen readers announce when it changes."""
+    return page.locator("section.state", has=page.get_by_role("status"))
 
 
 def facts_of(page: Page) -> dict[str, str]:
@@ -100,6 +93,18 @@ def facts_of(page: Page) -> dict[str, str]:
     rows = page.locator("dl > div:visible")
     texts = (row.inner_text().split("\n", 1) for row in rows.all())
     return {term.strip(): value.strip() for term, value in texts}
+
+
+def count_announcements(page: Page) -> None:
+    """Count in `announced`, from now on, how often screen readers have something to say."""
+    page.evaluate(
+        """() => {
+            window.announced = 0;
+            const seen = {subtree: true, childList: true, characterData: true};
+            const observer = new MutationObserver(() => window.announced++);
+            for (const part of document.querySelectorAll("[role=status], [aria-live]")) observer.observe(part, seen);
+        }"""
+    )
 
 
 def check_sizes(opened: Visit, axe: str, name: str) -> None:
@@ -117,6 +122,7 @@ def test_each_state_is_told_in_words_that_everyone_can_use(
     project: BakedProject, browser: Browser, axe: str, silent_port: int, state: str, theme: str
 ) -> None:
     environ = {name: value.format(silent=silent_port) for name, value in STATES[state].items()}
+    (project.path / "patient.py").write_text(PATIENT_APP)
     app = "patient:app" if state == "starting" else "src.main:app"
     with project.boot(environ, in_place=True, app=app) as server:
         if state != "starting":
@@ -126,7 +132,7 @@ def test_each_state_is_told_in_words_that_everyone_can_use(
             server.health_when(lambda report: report["database"]["pending_rows"] == 1)
         with visit(browser, server, color_scheme=theme) as opened:
             page = opened.page
-            shown = state_of(page).inner_text().replace("\n", " ")
+            shown = page.locator("main").inner_text().replace("\n", " ")
             assert [word for word in WORDS[state] if word.lower() not in shown.lower()] == []
             status = state.partition("-")[0]
             expect(page.locator(".state use")).to_have_attribute("href", f"#sign-{status}")
@@ -144,14 +150,16 @@ def test_each_state_is_told_in_words_that_everyone_can_use(
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_no_state_looks_like_another(bake: Bakery, browser: Browser, theme: str) -> None:
-    colour = "element => getComputedStyle(element).backgroundColor"
     with bake().boot() as server, visit(browser, server, color_scheme=theme) as opened:
-        colours = {"rgba(0, 0, 0, 0)", opened.page.locator("body").evaluate(colour)}
-        for state in ("ok", "degraded", "unavailable", "starting", "silent"):
-            opened.page.evaluate("state => { document.body.dataset.status = state }", state)
-            background = opened.page.locator(".state").evaluate(colour)
-            assert background not in colours
-            colours.add(background)
+        colours = opened.page.evaluate(
+            """states => {
+                const colour = selector => getComputedStyle(document.querySelector(selector)).backgroundColor;
+                const ofState = state => { document.body.dataset.status = state; return colour(".state") };
+                return ["rgba(0, 0, 0, 0)", colour("body"), ...states.map(ofState)];
+            }""",
+            ["ok", "degraded", "unavailable", "starting", "silent"],
+        )
+        assert len(set(colours)) == 7
 
 
 def test_changes_appear_and_are_announced_without_a_reload(
@@ -161,21 +169,13 @@ def test_changes_appear_and_are_announced_without_a_reload(
     postgres.stop()
     with bake().boot({"DATABASE_URL": url}) as server, visit(browser, server) as opened:
         page, state = opened.page, state_of(opened.page)
-        expect(state).to_contain_text("The database is being chosen")
         server.settled()
         expect(state).to_contain_text("SQLite serves instead of PostgreSQL.", timeout=SOON)
         postgres.start()
         server.health_when(lambda report: report["status"] == "ok")
         expect(state).to_contain_text("PostgreSQL serves.", timeout=SOON)
 
-        page.evaluate(
-            """() => {
-                    window.announced = 0;
-                    new MutationObserver(() => window.announced++).observe(
-                        document.querySelector("[role=status]"), {subtree: true, childList: true, characterData: true},
-                    );
-                }"""
-        )
+        count_announcements(page)
         uptime = page.locator("dt:text('Uptime') + dd")
         for _ in range(2):
             expect(uptime).not_to_have_text(uptime.inner_text(), timeout=SOON)
@@ -194,6 +194,17 @@ def test_changes_appear_and_are_announced_without_a_reload(
         # what was counted is still there, so nothing was loaded anew
         assert page.evaluate("window.announced") == 2
         assert opened.problems == []
+
+
+def test_an_age_that_grows_is_shown_and_not_announced(bake: Bakery, browser: Browser, tmp_path: Path) -> None:
+    with bake().boot({"SNAPSHOT_URL": str(tmp_path), "SNAPSHOT_INTERVAL": "5"}) as server:
+        server.health_when(lambda report: "The newest snapshot is" in report["database"]["detail"])
+        with visit(browser, server) as opened:
+            count_announcements(opened.page)
+            detail = opened.page.locator("#text p").first
+            for _ in range(2):
+                expect(detail).not_to_have_text(detail.inner_text(), timeout=SOON)
+            assert opened.page.evaluate("window.announced") == 0
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -303,8 +314,8 @@ def test_the_keyboard_reaches_every_link_and_shows_where_it_is(bake: Bakery, bro
 @pytest.mark.parametrize(("motion", "moving"), [("no-preference", 1), ("reduce", 0)])
 def test_nothing_moves_for_those_who_want_no_motion(bake: Bakery, browser: Browser, motion: str, moving: int) -> None:
     with bake().boot() as server, visit(browser, server, reduced_motion=motion) as opened:
-        opened.page.evaluate("document.body.dataset.status = 'starting'")
-        assert opened.page.evaluate("document.getAnimations().length") == moving
+        moves = "document.body.dataset.status = 'starting', document.getAnimations().length"
+        assert opened.page.evaluate(moves) == moving
 
 
 FRAME = """<!doctype html><title>The Hub</title>

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, expect, sync_playwright
 
 from tests.support.bakery import ROOT
 from tests.support.machine import need
@@ -15,6 +15,8 @@ from tests.support.server import Server
 
 # Screenshots, to be looked at. Each run overwrites them.
 ARTIFACTS = ROOT / "test-artifacts"
+# What has to be quick says so itself; the rest may wait for a busy machine.
+expect.set_options(timeout=30_000)
 # A name, because pages may behave differently on localhost: Swagger UI asks a validator on the internet elsewhere.
 HOST = "my-space.test"
 WIDTHS = {"wide": 1280, "narrow": 360}
