@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx2
 
+from tests.support.leaks import check_no_secret_in, secrets_in_headers, secrets_of
 from tests.support.processes import bare_environment, end, free_port, is_listening
 
 SECONDS_TO_LISTEN = 15
@@ -108,8 +109,15 @@ def serve(
     """Start the app in `folder` with a bare environment, wait until it listens, and end it afterwards.
 
     `command` replaces uvicorn's command line; it must serve on the given `port`. `prefix` is put before it, such as
-    `unshare` or `setpriv` with their arguments.
+    `unshare` or `setpriv` with their arguments. At the end no secret that the app was given, or that `client` sent,
+    may be anywhere in its log.
     """
+    environ = environ or {}
+    secrets = secrets_of(environ)
+
+    def note_tokens(request: httpx2.Request) -> None:
+        secrets.update(secrets_in_headers(request.headers))
+
     port = port or free_port()
     command = command or [
         sys.executable, "-m", "uvicorn", app, "--host", "127.0.0.1", "--port", str(port),
@@ -121,7 +129,7 @@ def serve(
             process = subprocess.Popen(  # noqa: S603
                 [*prefix, *command],
                 cwd=folder,
-                env=bare_environment(home) | dict(environ or {}),
+                env=bare_environment(home) | dict(environ),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -129,10 +137,16 @@ def serve(
             )
         try:
             wait_until_listening(process, port, log_file)
-            with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+            with httpx2.Client(
+                base_url=f"http://127.0.0.1:{port}",
+                timeout=30,
+                trust_env=False,
+                event_hooks={"request": [note_tokens]},
+            ) as client:
                 yield Server(process, port, client, log_file)
         finally:
             end(process)
+        check_no_secret_in(log_file.read_bytes(), secrets)
 
 
 def wait_until_listening(process: subprocess.Popen[bytes], port: int, log_file: Path) -> None:

@@ -1,0 +1,115 @@
+"""Several processes of one deployment start at once: one migrates, none fails, and all serve the same database."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.support.bakery import BakedProject, Bakery
+from tests.support.postgres import Postgres
+from tests.support.server import Server
+
+pytestmark = pytest.mark.slow
+
+# A second migration, slow enough that all processes are there before it is over, and that notes each time it is run.
+MIGRATION = """
+import os
+import time
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    with open(os.environ["NOTES"], "a") as notes:
+        notes.write("migrated\\n")
+    time.sleep(8)
+
+
+def downgrade() -> None:
+    pass
+"""
+
+# Tells which process answers.
+ROUTES = """
+import os
+from src.main import app
+
+
+@app.get("/process")
+async def process() -> int:
+    return os.getpid()
+"""
+
+
+@pytest.fixture
+def projects(bake: Bakery, tmp_path: Path) -> list[BakedProject]:
+    """Two copies, as two containers have them."""
+    projects = [bake().copy_to(tmp_path / name) for name in ("first", "second")]
+    for project in projects:
+        (project.path / "migrations" / "versions" / "0002_take_long.py").write_text(MIGRATION)
+        (project.path / "extra.py").write_text(ROUTES)
+    return projects
+
+
+@pytest.fixture(params=["postgresql", "sqlite"])
+def environ(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
+    """An empty database that all processes share."""
+    notes = {"NOTES": str(tmp_path / "notes")}
+    if request.param == "sqlite":
+        return notes | {"SQLITE_DIR": str(tmp_path / "shared")}
+    postgres: Postgres = request.getfixturevalue("postgres")
+    return notes | {"DATABASE_URL": postgres.create_database()}
+
+
+def one_client_for_each_process(server: Server, processes: int) -> Iterator[httpx2.Client]:
+    """Connect until each process of the server has answered; yield one connection to each."""
+    met: set[int] = set()
+    deadline = time.monotonic() + 30
+    while len(met) < processes:
+        assert time.monotonic() < deadline, f"only {len(met)} of {processes} processes answer:\n{server.log()}"
+        with httpx2.Client(base_url=server.url, timeout=30, trust_env=False) as client:
+            process = client.get("/process").json()
+            if process not in met:
+                met.add(process)
+                yield client
+
+
+def wait_until_ready(client: httpx2.Client) -> None:
+    """Return when the process at the other end serves a database; fail if it ever says that it cannot."""
+    deadline = time.monotonic() + 20
+    while (report := client.get("/health").json())["status"] != "ok":
+        assert report["status"] == "starting", report
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("again", range(3))
+def test_all_that_start_at_once_serve_the_database_that_one_of_them_made(
+    projects: list[BakedProject], environ: dict[str, str], again: int
+) -> None:
+    workers = [4, 1]
+
+    def start(number: int) -> Server:
+        settings = environ | {"WEB_CONCURRENCY": str(workers[number])}
+        return stack.enter_context(projects[number].boot(settings, in_place=True, app="extra:app"))
+
+    with ExitStack() as stack, ThreadPoolExecutor(len(workers)) as threads:
+        servers = list(threads.map(start, range(len(workers))))
+        stored: set[str] = set()
+        for server, processes in zip(servers, workers, strict=True):
+            for client in one_client_for_each_process(server, processes):
+                wait_until_ready(client)
+                title = str(len(stored))
+                assert client.post("/api/items", json={"title": title}).status_code == 201
+                stored.add(title)
+                assert {item["title"] for item in client.get("/api/items").json()["items"]} == stored
+        assert len(stored) == sum(workers)
+        log = "".join(server.log() for server in servers)
+    assert Path(environ["NOTES"]).read_text() == "migrated\n"
+    assert log.count("database ok") == sum(workers)
+    assert not [trouble for trouble in ("[warning", "[error", "Traceback") if trouble in log], log
