@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 WORKERS ?= 2
+MINUTES ?= 30
 UV = UV_PYTHON_DOWNLOADS=never "$(CURDIR)/.tools/bin/uv"
 VENV = .venv/bin
 PROJECT = {{cookiecutter.project_slug}}
@@ -9,7 +10,7 @@ LOCK = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-ha
 	--custom-compile-command "make lock" --upgrade
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test chaos lint check fix lock bench clean
+.PHONY: help demo test chaos soak lint check fix lock bench clean
 
 help: ## List these verbs
 	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  make %-6s %s\n", $$1, $$2 }'
@@ -42,6 +43,9 @@ lock: .tools/bin/uv ## Pin the newest versions that the ranges allow, with hashe
 
 bench: .venv/ready ## Measure rendering against an empty template
 	$(VENV)/python -m benchmarks.render
+
+soak: .venv/ready ## Put the app under load and faults for half an hour (MINUTES=30), and watch what it holds
+	SOAK_MINUTES=$(MINUTES) $(VENV)/python -m pytest -s tests/test_soak.py
 
 clean: ## Remove what these verbs fetched and rendered
 	rm -rf .tools .venv .demo

@@ -5,21 +5,64 @@ import random
 import sqlite3
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.bakery import BakedProject, Bakery
-from tests.support.load import clients, write
+from tests.support.load import Told, clients, write
 from tests.support.postgres import Postgres
 from tests.support.processes import free_port
+from tests.support.server import Server
 
 pytestmark = pytest.mark.slow
 
 KILLS = 20
 RESTARTS = 10
+
+# The steps of a hand-over, and on which side of each of them the app is killed.
+STEPS = [
+    ("src.database.handover.move", "before"),
+    ("src.database.handover.seal", "after"),
+    ("src.database.handover.begin", "after"),
+    ("src.database.promotion.copy_tables", "after"),
+    ("src.database.promotion.record", "after"),
+    ("src.database.promotion.promote", "after"),
+    ("src.database.handover.finish", "after"),
+]
+
+# Stops at a step for longer than the test takes, and leaves a file that says so.
+PAUSE = """
+import importlib
+import os
+import time
+from pathlib import Path
+from src.main import app
+
+module_name, _, name = os.environ["STEP"].rpartition(".")
+module = importlib.import_module(module_name)
+step = getattr(module, name)
+
+
+def pause(side):
+    if side == os.environ["SIDE"]:
+        Path("paused").touch()
+        time.sleep(600)
+
+
+def step_with_pauses(*arguments, **options):
+    pause("before")
+    result = step(*arguments, **options)
+    pause("after")
+    return result
+
+
+setattr(module, name, step_with_pauses)
+"""
 
 
 @pytest.fixture
@@ -40,7 +83,7 @@ def kill_again_and_again(project: BakedProject, environ: dict[str, str], port: i
     """Start the app and kill it at a random moment, many times."""
     for _ in range(KILLS):
         with project.boot(environ, in_place=True, port=port) as server:
-            time.sleep(chance.uniform(0, 1))
+            time.sleep(chance.uniform(0, 2))
             server.kill()
 
 
@@ -54,6 +97,32 @@ def titles_in_postgresql(postgres: Postgres, url: str) -> Counter[str]:
     """How often each title is in the database."""
     with postgres.connect(url) as connection:
         return Counter(str(title) for (title,) in connection.execute("SELECT title FROM items"))
+
+
+def let_in(postgres: Postgres, url: str, allowed: bool) -> None:
+    """Let PostgreSQL accept connections to a database, or refuse them: then an app that starts falls back at once."""
+    with postgres.connect() as connection:
+        connection.execute(f"ALTER DATABASE {url.rpartition('/')[2]} ALLOW_CONNECTIONS {allowed}")
+
+
+def wait_until(holds: Callable[[], bool], server: Server) -> None:
+    """Return as soon as something holds; fail with the server's log if it does not in time."""
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline, server.log()
+        time.sleep(0.05)
+
+
+def wait_for_more(told: Told, server: Server) -> None:
+    """Return when some more items have been acknowledged."""
+    enough = len(told.stored) + 10
+    wait_until(lambda: len(told.stored) > enough, server)
+
+
+def is_all_in_postgresql(report: dict[str, Any]) -> bool:
+    """Whether a health report says that PostgreSQL serves and no row waits to be moved to it."""
+    database = report["database"]
+    return report["status"] == "ok" and database["backend"] == "postgresql" and not database["pending_rows"]
 
 
 def test_on_sqlite_whenever_the_app_is_killed(project: BakedProject, chance: random.Random) -> None:
@@ -72,14 +141,45 @@ def test_on_postgresql_whenever_it_is_stopped_and_the_app_is_killed(
     def restart_again_and_again() -> None:
         for _ in range(RESTARTS):
             time.sleep(moments.uniform(0, 3))
+            # an app that starts meanwhile serves SQLite, and its rows are moved afterwards
+            let_in(postgres, url, False)
+            time.sleep(moments.uniform(0, 1))
             moments.choice([postgres.stop, lambda: postgres.stop("immediate"), postgres.kill])()
-            time.sleep(moments.uniform(0, 2))
+            time.sleep(moments.uniform(0, 1))
             postgres.start()
+            let_in(postgres, url, True)
 
     with ThreadPoolExecutor(1) as other, clients(4, write, port) as told:
         restarting = other.submit(restart_again_and_again)
         kill_again_and_again(project, {"DATABASE_URL": url}, port, chance)
         restarting.result()
     with project.boot({"DATABASE_URL": url}, in_place=True) as server:
-        server.health_when(lambda report: report["status"] == "ok" and not report["database"]["pending_rows"])
+        server.health_when(is_all_in_postgresql)
     told.check(titles_in_postgresql(postgres, url))
+
+
+@pytest.mark.parametrize("restart", ["while PostgreSQL is there", "while PostgreSQL is away again"])
+@pytest.mark.parametrize(("step", "side"), STEPS)
+def test_on_both_wherever_the_app_is_killed_while_rows_are_moved(
+    project: BakedProject, postgres: Postgres, step: str, side: str, restart: str
+) -> None:
+    (project.path / "extra.py").write_text(PAUSE)
+    url, port = postgres.create_database(), free_port()
+    let_in(postgres, url, False)
+    with clients(2, write, port) as told:
+        environ = {"DATABASE_URL": url, "STEP": step, "SIDE": side}
+        with project.boot(environ, in_place=True, app="extra:app", port=port) as server:
+            wait_for_more(told, server)
+            let_in(postgres, url, True)
+            wait_until((project.path / "paused").exists, server)
+            server.kill()
+        is_away = restart == "while PostgreSQL is away again"
+        let_in(postgres, url, not is_away)
+        with project.boot({"DATABASE_URL": url}, in_place=True, port=port) as server:
+            if is_away:
+                wait_for_more(told, server)
+                let_in(postgres, url, True)
+            server.health_when(is_all_in_postgresql)
+            wait_for_more(told, server)
+    told.check(titles_in_postgresql(postgres, url))
+    assert {path.name.partition("-")[0] for path in project.path.glob("data/*.db")} == {"promoted"}

@@ -136,7 +136,8 @@ def serve(
                 start_new_session=True,
             )
         try:
-            wait_until_listening(process, port, log_file)
+            # workers that start together share the machine
+            wait_until_listening(process, port, log_file, SECONDS_TO_LISTEN * int(environ.get("WEB_CONCURRENCY", "1")))
             with httpx2.Client(
                 base_url=f"http://127.0.0.1:{port}",
                 timeout=30,
@@ -149,14 +150,16 @@ def serve(
         check_no_secret_in(log_file.read_bytes(), secrets)
 
 
-def wait_until_listening(process: subprocess.Popen[bytes], port: int, log_file: Path) -> None:
+def wait_until_listening(
+    process: subprocess.Popen[bytes], port: int, log_file: Path, patience: float = SECONDS_TO_LISTEN
+) -> None:
     """Return when the process accepts connections; fail with its log when it does not in time."""
-    deadline = time.monotonic() + SECONDS_TO_LISTEN
+    deadline = time.monotonic() + patience
     while not is_listening(port):
         if process.poll() is not None:
             problem = f"The server ended with {process.returncode} before it listened"
         elif time.monotonic() > deadline:
-            problem = f"The server did not listen within {SECONDS_TO_LISTEN} s"
+            problem = f"The server did not listen within {patience} s"
         else:
             time.sleep(0.02)
             continue
