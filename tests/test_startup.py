@@ -15,6 +15,37 @@ from tests.support.server import Server
 
 pytestmark = pytest.mark.slow
 
+# In each of the two copies.
+WORKERS = [4, 1]
+
+# All processes look for a database at the same moment, and tell which of them answers.
+APP = """
+import os
+import time
+import alembic.command
+import psycopg
+from src.database.lifecycle import DatabaseLifecycle
+from src.main import app
+
+choose = DatabaseLifecycle.choose
+
+
+def choose_with_the_others(lifecycle):
+    with open(os.environ["READY"], "a") as ready:
+        ready.write("ready\\n")
+    while len(open(os.environ["READY"]).readlines()) < int(os.environ["PROCESSES"]):
+        time.sleep(0.01)
+    choose(lifecycle)
+
+
+DatabaseLifecycle.choose = choose_with_the_others
+
+
+@app.get("/process")
+async def process() -> int:
+    return os.getpid()
+"""
+
 # A second migration, slow enough that all processes are there before it is over, and that notes each time it is run.
 MIGRATION = """
 import os
@@ -27,22 +58,11 @@ down_revision = "0001"
 def upgrade() -> None:
     with open(os.environ["NOTES"], "a") as notes:
         notes.write("migrated\\n")
-    time.sleep(2)
+    time.sleep(4)
 
 
 def downgrade() -> None:
     pass
-"""
-
-# Tells which process answers.
-ROUTES = """
-import os
-from src.main import app
-
-
-@app.get("/process")
-async def process() -> int:
-    return os.getpid()
 """
 
 
@@ -52,14 +72,14 @@ def projects(bake: Bakery, tmp_path: Path) -> list[BakedProject]:
     projects = [bake().copy_to(tmp_path / name) for name in ("first", "second")]
     for project in projects:
         (project.path / "migrations" / "versions" / "0002_take_long.py").write_text(MIGRATION)
-        (project.path / "extra.py").write_text(ROUTES)
+        (project.path / "extra.py").write_text(APP)
     return projects
 
 
 @pytest.fixture(params=["postgresql", "sqlite"])
 def environ(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
     """An empty database that all processes share."""
-    notes = {"NOTES": str(tmp_path / "notes")}
+    notes = {"NOTES": str(tmp_path / "notes"), "READY": str(tmp_path / "ready"), "PROCESSES": str(sum(WORKERS))}
     if request.param == "sqlite":
         return notes | {"SQLITE_DIR": str(tmp_path / "shared")}
     postgres: Postgres = request.getfixturevalue("postgres")
@@ -92,25 +112,23 @@ def wait_until_ready(client: httpx2.Client) -> None:
 def test_all_that_start_at_once_serve_the_database_that_one_of_them_made(
     projects: list[BakedProject], environ: dict[str, str], again: int
 ) -> None:
-    workers = [4, 1]
-
     def start(number: int) -> Server:
         # uvicorn kills workers that take five seconds to say a word, as they may where so many begin at once
-        settings = {"WEB_CONCURRENCY": str(workers[number]), "UVICORN_TIMEOUT_WORKER_HEALTHCHECK": "60"}
+        settings = {"WEB_CONCURRENCY": str(WORKERS[number]), "UVICORN_TIMEOUT_WORKER_HEALTHCHECK": "60"}
         return stack.enter_context(projects[number].boot(environ | settings, in_place=True, app="extra:app"))
 
-    with ExitStack() as stack, ThreadPoolExecutor(len(workers)) as threads:
-        servers = list(threads.map(start, range(len(workers))))
+    with ExitStack() as stack, ThreadPoolExecutor(len(WORKERS)) as threads:
+        servers = list(threads.map(start, range(len(WORKERS))))
         stored: set[str] = set()
-        for server, processes in zip(servers, workers, strict=True):
+        for server, processes in zip(servers, WORKERS, strict=True):
             for client in one_client_for_each_process(server, processes):
                 wait_until_ready(client)
                 title = str(len(stored))
                 assert client.post("/api/items", json={"title": title}).status_code == 201
                 stored.add(title)
                 assert {item["title"] for item in client.get("/api/items").json()["items"]} == stored
-        assert len(stored) == sum(workers)
+        assert len(stored) == sum(WORKERS)
         log = "".join(server.log() for server in servers)
     assert Path(environ["NOTES"]).read_text() == "migrated\n"
-    assert log.count("database ok") == sum(workers)
+    assert log.count("database ok") == sum(WORKERS)
     assert not [trouble for trouble in ("[warning", "[error", "Traceback") if trouble in log], log
