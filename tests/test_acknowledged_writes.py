@@ -143,7 +143,7 @@ def test_on_postgresql_whenever_it_is_stopped_and_the_app_is_killed(
             time.sleep(moments.uniform(0, 3))
             # an app that starts meanwhile serves SQLite, and its rows are moved afterwards
             let_in(postgres, url, False)
-            time.sleep(moments.uniform(0, 1))
+            time.sleep(moments.uniform(0, 2))
             moments.choice([postgres.stop, lambda: postgres.stop("immediate"), postgres.kill])()
             time.sleep(moments.uniform(0, 1))
             postgres.start()

@@ -31,7 +31,6 @@ def test_no_request_fails_with_anything_but_503_and_soon_none_does(bake: Bakery,
                 postgres.start()
                 back = time.monotonic()
                 time.sleep(2)
-                assert told.first_success_after(back) < 2
-        statuses = told.statuses()
-        assert set(statuses) == {200, 201, 503}, server.log()
-        assert statuses[201] > 100
+                seconds = told.first_success_after(back)
+                assert seconds < 2
+        assert set(told.statuses()) == {200, 201, 503}, server.log()
