@@ -15,9 +15,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from src.config.settings import load_settings
 from src.database import handover, migrations, promotion
-from src.database.engine import build_engine, is_memory
 from src.database.errors import CAUSES, connection_reason
 from src.database.lifecycle import DatabaseLifecycle
+from src.database.opening import build_engine, is_memory
 from src.database.resolver import DatabaseURLResolver
 from src.database.session import Database
 from src.database.sqlite_files import ASKED_FOR_FILE, directories, find_place, path_of

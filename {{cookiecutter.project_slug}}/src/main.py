@@ -19,9 +19,8 @@ from src.items.router import router as items
 from src.observability.logging import access_log, configure_logging, uses_json
 from src.observability.metrics import router as metrics
 from src.observability.middleware import RequestMiddleware
-from src.security.entrance import Entrance
+from src.security.guards import Entrance, WriteGuard, describe_token
 from src.security.headers import security_headers
-from src.security.write_guard import WriteGuard, describe_token
 from src.status_page.router import router as status_page
 
 

@@ -18,10 +18,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from src.config.settings import Settings, read_space
 from src.database import handover, postgresql, promotion, sqlite
-from src.database.engine import is_memory
 from src.database.errors import CAUSES, DatabaseUnavailable, connection_reason
 from src.database.handover import Busy
-from src.database.opening import CannotServe, Opened, bounded, open_postgresql, ping
+from src.database.opening import CannotServe, Opened, bounded, is_memory, open_postgresql, ping
 from src.database.report import (
     HARMLESS,
     Report,

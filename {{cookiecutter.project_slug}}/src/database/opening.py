@@ -1,4 +1,4 @@
-"""How each database is opened: connect, check, migrate, within bounds of time."""
+"""How each database is opened: make an engine, connect, check, migrate, in bounds of time."""
 
 import logging
 import multiprocessing
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy import URL, Engine, text
+from sqlalchemy import URL, Engine, create_engine, make_url, text
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import QueuePool
 
 from src.database import migrations, postgresql, sqlite
-from src.database.engine import build_engine
 from src.database.errors import DatabaseUnavailable, connection_reason, running_reason
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,49 @@ class Opened:
 
     engine: Engine
     schema_newer: bool = False
+
+
+def build_engine(url: URL | str, *, pool_size: int = 5) -> Engine:
+    """Return an engine with this backend's options; nothing is opened and no directory is made.
+
+    SQL parameters never appear in errors or logs (`hide_parameters`).
+    """
+    url = make_url(url)
+    if url.get_backend_name() == "postgresql":
+        engine = create_engine(
+            url,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=5,
+            pool_recycle=300,
+            hide_parameters=True,
+        )
+        postgresql.configure(engine)
+        return engine
+    driver_options = {
+        "isolation_level": None,
+        "check_same_thread": False,
+        "timeout": sqlite.BUSY_TIMEOUT_SECONDS,
+    }
+    if is_memory(url):
+        # the database is its one connection, which one user at a time may have
+        pool_size = 1
+    engine = create_engine(
+        url,
+        poolclass=QueuePool,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=5,
+        connect_args=driver_options,
+        hide_parameters=True,
+    )
+    sqlite.configure(engine)
+    return engine
+
+
+def is_memory(url: URL) -> bool:
+    """Return whether the URL names an SQLite database that lives in this process's memory."""
+    return url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:")
 
 
 def open_postgresql(

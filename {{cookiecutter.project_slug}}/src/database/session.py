@@ -22,8 +22,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from src.database import postgresql, sqlite
 from src.database.admission import Lane
-from src.database.engine import build_engine, is_memory
 from src.database.errors import DatabaseUnavailable, OutcomeUnknown, running_reason, unavailable
+from src.database.opening import build_engine, is_memory
 
 __all__ = ["Database", "DatabaseDep", "SessionDep", "SessionLocal", "build_engine", "get_session"]
 

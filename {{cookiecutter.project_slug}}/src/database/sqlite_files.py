@@ -15,10 +15,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from src.config.settings import PROJECT_ROOT
 from src.database import handover, promotion
-from src.database.engine import is_memory
 from src.database.errors import connection_reason
 from src.database.handover import Busy, Claim
-from src.database.opening import CannotServe, Opened, open_sqlite, set_aside
+from src.database.opening import CannotServe, Opened, is_memory, open_sqlite, set_aside
 from src.database.snapshot_timer import ASKED_FOR, FALLBACK, Snapshots, new_stem
 
 logger = logging.getLogger(__name__)

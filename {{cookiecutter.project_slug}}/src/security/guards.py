@@ -1,5 +1,9 @@
-"""Who may write. A pure ASGI middleware, so that the answer comes before path and body are read."""
+"""Who may write, and how many may come in at a time.
 
+Both are pure ASGI middleware, so that they decide before path and body are looked at.
+"""
+
+import asyncio
 import hmac
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +13,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 SAFE_METHODS = frozenset(["GET", "HEAD", "OPTIONS", "TRACE"])
+PLACES = 16
+HOLD_SECONDS = 0.1
 
 
 class WriteGuard:
@@ -47,6 +53,40 @@ class WriteGuard:
             401,
             headers={"WWW-Authenticate": "Bearer"},
         )
+
+
+class Entrance:
+    """A pure ASGI middleware: first come, first served; / and /health pass without waiting.
+
+    Hundreds of requests at once would each be parsed, routed and validated before the event loop
+    came round to anything else. A place is given back when the request is answered, or after
+    HOLD_SECONDS: an endpoint that waits for a slow model does not keep the others out.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._places = asyncio.Semaphore(PLACES)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on when there is a place."""
+        if scope["type"] != "http" or scope["path"] == "/" or scope["path"].startswith("/health"):
+            await self._app(scope, receive, send)
+            return
+        await self._places.acquire()
+        held = True
+
+        def give_back() -> None:
+            nonlocal held
+            if held:
+                held = False
+                self._places.release()
+
+        timer = asyncio.get_running_loop().call_later(HOLD_SECONDS, give_back)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            timer.cancel()
+            give_back()
 
 
 def describe_token(app: FastAPI) -> None:
