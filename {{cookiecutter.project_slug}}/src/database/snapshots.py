@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 KEPT = 5
 _STEM = r"app-[0-9a-f]{8}|fallback-[0-9a-f]{32}"
-_NAME = re.compile(rf"({_STEM})-([0-9]{{8}})(?:-([0-9a-f]{{16}})\.db|\.moved)")
+_NAME = re.compile("(" + _STEM + r")-([0-9]{8})(?:-([0-9a-f]{16})\.db|\.moved)")
 
 
 class SnapshotError(Exception):
