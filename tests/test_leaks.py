@@ -30,6 +30,18 @@ def test_a_password_is_found_in_every_form(form: str) -> None:
         check_no_secret_in(f"first line\nit is {FORMS[form]}!\n".encode(), secrets_of({"DATABASE_URL": URL}))
 
 
+def test_what_is_secret_in_an_environment_is_known() -> None:
+    environ = {
+        "DATABASE_URL": f"postgresql://{USER}@127.0.0.1/app?sslmode=require&password=in%2Fa%2Fquery",
+        "SNAPSHOT_URL": "s3://name:before-host@127.0.0.1/folder?token=in-another",
+        "HF_TOKEN": "of-the-hub",
+        "HOME": "no-secret",
+    }
+    assert secrets_of(environ) == {
+        environ["DATABASE_URL"], "in%2Fa%2Fquery", "in/a/query", "before-host", "in-another", "of-the-hub"
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("statement", "header"),
     [

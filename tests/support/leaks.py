@@ -6,20 +6,23 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import quote, quote_plus, unquote
 
-TOKEN_VARIABLES = ("API_TOKEN", "HF_TOKEN")
+SECRET_VARIABLES = ("API_TOKEN", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 TOKEN_HEADERS = ("Authorization", "X-API-Token")
+PASSWORD_BEFORE_HOST = re.compile(r"://[^:/@]*:(.*)@")
+PASSWORD_IN_QUERY = re.compile(r"(?:password|token|key)=([^&\s]+)")
 # A shorter one, such as `app`, is a word that a log may well hold.
 SHORTEST = 6
 
 
 def secrets_of(environ: Mapping[str, str]) -> set[str]:
-    """The tokens of an environment, its DATABASE_URL, and the password in that, as it stands and decoded."""
-    url = environ.get("DATABASE_URL", "")
-    secrets = {environ.get(name, "") for name in TOKEN_VARIABLES}
-    if not url.startswith("sqlite"):
-        secrets.add(url.strip())
-    for password in re.findall(r"://[^:/@]*:(.*)@", url) + re.findall(r"password=([^&\s]+)", url):
-        secrets |= {password, unquote(password)}
+    """The tokens of an environment, its DATABASE_URL, and the passwords in its URLs, as they stand and decoded."""
+    secrets = {environ.get(name, "") for name in SECRET_VARIABLES}
+    database_url, snapshot_url = (environ.get(name, "").strip() for name in ("DATABASE_URL", "SNAPSHOT_URL"))
+    if not database_url.startswith("sqlite"):
+        secrets.add(database_url)
+    for url in (database_url, snapshot_url):
+        for password in PASSWORD_BEFORE_HOST.findall(url) + PASSWORD_IN_QUERY.findall(url):
+            secrets |= {password, unquote(password)}
     return {secret for secret in secrets if len(secret) >= SHORTEST}
 
 
