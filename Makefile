@@ -41,8 +41,9 @@ lock: .tools/bin/uv ## Pin the newest versions that the ranges allow, with hashe
 	cd "$(PROJECT)" && $(LOCK) requirements.txt --output-file requirements.lock
 	$(LOCK) --constraint "$(PROJECT)/requirements.lock" requirements-dev.txt --output-file requirements-dev.lock
 
-bench: .venv/ready ## Measure rendering against an empty template
+bench: .venv/ready ## Measure rendering against an empty template, and serving against a textbook's application
 	$(VENV)/python -m benchmarks.render
+	$(VENV)/python -m benchmarks.serving
 
 soak: .venv/ready ## Put the app under load and faults for half an hour (MINUTES=30), and watch what it holds
 	SOAK_MINUTES=$(MINUTES) $(VENV)/python -m pytest -s tests/test_soak.py

@@ -43,7 +43,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.database = database
     app.state.lifecycle = DatabaseLifecycle(database, settings)
 
-    for router in (health, items, status_page, api_docs, metrics):
+    for router in (items, health, status_page, api_docs, metrics):
         app.include_router(router)
     add_error_handlers(app)
     describe_token(app)

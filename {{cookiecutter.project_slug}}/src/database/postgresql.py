@@ -52,23 +52,34 @@ def configure_for_serving(engine: Engine, *, transaction_pooler: bool) -> None:
             connection.execute("SET default_transaction_read_only = on")
             if timeout == "0":
                 connection.execute(f"SET statement_timeout = {STATEMENT_TIMEOUT_MILLISECONDS}")
-        connection.autocommit = False
 
-
-def reading(connection: Connection) -> Connection:
-    """Return the connection ready for a read: one round trip a statement where that is safe."""
-    if connection.info.get("pooled"):
-        return connection.execution_options(postgresql_readonly=True)
-    return connection.execution_options(isolation_level="AUTOCOMMIT")
-
-
-def limit_statements(session: Session) -> None:
-    """Bound the time of this transaction's statements where no session setting could."""
-    connection = session.connection()
-    if connection.info.get("pooled"):
-        connection.exec_driver_sql(
-            f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MILLISECONDS}"
+    @event.listens_for(engine, "begin")
+    def begin_as_asked(connection: Connection) -> None:
+        options = connection.get_execution_options()
+        begin(
+            connection,
+            reading=options.get("reading", False),
+            bounded=options.get("bounded", False),
         )
+
+
+def begin(connection: Connection, *, reading: bool, bounded: bool) -> None:
+    """Let the driver begin a transaction with the first statement; for reading, if it must.
+
+    `bounded`: also where no session setting bounds the time of statements.
+    """
+    pooled: bool = connection.info["pooled"]
+    driver_connection: Any = connection.connection.driver_connection
+    # one round trip a statement where the session's own settings make writing impossible
+    autocommit = reading and not pooled
+    if driver_connection.autocommit != autocommit:
+        driver_connection.autocommit = autocommit
+    if pooled:
+        driver_connection.read_only = reading
+        if bounded:
+            connection.exec_driver_sql(
+                f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MILLISECONDS}"
+            )
 
 
 def refuse_failed_transaction(session: Session) -> None:

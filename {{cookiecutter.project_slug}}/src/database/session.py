@@ -54,7 +54,9 @@ class _Serving:
     """An engine and its threads; each thread uses one connection, and one is left for checks."""
 
     def __init__(self, engine: Engine, pool_size: int, *, instead_of_postgresql: bool) -> None:
-        self.engine = engine
+        self.for_writing = engine
+        # without the listeners, of which SQLAlchemy would look for each kind at every read
+        self.for_reading = Engine(engine.pool, engine.dialect, engine.url, hide_parameters=True)
         self.instead_of_postgresql = instead_of_postgresql
         if engine.dialect.name == "postgresql":
             self.readers = self.writers = Lane("work", pool_size)
@@ -125,7 +127,7 @@ class Database:
         serving = self._admit(refused=self._refuses_reads)
         return await serving.readers.run(
             lambda: self._run(
-                _read, serving.engine, lambda session: work(session, *args, **kwargs)
+                _read, serving.for_reading, lambda session: work(session, *args, **kwargs)
             ),
             if_abandoned=DatabaseUnavailable("The database fell silent.", reason="timeout"),
         )
@@ -143,7 +145,7 @@ class Database:
         serving = self._admit(refused=self._refuses_writes)
         return await serving.writers.run(
             lambda: self._run(
-                _write, serving.engine, lambda session: work(session, *args, **kwargs)
+                _write, serving.for_writing, lambda session: work(session, *args, **kwargs)
             ),
             if_abandoned=_unknown_outcome(),
         )
@@ -172,7 +174,7 @@ class Database:
         serving = self._admit(refused=self._refuses_writes)
         transaction = asyncio.ensure_future(
             serving.writers.run(
-                lambda: self._run(_write, serving.engine, hold, attempts=1), _unknown_outcome()
+                lambda: self._run(_write, serving.for_writing, hold, attempts=1), _unknown_outcome()
             )
         )
         try:
@@ -238,12 +240,8 @@ class _RolledBack(Exception):
 
 
 def _read(engine: Engine, work: Callable[[Session], Result]) -> Result:
-    backend = _backend(engine)
-    with (
-        engine.connect() as connection,
-        Session(backend.reading(connection), expire_on_commit=False) as session,
-    ):
-        backend.limit_statements(session)
+    with Session(engine, expire_on_commit=False) as session:
+        _backend(engine).begin(session.connection(), reading=True, bounded=True)
         try:
             result = work(session)
         except DBAPIError as error:
@@ -256,13 +254,16 @@ def _read(engine: Engine, work: Callable[[Session], Result]) -> Result:
 
 
 def _write(engine: Engine, work: Callable[[Session], Result]) -> Result:
-    backend = _backend(engine)
     # closed for good at the end: a session used afterwards would begin anew outside the gate
-    with Session(engine, expire_on_commit=False, close_resets_only=False) as session:
-        backend.limit_statements(session)
+    with Session(
+        engine,
+        expire_on_commit=False,
+        close_resets_only=False,
+        execution_options={"bounded": True},
+    ) as session:
         result = work(session)
         session.flush()
-        backend.refuse_failed_transaction(session)
+        _backend(engine).refuse_failed_transaction(session)
         try:
             session.commit()
         except DBAPIError as error:

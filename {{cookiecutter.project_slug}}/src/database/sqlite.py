@@ -36,17 +36,37 @@ def configure(engine: Engine) -> None:
         connection.execute("PRAGMA temp_store = MEMORY")
 
     @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
+    def begin_as_asked(connection: Connection) -> None:
+        options = connection.get_execution_options()
+        begin(
+            connection,
+            reading=options.get("reading", False),
+            bounded=options.get("bounded", False),
+        )
+
+
+def begin(connection: Connection, *, reading: bool, bounded: bool) -> None:
+    """Begin a transaction; for reading there is none, each statement sees its own snapshot.
+
+    `bounded`: statements that run for longer than STATEMENT_TIMEOUT_SECONDS are interrupted.
+    """
+    info = connection.info
+    info["deadline"] = time.monotonic() + STATEMENT_TIMEOUT_SECONDS if bounded else math.inf
+    # only where it changes, since it makes SQLite compile every statement anew
+    if reading != info.get("reading", False):
         driver_connection: Any = connection.connection.driver_connection
-        if connection.get_execution_options().get("reading"):
-            driver_connection.execute("PRAGMA query_only = ON")
-            return
-        driver_connection.execute("PRAGMA query_only = OFF")
+        driver_connection.execute(f"PRAGMA query_only = {reading}")
+        info["reading"] = reading
+    if not reading:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
+def refuse_failed_transaction(session: Session) -> None:
+    """Do nothing: SQLite keeps a transaction usable after an error."""
+
+
 def configure_for_serving(engine: Engine) -> None:
-    """Interrupt statements that run for longer than STATEMENT_TIMEOUT_SECONDS."""
+    """Interrupt what runs past its deadline."""
 
     @event.listens_for(engine, "connect")
     def watch_the_clock(connection: Any, record: ConnectionPoolEntry) -> None:
@@ -55,20 +75,6 @@ def configure_for_serving(engine: Engine) -> None:
             return time.monotonic() > deadline
 
         connection.set_progress_handler(is_overdue, _INSTRUCTIONS_BETWEEN_CLOCK_READINGS)
-
-
-def reading(connection: Connection) -> Connection:
-    """Return the connection ready for a read: no BEGIN, each statement its own snapshot."""
-    return connection.execution_options(reading=True)
-
-
-def limit_statements(session: Session) -> None:
-    """Bound the time of this transaction's statements."""
-    session.connection().info["deadline"] = time.monotonic() + STATEMENT_TIMEOUT_SECONDS
-
-
-def refuse_failed_transaction(session: Session) -> None:
-    """Do nothing: SQLite keeps a transaction usable after an error."""
 
 
 def is_sound(path: Path) -> bool:

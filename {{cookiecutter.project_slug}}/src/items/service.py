@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import select, tuple_
+from sqlalchemy import Uuid, bindparam, select, tuple_
 from sqlalchemy.orm import Session
 
+from src.database.base import UTCDateTime
 from src.errors import NotFound
 from src.items.models import Item
 from src.items.schemas import ItemCreate, ItemUpdate, Position, encode_cursor
@@ -20,12 +21,23 @@ class Page:
     next_cursor: str | None
 
 
+# built once, since putting a query together takes longer than running it
+ONE_ITEM = select(Item).where(Item.id == bindparam("id"))
+FIRST_PAGE = select(Item).order_by(Item.created_at.desc(), Item.id.desc()).limit(bindparam("limit"))
+NEXT_PAGE = FIRST_PAGE.where(
+    tuple_(Item.created_at, Item.id)
+    < tuple_(bindparam("created_at", type_=UTCDateTime), bindparam("id", type_=Uuid))
+)
+
+
 def list_items(session: Session, limit: int, after: Position | None) -> Page:
     """Return at most `limit` items that follow `after`, newest first."""
-    query = select(Item).order_by(Item.created_at.desc(), Item.id.desc()).limit(limit + 1)
-    if after is not None:
-        query = query.where(tuple_(Item.created_at, Item.id) < (after.created_at, after.id))
-    items = session.scalars(query).all()
+    # one more than asked for tells whether there is a next page
+    asked = {"limit": limit + 1}
+    if after is None:
+        items = session.scalars(FIRST_PAGE, asked).all()
+    else:
+        items = session.scalars(NEXT_PAGE, asked | after._asdict()).all()
     if len(items) <= limit:
         return Page(items, None)
     last = items[limit - 1]
@@ -34,7 +46,7 @@ def list_items(session: Session, limit: int, after: Position | None) -> Page:
 
 def get_item(session: Session, item_id: UUID) -> Item:
     """Return the item; raise NotFound."""
-    item = session.get(Item, item_id)
+    item = session.scalar(ONE_ITEM, {"id": item_id})
     if item is None:
         raise NotFound(f"There is no item {item_id}.")
     return item

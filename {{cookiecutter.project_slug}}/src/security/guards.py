@@ -5,6 +5,7 @@ Both are pure ASGI middleware, so that they decide before path and body are look
 
 import asyncio
 import hmac
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,34 +60,60 @@ class Entrance:
     """A pure ASGI middleware: first come, first served; / and /health pass without waiting.
 
     Hundreds of requests at once would each be parsed, routed and validated before the event loop
-    came round to anything else. A place is given back when the request is answered, or after
-    HOLD_SECONDS: an endpoint that waits for a slow model does not keep the others out.
+    came round to anything else. A place is free again when its request is answered, or after
+    HOLD_SECONDS if others wait: an endpoint that waits for a slow model does not keep them out.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._places = asyncio.Semaphore(PLACES)
+        # each place that is taken, and since when; the oldest first
+        self._taken: dict[object, float] = {}
+        self._waiting: deque[asyncio.Future[object]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on when there is a place."""
         if scope["type"] != "http" or scope["path"] == "/" or scope["path"].startswith("/health"):
             await self._app(scope, receive, send)
             return
-        await self._places.acquire()
-        held = True
-
-        def give_back() -> None:
-            nonlocal held
-            if held:
-                held = False
-                self._places.release()
-
-        timer = asyncio.get_running_loop().call_later(HOLD_SECONDS, give_back)
+        loop = asyncio.get_running_loop()
+        if len(self._taken) < PLACES:
+            place = self._take(loop)
+        else:
+            turn: asyncio.Future[object] = loop.create_future()
+            self._waiting.append(turn)
+            self._watch(loop)
+            place = await turn
         try:
             await self._app(scope, receive, send)
         finally:
-            timer.cancel()
-            give_back()
+            self._taken.pop(place, None)
+            self._let_in(loop)
+
+    def _take(self, loop: asyncio.AbstractEventLoop) -> object:
+        place = object()
+        self._taken[place] = loop.time()
+        return place
+
+    def _let_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        while self._waiting and len(self._taken) < PLACES:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(self._take(loop))
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Free the oldest place when its time is up; nothing needs a timer while nobody waits."""
+        if self._timer is None and self._waiting:
+            oldest = next(iter(self._taken.values()))
+            self._timer = loop.call_at(oldest + HOLD_SECONDS, self._free_overdue, loop)
+
+    def _free_overdue(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        overdue = loop.time() - HOLD_SECONDS
+        for place in [place for place, since in self._taken.items() if since <= overdue]:
+            del self._taken[place]
+        self._let_in(loop)
+        self._watch(loop)
 
 
 def describe_token(app: FastAPI) -> None:

@@ -1,0 +1,1 @@
+"""What this template costs, measured beside others in the same run."""
