@@ -56,9 +56,11 @@ RUN useradd --create-home --home-dir {HOME} --user-group --uid {USER} user \\
     && install --directory --owner={USER} --group={USER} {APP} {APP}/data
 WORKDIR {APP}
 
-# Before the code, so that a change of code does not install everything again.
+# Before the code, so that a change of code does not install everything again. What a base image of another maker
+# brought with its own packages stays, and is not used.
 COPY requirements.lock ./
-RUN pip install --no-cache-dir --root-user-action=ignore --require-hashes --requirement requirements.lock
+RUN pip install --no-cache-dir --root-user-action=ignore --ignore-installed --require-hashes \\
+    --requirement requirements.lock
 
 COPY --chown={USER}:{USER} alembic.ini ./
 COPY --chown={USER}:{USER} migrations/ migrations/
