@@ -19,8 +19,7 @@ from src.items.router import router as items
 from src.observability.logging import access_log, configure_logging, uses_json
 from src.observability.metrics import router as metrics
 from src.observability.middleware import RequestMiddleware
-from src.security.guards import Entrance, WriteGuard, describe_token
-from src.security.headers import security_headers
+from src.security.policy import Entrance, WriteGuard, describe_token, security_headers
 from src.status_page.router import router as status_page
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import FileResponse, HTMLResponse, Response
 
-from src.security.headers import content_security_policy
+from src.security.policy import content_security_policy
 
 router = APIRouter(include_in_schema=False)
 

@@ -16,7 +16,7 @@ from fastapi.responses import HTMLResponse, Response
 
 from src.config.settings import read_about, read_space
 from src.health.router import Health, health
-from src.security.headers import content_security_policy
+from src.security.policy import content_security_policy
 
 router = APIRouter(include_in_schema=False)
 

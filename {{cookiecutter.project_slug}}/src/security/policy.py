@@ -1,6 +1,6 @@
-"""Who may write, and how many may come in at a time.
+"""What browsers may do with an answer, who may write, and how many may come in at a time.
 
-Both are pure ASGI middleware, so that they decide before path and body are looked at.
+The last two are pure ASGI middleware, so that they decide before path and body are looked at.
 """
 
 import asyncio
@@ -13,9 +13,40 @@ from fastapi import FastAPI
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from src.config.settings import Space, read_space
+
 SAFE_METHODS = frozenset(["GET", "HEAD", "OPTIONS", "TRACE"])
 PLACES = 16
 HOLD_SECONDS = 0.1
+
+
+def security_headers(space: Space) -> dict[str, str]:
+    """Return the headers that an answer gets unless it brings its own."""
+    return {
+        "Content-Security-Policy": content_security_policy(space),
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "strict-origin-when-cross-origin",
+    }
+
+
+def content_security_policy(space: Space | None = None, *, extra: str = "") -> str:
+    """Return a policy: nothing from other hosts, framed only by the Hub, which shows Spaces so.
+
+    `extra` holds further directives for one page.
+    """
+    space = space or read_space()
+    ancestors = ["'self'", "https://huggingface.co"]
+    if space.host:
+        ancestors.append(f"https://{space.host}")
+    directives = [
+        "default-src 'self'",
+        "base-uri 'none'",
+        "form-action 'self'",
+        "object-src 'none'",
+        f"frame-ancestors {' '.join(ancestors)}",
+        extra,
+    ]
+    return "; ".join(filter(None, directives))
 
 
 class WriteGuard:
