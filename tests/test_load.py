@@ -97,6 +97,44 @@ def test_500_clients_at_once_are_all_answered(bake: Bakery, environ: dict[str, s
         assert len(server.titles()) == statuses[201]
 
 
+CROWDED_APP = """
+import asyncio
+from src.security import policy
+
+policy.PLACES, policy.HOLD_SECONDS, policy.MAX_WAITING, policy.MAX_WAIT_SECONDS = 1, 60, 3, 1.0
+from src.main import app
+
+
+@app.get("/slow")
+async def slow() -> None:
+    await asyncio.sleep(3)
+"""
+
+
+def test_who_cannot_come_in_soon_is_told_to_come_again(project: BakedProject) -> None:
+    (project.path / "crowded.py").write_text(CROWDED_APP)
+
+    answers: list[tuple[str, int, str]] = []
+
+    async def ask(name: str, client: httpx2.AsyncClient) -> None:
+        answer = await client.get("/slow")
+        answers.append((name, answer.status_code, answer.headers.get("Retry-After", "")))
+
+    async def crowd(url: str) -> None:
+        async with (
+            httpx2.AsyncClient(base_url=url, timeout=30, trust_env=False) as client,
+            asyncio.TaskGroup() as group,
+        ):
+            for name in ("inside", "waits", "waits", "waits", "one too many"):
+                group.create_task(ask(name, client))
+                await asyncio.sleep(0.1)
+
+    with project.boot(in_place=True, app="crowded:app") as server:
+        server.settled()
+        asyncio.run(crowd(server.url))
+    assert answers == [("one too many", 503, "2"), *[("waits", 503, "2")] * 3, ("inside", 200, "")]
+
+
 ROUTES = """
 from sqlalchemy import select, text
 from sqlalchemy.exc import IntegrityError

@@ -53,6 +53,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         token=settings.api_token.get_secret_value() if settings.api_token else None,
         on_space=space.is_running_here,
     )
+    app.add_middleware(Entrance)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -60,7 +61,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             allow_methods=["*"],
             allow_headers=["*"],
         )
-    app.add_middleware(Entrance)
     app.add_middleware(
         RequestMiddleware,
         headers=security_headers(space),

@@ -18,6 +18,8 @@ from src.config.settings import Space, read_space
 SAFE_METHODS = frozenset(["GET", "HEAD", "OPTIONS", "TRACE"])
 PLACES = 16
 HOLD_SECONDS = 0.1
+MAX_WAITING = 1_000
+MAX_WAIT_SECONDS = 5.0
 
 
 def security_headers(space: Space) -> dict[str, str]:
@@ -93,6 +95,7 @@ class Entrance:
     Hundreds of requests at once would each be parsed, routed and validated before the event loop
     came round to anything else. A place is free again when its request is answered, or after
     HOLD_SECONDS if others wait: an endpoint that waits for a slow model does not keep them out.
+    Who cannot come in within MAX_WAIT_SECONDS is answered 503.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -108,18 +111,30 @@ class Entrance:
             await self._app(scope, receive, send)
             return
         loop = asyncio.get_running_loop()
-        if len(self._taken) < PLACES:
-            place = self._take(loop)
-        else:
-            turn: asyncio.Future[object] = loop.create_future()
-            self._waiting.append(turn)
-            self._watch(loop)
-            place = await turn
+        place = self._take(loop) if len(self._taken) < PLACES else await self._wait(loop)
+        if place is None:
+            detail = "Too many requests are waiting; nothing was stored."
+            refusal = JSONResponse({"detail": detail}, 503, headers={"Retry-After": "2"})
+            await refusal(scope, receive, send)
+            return
         try:
             await self._app(scope, receive, send)
         finally:
             self._taken.pop(place, None)
             self._let_in(loop)
+
+    async def _wait(self, loop: asyncio.AbstractEventLoop) -> object | None:
+        """Return a place, or None if none is free in time."""
+        if len(self._waiting) >= MAX_WAITING:
+            return None
+        turn: asyncio.Future[object] = loop.create_future()
+        self._waiting.append(turn)
+        self._watch(loop)
+        try:
+            async with asyncio.timeout(MAX_WAIT_SECONDS):
+                return await turn
+        except TimeoutError:
+            return None
 
     def _take(self, loop: asyncio.AbstractEventLoop) -> object:
         place = object()
