@@ -41,9 +41,10 @@ lock: .tools/bin/uv ## Pin the newest versions that the ranges allow, with hashe
 	cd "$(PROJECT)" && $(LOCK) requirements.txt --output-file requirements.lock
 	$(LOCK) --constraint "$(PROJECT)/requirements.lock" requirements-dev.txt --output-file requirements-dev.lock
 
-bench: .venv/ready ## Measure rendering against an empty template, and serving against a textbook's application
+bench: .venv/ready ## Measure rendering against an empty template, serving against a textbook's application, the image against a naive one
 	$(VENV)/python -m benchmarks.render
 	$(VENV)/python -m benchmarks.serving
+	$(VENV)/python -m benchmarks.image
 
 soak: .venv/ready ## Put the app under load and faults for half an hour (MINUTES=30), and watch what it holds
 	SOAK_MINUTES=$(MINUTES) $(VENV)/python -m pytest -s tests/test_soak.py

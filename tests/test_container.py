@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -22,6 +23,9 @@ from tests.support.processes import is_listening, reserved
 
 PORT = 7860
 VERSIONS = ["3.13", "3.11"]
+WITH_TEMP = ("--tmpfs", "/tmp")
+# The Hub hands all variables of a Space to the build.
+BUILD_ARGUMENT = "a-variable-of-the-space"
 pytestmark = pytest.mark.slow
 
 
@@ -31,18 +35,32 @@ class Image:
 
     engine: str
     name: str
-    dockerfile: str
+    base: str
+    project: Path
 
-    def run(self, *command: str, user: str = "1000") -> str:
-        """What a command in a throw-away container prints."""
-        return engine_output(self.engine, "run", "--rm", "--network", "none", "--user", user, self.name, *command)
+    def run(self, *command: str, user: str = "1000", base: bool = False) -> str:
+        """What a command in a throw-away container prints, or in one of the base image."""
+        name = self.base if base else self.name
+        return engine_output(self.engine, "run", "--rm", "--network", "none", "--user", user, name, *command)
+
+    def added(self, *command: str, user: str) -> set[str]:
+        """The lines that a command prints in this image and not in its base."""
+        ours, theirs = (self.run(*command, user=user, base=base).splitlines() for base in (False, True))
+        return set(ours) - set(theirs)
+
+    def layers(self) -> list[str]:
+        """What the file system is made of, the oldest first."""
+        layers: list[str] = json.loads(
+            engine_output(self.engine, "image", "inspect", "--format", "{{json .RootFS.Layers}}", self.name)
+        )
+        return layers
 
     @contextmanager
-    def serve(self, **environ: str) -> Iterator[str]:
+    def serve(self, *options: str, **environ: str) -> Iterator[str]:
         """A container with a read-only root; its name. It is removed afterwards, and shown when the block fails."""
         name = f"space-{time.time_ns()}"
         variables = [part for key, value in environ.items() for part in ("--env", f"{key}={value}")]
-        options = ["--read-only", "--tmpfs", "/tmp", "--publish", f"127.0.0.1:{PORT}:{PORT}", *variables]
+        options = ("--read-only", *(options or WITH_TEMP), "--publish", f"127.0.0.1:{PORT}:{PORT}", *variables)
         with reserved(PORT):
             engine_output(self.engine, "run", "--detach", "--name", name, *options, self.name)
             try:
@@ -67,11 +85,15 @@ def engine_output(engine: str, *arguments: str) -> str:
     return done.stdout
 
 
+def base_image(version: str) -> str:
+    """The full name of the image's base."""
+    return f"docker.io/library/python:{version}-slim"
+
+
 def has_base_image(engine: str, version: str) -> bool:
     """Whether the image's base is here, or can be fetched."""
-    base = f"docker.io/library/python:{version}-slim"
     return any(
-        subprocess.run([engine, *how, base], capture_output=True, check=False).returncode == 0  # noqa: S603
+        subprocess.run([engine, *how, base_image(version)], capture_output=True, check=False).returncode == 0  # noqa: S603
         for how in (["image", "inspect"], ["pull", "--quiet"])
     )
 
@@ -91,8 +113,13 @@ def image(request: pytest.FixtureRequest, bake: Bakery, tmp_path_factory: pytest
         leftover.parent.mkdir(parents=True, exist_ok=True)
         leftover.write_text("left by somebody\n")
     name = f"localhost/space-of-the-tests:{version}"
-    engine_output(engine, "build", "--tag", name, str(project.path))
-    return Image(engine, name, project.read("Dockerfile"))
+    build(engine, name, project.path)
+    return Image(engine, name, base_image(version), project.path)
+
+
+def build(engine: str, name: str, project: Path) -> None:
+    """Build an image as the Hub does."""
+    engine_output(engine, "build", "--build-arg", f"API_TOKEN={BUILD_ARGUMENT}", "--tag", name, str(project))
 
 
 LEFTOVERS = [
@@ -138,13 +165,18 @@ def test_the_container_serves_with_a_read_only_root_as_an_ordinary_user(image: I
 
 
 def test_the_health_check_of_the_image_tells_whether_it_serves(image: Image) -> None:
-    check = json.loads(re.findall(r"^HEALTHCHECK .* CMD (.*)$", image.dockerfile, re.MULTILINE)[0])
+    dockerfile = (image.project / "Dockerfile").read_text(encoding="utf-8")
+    check = json.loads(re.findall(r"^HEALTHCHECK .* CMD (.*)$", dockerfile, re.MULTILINE)[0])
+    elsewhere = [part.replace("/health/live", "/nowhere") for part in check]
     with image.serve() as container:
         engine_output(image.engine, "exec", container, *check)
+        answers_404 = subprocess.run(  # noqa: S603
+            [image.engine, "exec", container, *elsewhere], capture_output=True, check=False
+        )
     alone = subprocess.run(  # noqa: S603
         [image.engine, "run", "--rm", image.name, *check], capture_output=True, check=False
     )
-    assert alone.returncode == 1
+    assert (answers_404.returncode, alone.returncode) == (1, 1)
 
 
 def test_requests_that_run_at_sigterm_finish_and_the_exit_code_is_0(image: Image) -> None:
@@ -181,6 +213,95 @@ def test_the_image_holds_no_test_cache_secret_or_database(image: Image) -> None:
     compiled = {name for name in files if name.endswith(".pyc")}
     sources = {name for name in files if name.endswith(".py")}
     assert {re.sub(r"__pycache__/(.*?)\.cpython-\d+\.pyc", r"\1.py", name) for name in compiled} == sources
+
+
+def test_what_the_image_adds_to_its_base_runs_and_was_not_left_by_the_build(image: Image) -> None:
+    places = (
+        r"/home/user",
+        r"/usr/local/bin/[\w-]+",
+        r"/usr(/local)?/lib/python3\.\d+/(site|dist)-packages/.+",
+        # bytecode, but none of pip, which does not run
+        r"/usr(/local)?/lib/python3\.\d+/(?!(site|dist)-packages)(.+/)?__pycache__(/.+\.pyc)?",
+        # what Debian's own Python imports before anything else
+        r"/usr/lib/python3/dist-packages/_distutils_hack(/__pycache__)?(/.+\.pyc)?",
+        # the user
+        r"/etc/(passwd|shadow|group|gshadow|subuid|subgid)-?",
+        # what Debian's own Python has as a link
+        r"/usr/local/lib/python3\.\d+(/dist-packages)?",
+    )
+    added = image.added("find", "/", "-xdev", "-not", "-path", "/home/user/*", "-printf", "%p\n", user="0")
+    assert {path for path in added if not re.fullmatch("|".join(places), path)} == set()
+    assert image.run("sh", "-c", "command -v cc gcc g++ clang ld as make rustc cargo || true") == ""
+    assert image.run("sh", "-c", "ls -A /root /tmp /var/tmp /var/lib/apt/lists", user="0").split("\n\n") == [
+        "/root:\n.bashrc\n.profile", "/tmp:", "/var/lib/apt/lists:", "/var/tmp:\n",
+    ]  # fmt: skip
+
+
+def test_what_the_user_may_write_is_its_own_and_nothing_else(image: Image) -> None:
+    found = ("find", "/", "-xdev", "-not", "-type", "l", "-writable", "-printf", "%U %p\n")
+    # `find` ends with 1 where it may not look.
+    writable = image.added("sh", "-c", f"{shlex.join(found)} 2>/dev/null || true", user="1000")
+    assert {line for line in writable if not line.startswith("1000 /home/user")} == set()
+    # Bytecode is written by root, and only by root.
+    others = image.run("find", "/home/user", "-not", "-user", "1000", "-not", "-path", "*/__pycache__*")
+    assert others == ""
+    world = ("find", "/", "-xdev", "-not", "-type", "l", "(", "-perm", "/o+w", "-o", "-perm", "/6000", ")")
+    assert image.added(*world, user="0") == set()
+
+
+def test_a_start_compiles_nothing_neither_ours_nor_the_standard_library(image: Image) -> None:
+    with image.serve(PYTHONVERBOSE="1") as container, client() as space:
+        settled(space)
+        assert space.post("/api/items", json={"title": "A title"}).status_code == 201
+        assert space.get("/docs").status_code == 200
+        log = engine_output(image.engine, "logs", container)
+    used = re.findall(r"^# \S+\.pyc matches (\S+\.py)$", log, re.MULTILINE)
+    assert {"/home/user/app/src/main.py", "/home/user/app/migrations/env.py"} <= set(used)
+    assert any("/asyncio/" in path for path in used)
+    assert re.findall(r"^# code object from (\S+\.py)$", log, re.MULTILINE) == []
+
+
+def test_a_change_of_code_builds_only_the_last_layers_again(image: Image) -> None:
+    before = image.layers()
+    main = image.project / "src/main.py"
+    text = main.read_text(encoding="utf-8")
+    try:
+        main.write_text(text + "# changed\n", encoding="utf-8")
+        name = f"{image.name}-changed"
+        build(image.engine, name, image.project)
+        after = Image(image.engine, name, image.base, image.project).layers()
+    finally:
+        main.write_text(text, encoding="utf-8")
+    kept = [one for one, other in zip(before, after, strict=True) if one == other]
+    assert kept == before[: len(kept)]
+    # the code and its bytecode
+    assert len(before) - len(kept) == 2
+
+
+def test_neither_history_nor_environment_of_the_image_holds_what_the_build_was_told(image: Image) -> None:
+    history = engine_output(image.engine, "history", "--no-trunc", "--format", "{{.CreatedBy}}", image.name)
+    assert "requirements.lock" in history
+    environ = engine_output(image.engine, "image", "inspect", "--format", "{{json .Config}}", image.name)
+    assert "UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN" in environ
+    for told in (BUILD_ARGUMENT, "left by somebody"):
+        assert told not in history + environ
+
+
+def test_with_nothing_at_all_to_write_to_memory_serves_and_says_so(image: Image) -> None:
+    # podman alone gives a read-only container temporary folders of its own accord.
+    options = ("--read-only-tmpfs=false",) if image.engine == "podman" else ("--user", "1000")
+    with image.serve(*options), client() as space:
+        report = settled(space)
+        assert (report["status"], report["database"]["reason"]) == ("degraded", "no_writable_path")
+        assert report["database"]["persistent"] is False
+        assert space.post("/api/items", json={"title": "In memory"}).status_code == 201
+
+
+def test_any_other_user_may_run_it(image: Image) -> None:
+    with image.serve(*WITH_TEMP, "--user", "12345:0") as container, client() as space:
+        assert settled(space)["status"] == "ok"
+        assert space.post("/api/items", json={"title": "By somebody"}).status_code == 201
+        assert engine_output(image.engine, "exec", container, "id", "-u").strip() == "12345"
 
 
 def client() -> httpx2.Client:
