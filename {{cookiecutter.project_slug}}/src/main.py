@@ -61,6 +61,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
             allow_methods=["*"],
             allow_headers=["*"],
+            expose_headers=["Location", "Retry-After", "X-Database", "X-Request-ID"],
         )
     app.add_middleware(Entrance)
     app.add_middleware(

@@ -54,6 +54,10 @@ _TOKEN = {
     "or on a Space none is accepted.",
 }
 _REQUEST_ID = {"description": "The request's id in the log", "schema": {"type": "string"}}
+_DATABASE = {
+    "description": "Only while SQLite serves because PostgreSQL could not",
+    "schema": {"const": "fallback"},
+}
 # Swagger UI draws its icons from data URLs
 _POLICY = "img-src 'self' data:"
 
@@ -87,29 +91,35 @@ def describe(app: FastAPI, *, needs_token: bool) -> None:
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            schema = build()
-            components = schema.setdefault("components", {})
-            components.setdefault("schemas", {})["Problem"] = Problem.model_json_schema()
-            components["securitySchemes"] = {"APIToken": _TOKEN}
-            for path in schema["paths"].values():
-                for method, operation in path.items():
-                    _complete(operation, writes=method.upper() not in SAFE_METHODS)
-                    if method.upper() not in SAFE_METHODS:
-                        operation["security"] = [{"APIToken": []}] + ([] if needs_token else [{}])
-        return app.openapi_schema or {}
+            _complete(build(), needs_token)
+        return build()  # FastAPI has kept it
 
     app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's manual does it
 
 
-def _complete(operation: dict[str, Any], *, writes: bool) -> None:
-    responses = operation["responses"]
-    statuses = [
-        500,
-        *([401, 403] if writes else []),
-        *([400, 413] if "requestBody" in operation else []),
-    ]
-    for status, response in errors(*statuses).items():
-        content = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-        responses[str(status)] = {"description": response["description"], "content": content}
-    for response in responses.values():
-        response.setdefault("headers", {})["X-Request-ID"] = _REQUEST_ID
+def _complete(schema: dict[str, Any], needs_token: bool) -> None:
+    components = schema.setdefault("components", {})
+    components.setdefault("schemas", {})["Problem"] = Problem.model_json_schema()
+    components["securitySchemes"] = {"APIToken": _TOKEN}
+    problem = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            statuses = [500]
+            if method.upper() not in SAFE_METHODS:
+                operation["security"] = (
+                    [{"APIToken": []}] if needs_token else [{"APIToken": []}, {}]
+                )
+                statuses += [401, 403]
+            if "requestBody" in operation:
+                statuses += [400, 413]
+            for status, error in errors(*statuses).items():
+                description = error["description"]
+                operation["responses"][str(status)] = {
+                    "description": description,
+                    "content": problem,
+                }
+            for response in operation["responses"].values():
+                headers = response.setdefault("headers", {})
+                headers["X-Request-ID"] = _REQUEST_ID
+                if path.startswith("/api/"):
+                    headers["X-Database"] = _DATABASE

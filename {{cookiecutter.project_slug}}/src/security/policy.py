@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from src.config.settings import Space, read_space
 
-SAFE_METHODS = frozenset(["GET", "HEAD", "OPTIONS", "QUERY", "TRACE"])
+SAFE_METHODS = frozenset(["GET", "HEAD", "OPTIONS", "TRACE"])
 MAX_URL_BYTES = 8 * 1024
 MAX_HEADER_BYTES = 32 * 1024
 PLACES = 16
