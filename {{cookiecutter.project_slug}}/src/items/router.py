@@ -16,9 +16,10 @@ router = APIRouter(prefix="/api/items", tags=["items"], responses=errors(422, 50
 CREATED: dict[str, Any] = {
     "headers": {"Location": {"description": "Where the item is", "schema": {"type": "string"}}}
 }
+Cursor = Annotated[str | None, Query(description="next_cursor of an earlier answer")]
 
 
-async def position_after(cursor: Annotated[str | None, Query()] = None) -> Position | None:
+async def position_after(cursor: Cursor = None) -> Position | None:
     """Return where the page begins, or None for the first one; a bad cursor is a 422."""
     if not cursor:
         return None
