@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm.exc import StaleDataError
+from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from src.database.errors import DatabaseUnavailable
@@ -80,7 +81,7 @@ def add_error_handlers(app: FastAPI) -> None:
     """
 
     @app.exception_handler(405)
-    async def wrong_method(request: Request, error: Exception) -> Response:
+    async def wrong_method(request: Request, error: HTTPException) -> Response:
         def is_known(method: str) -> bool:
             scope = {**request.scope, "method": method}
             return any(route.matches(scope)[0] is Match.FULL for route in app.routes)
@@ -88,7 +89,7 @@ def add_error_handlers(app: FastAPI) -> None:
         known = [method for method in ("GET", "POST", "PUT", "PATCH", "DELETE") if is_known(method)]
         # whatever answers GET answers HEAD
         allow = ", ".join(known).replace("GET", "GET, HEAD")
-        return JSONResponse({"detail": "Method Not Allowed"}, 405, headers={"Allow": allow})
+        return JSONResponse({"detail": error.detail}, 405, headers={"Allow": allow})
 
     @app.exception_handler(NotFound)
     async def not_found(request: Request, error: NotFound) -> Response:
