@@ -10,9 +10,11 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm.exc import StaleDataError
+from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from src.database.errors import DatabaseUnavailable
 
@@ -29,18 +31,65 @@ class Problem(BaseModel):
     detail: str
 
 
-ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
-    401: {"model": Problem, "description": "The token is missing or wrong (writes only)"},
-    403: {"model": Problem, "description": "Writes are switched off (writes only)"},
-    404: {"model": Problem, "description": "There is no such thing"},
-    409: {"model": Problem, "description": "The change conflicts with stored data"},
-    413: {"model": Problem, "description": "The body is too large"},
-    503: {"model": Problem, "description": "No database serves now; Retry-After says when to ask"},
+class InvalidValue(BaseModel):
+    """One value that was refused, and where it stood."""
+
+    type: str = Field(examples=["string_too_short"])
+    loc: list[str | int] = Field(examples=[["body", "title"]])
+    msg: str = Field(examples=["String should have at least 1 character"])
+
+
+class InvalidRequest(BaseModel):
+    """All values that were refused."""
+
+    detail: list[InvalidValue]
+
+
+_DESCRIPTIONS = {
+    400: "The body cannot be read",
+    401: "The token is missing or wrong",
+    403: "Writes are off: no token is set on this Space",
+    404: "There is no such thing",
+    409: "The change conflicts with stored data",
+    413: "The body is too large",
+    422: "Values were refused",
+    500: "Something went wrong; the log tells more under the X-Request-ID",
+    503: "No database serves now",
 }
 
 
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return what a route's `responses` say of these statuses.
+
+    Those that any route or any write can answer are added to the schema by src/api_docs.
+    """
+    responses: dict[int | str, dict[str, Any]] = {}
+    for status in statuses:
+        model = InvalidRequest if status == 422 else Problem
+        responses[status] = {"model": model, "description": _DESCRIPTIONS[status]}
+        if status == 503:
+            responses[status]["headers"] = {
+                "Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}}
+            }
+    return responses
+
+
 def add_error_handlers(app: FastAPI) -> None:
-    """Answer 404, 409, 422 and 503 for the errors that mean so; any other one is a 500."""
+    """Answer 404, 409, 422 and 503 for the errors that mean so; any other one is a 500.
+
+    A 405 lists all methods of its path, where FastAPI knows only those of the first route.
+    """
+
+    @app.exception_handler(405)
+    async def wrong_method(request: Request, error: HTTPException) -> Response:
+        def is_known(method: str) -> bool:
+            scope = {**request.scope, "method": method}
+            return any(route.matches(scope)[0] is Match.FULL for route in app.routes)
+
+        known = [method for method in ("GET", "POST", "PUT", "PATCH", "DELETE") if is_known(method)]
+        # whatever answers GET answers HEAD
+        allow = ", ".join(known).replace("GET", "GET, HEAD")
+        return JSONResponse({"detail": error.detail}, 405, headers={"Allow": allow})
 
     @app.exception_handler(NotFound)
     async def not_found(request: Request, error: NotFound) -> Response:

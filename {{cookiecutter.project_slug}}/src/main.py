@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from src import __version__
+from src.api_docs.router import describe
 from src.api_docs.router import router as api_docs
 from src.config.settings import Settings, load_settings, read_about, read_space
 from src.database.lifecycle import DatabaseLifecycle
@@ -19,7 +20,7 @@ from src.items.router import router as items
 from src.observability.logging import access_log, configure_logging, uses_json
 from src.observability.metrics import router as metrics
 from src.observability.middleware import RequestMiddleware
-from src.security.policy import Entrance, WriteGuard, describe_token, security_headers
+from src.security.policy import Entrance, WriteGuard, security_headers
 from src.status_page.router import router as status_page
 
 
@@ -37,6 +38,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
     )
     app.state.started = time.monotonic()
     app.state.database = database
@@ -45,7 +47,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for router in (items, health, status_page, api_docs, metrics):
         app.include_router(router)
     add_error_handlers(app)
-    describe_token(app)
+    describe(app, needs_token=settings.api_token is not None)
 
     # the last one added is the first to see a request
     app.add_middleware(
@@ -60,6 +62,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
             allow_methods=["*"],
             allow_headers=["*"],
+            expose_headers=["Location", "Retry-After", "X-Database", "X-Request-ID"],
         )
     app.add_middleware(
         RequestMiddleware,

@@ -105,9 +105,19 @@ def test_strict_answers_503_instead_of_using_sqlite(
     assert "secret-word" not in health.text + answer.text + client.get("/").text
 
 
-@pytest.mark.parametrize("path", ["/", "/health", "/health/live", "/health/ready"])
-def test_probes_may_use_head(client: TestClient, path: str) -> None:
+@pytest.mark.parametrize("path", ["/", "/health", "/health/live", "/health/ready", "/api/items"])
+def test_head_works_wherever_get_does(client: TestClient, path: str) -> None:
     assert client.head(path).status_code == 200
+
+
+def test_a_wrong_method_is_told_the_right_ones(client: TestClient) -> None:
+    answer = client.put("/api/items")
+    assert (answer.status_code, answer.headers["Allow"]) == (405, "GET, HEAD, POST")
+
+
+def test_a_long_url_and_long_headers_are_refused(client: TestClient) -> None:
+    assert client.get("/health", params={"x": "x" * 9_000}).status_code == 414
+    assert client.get("/health", headers={"X": "x" * 40_000}).status_code == 431
 
 
 def test_the_status_page_tells_the_state_and_allows_its_own_script_only(

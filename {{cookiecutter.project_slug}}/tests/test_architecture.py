@@ -16,7 +16,7 @@ ALLOWED = {
     "observability": {"config", "observability"},
     "security": {"config"},
     "status_page": {"config", "health", "security"},
-    "api_docs": {"security"},
+    "api_docs": {"errors", "security"},
     "items": {"database", "errors", "items"},
     "errors": {"database"},
     "commands": {"config", "database", "main"},

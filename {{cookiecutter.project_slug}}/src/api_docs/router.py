@@ -1,13 +1,18 @@
-"""Interactive API docs at /docs that need no other host: Swagger UI comes from a package."""
+"""Interactive API docs at /docs that need no other host: Swagger UI comes from a package.
+
+describe() completes the schema that they show with what all routes share.
+"""
 
 import html
 import importlib.util
 from pathlib import Path
+from typing import Any
 
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.responses import FileResponse, HTMLResponse, Response
 
-from src.security.policy import content_security_policy
+from src.errors import Problem, errors
+from src.security.policy import SAFE_METHODS, content_security_policy
 
 router = APIRouter(include_in_schema=False)
 
@@ -41,6 +46,18 @@ const follow = () => document.documentElement.classList.toggle("dark-mode", dark
 dark.addEventListener("change", follow);
 follow();
 """
+_TOKEN = {
+    "type": "apiKey",
+    "in": "header",
+    "name": "X-API-Token",
+    "description": "What API_TOKEN is set to. Where it is not set, no token is needed, "
+    "or on a Space none is accepted.",
+}
+_REQUEST_ID = {"description": "The request's id in the log", "schema": {"type": "string"}}
+_DATABASE = {
+    "description": "Only while SQLite serves because PostgreSQL could not",
+    "schema": {"const": "fallback"},
+}
 # Swagger UI draws its icons from data URLs
 _POLICY = "img-src 'self' data:"
 
@@ -66,3 +83,43 @@ async def asset(name: str) -> Response:
     if name not in _ASSETS or package is None or package.origin is None:
         raise HTTPException(404)
     return FileResponse(Path(package.origin).parent / "static" / name)
+
+
+def describe(app: FastAPI, *, needs_token: bool) -> None:
+    """Let the OpenAPI schema say what middleware does to every request: token, limits, headers."""
+    build = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            _complete(build(), needs_token)
+        return build()  # FastAPI has kept it
+
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's manual does it
+
+
+def _complete(schema: dict[str, Any], needs_token: bool) -> None:
+    components = schema.setdefault("components", {})
+    components.setdefault("schemas", {})["Problem"] = Problem.model_json_schema()
+    components["securitySchemes"] = {"APIToken": _TOKEN}
+    problem = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            statuses = [500]
+            if method.upper() not in SAFE_METHODS:
+                operation["security"] = (
+                    [{"APIToken": []}] if needs_token else [{"APIToken": []}, {}]
+                )
+                statuses += [401, 403]
+            if "requestBody" in operation:
+                statuses += [400, 413]
+            for status, error in errors(*statuses).items():
+                description = error["description"]
+                operation["responses"][str(status)] = {
+                    "description": description,
+                    "content": problem,
+                }
+            for response in operation["responses"].values():
+                headers = response.setdefault("headers", {})
+                headers["X-Request-ID"] = _REQUEST_ID
+                if path.startswith("/api/"):
+                    headers["X-Database"] = _DATABASE

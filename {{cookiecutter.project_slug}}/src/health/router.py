@@ -41,6 +41,12 @@ class Health(BaseModel):
     uptime_seconds: float
 
 
+class State(BaseModel):
+    """An answer in one word."""
+
+    status: str
+
+
 async def get_lifecycle(request: Request) -> DatabaseLifecycle:
     """Return the application's database lifecycle."""
     lifecycle: DatabaseLifecycle = request.app.state.lifecycle
@@ -50,8 +56,7 @@ async def get_lifecycle(request: Request) -> DatabaseLifecycle:
 LifecycleDep = Annotated[DatabaseLifecycle, Depends(get_lifecycle)]
 
 
-@router.get("/health")
-@router.head("/health", include_in_schema=False)
+@router.get("/health", responses={503: {"model": Health, "description": "No database serves"}})
 async def health(request: Request, response: Response, lifecycle: LifecycleDep) -> Health:
     """Report the state of the application; 503 when no database serves."""
     report = lifecycle.report
@@ -67,18 +72,16 @@ async def health(request: Request, response: Response, lifecycle: LifecycleDep) 
 
 
 @router.get("/health/live")
-@router.head("/health/live", include_in_schema=False)
-async def live() -> dict[str, str]:
+async def live() -> State:
     """Answer 200 while the process serves."""
-    return {"status": "alive"}
+    return State(status="alive")
 
 
-@router.get("/health/ready")
-@router.head("/health/ready", include_in_schema=False)
-async def ready(response: Response, lifecycle: LifecycleDep) -> dict[str, str]:
+@router.get("/health/ready", responses={503: {"model": State, "description": "They do not"}})
+async def ready(response: Response, lifecycle: LifecycleDep) -> State:
     """Answer 200 when the data routes work, else 503."""
     if lifecycle.is_ready:
-        return {"status": "ready"}
+        return State(status="ready")
     response.status_code = 503
     response.headers["Retry-After"] = "2"
-    return {"status": lifecycle.report.status}
+    return State(status=lifecycle.report.status)

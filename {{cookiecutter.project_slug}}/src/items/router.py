@@ -1,21 +1,25 @@
 """Items over HTTP."""
 
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Response, status
 from fastapi.exceptions import RequestValidationError
 
 from src.database.session import DatabaseDep
-from src.errors import ERROR_RESPONSES
+from src.errors import errors
 from src.items import service
 from src.items.models import Item
 from src.items.schemas import ItemCreate, ItemPage, ItemRead, ItemUpdate, Position, decode_cursor
 
-router = APIRouter(prefix="/api/items", tags=["items"], responses=ERROR_RESPONSES)
+router = APIRouter(prefix="/api/items", tags=["items"], responses=errors(422, 503))
+CREATED: dict[str, Any] = {
+    "headers": {"Location": {"description": "Where the item is", "schema": {"type": "string"}}}
+}
+Cursor = Annotated[str | None, Query(description="next_cursor of an earlier answer")]
 
 
-async def position_after(cursor: Annotated[str | None, Query()] = None) -> Position | None:
+async def position_after(cursor: Cursor = None) -> Position | None:
     """Return where the page begins, or None for the first one; a bad cursor is a 422."""
     if not cursor:
         return None
@@ -29,7 +33,12 @@ async def position_after(cursor: Annotated[str | None, Query()] = None) -> Posit
 PositionDep = Annotated[Position | None, Depends(position_after)]
 
 
-@router.post("", status_code=status.HTTP_201_CREATED, response_model=ItemRead)
+@router.post(
+    "",
+    status_code=status.HTTP_201_CREATED,
+    response_model=ItemRead,
+    responses=errors(409) | {201: CREATED},
+)
 async def create_item(data: ItemCreate, response: Response, database: DatabaseDep) -> Item:
     """Create an item."""
     item = await database.write(service.create_item, data)
@@ -47,19 +56,19 @@ async def list_items(
     return await database.read(service.list_items, limit, after)
 
 
-@router.get("/{item_id}", response_model=ItemRead)
+@router.get("/{item_id}", response_model=ItemRead, responses=errors(404))
 async def get_item(item_id: UUID, database: DatabaseDep) -> Item:
     """Return an item."""
     return await database.read(service.get_item, item_id)
 
 
-@router.patch("/{item_id}", response_model=ItemRead)
+@router.patch("/{item_id}", response_model=ItemRead, responses=errors(404, 409))
 async def update_item(item_id: UUID, data: ItemUpdate, database: DatabaseDep) -> Item:
     """Change an item."""
     return await database.write(service.update_item, item_id, data)
 
 
-@router.delete("/{item_id}", status_code=status.HTTP_204_NO_CONTENT)
+@router.delete("/{item_id}", status_code=status.HTTP_204_NO_CONTENT, responses=errors(404, 409))
 async def delete_item(item_id: UUID, database: DatabaseDep) -> None:
     """Delete an item."""
     await database.write(service.delete_item, item_id)

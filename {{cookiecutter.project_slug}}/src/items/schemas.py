@@ -3,20 +3,17 @@
 import base64
 import binascii
 from datetime import datetime, timedelta
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-
-def _without_nul(value: str) -> str:
-    if "\0" in value:
-        raise ValueError("must not contain NUL characters")
-    return value
-
-
-Title = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_without_nul)]
-Description = Annotated[str, Field(max_length=2000), AfterValidator(_without_nul)]
+# PostgreSQL stores no NUL characters
+_WITHOUT_NUL = r"^[^\x00]*$"
+Title = Annotated[
+    str, Field(min_length=1, max_length=200, pattern=_WITHOUT_NUL, examples=["Buy milk"])
+]
+Description = Annotated[str, Field(max_length=2000, pattern=_WITHOUT_NUL, examples=["Two bottles"])]
 
 
 class ItemCreate(BaseModel):
@@ -28,10 +25,17 @@ class ItemCreate(BaseModel):
     description: Description | None = None
 
 
+def _say_that_something_is_needed(schema: dict[str, Any]) -> None:
+    schema["minProperties"] = 1
+    # generated clients would send the defaults, which are no values of the item
+    for field in schema["properties"].values():
+        field.pop("default")
+
+
 class ItemUpdate(BaseModel):
     """The fields to change; those left out stay as they are."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_say_that_something_is_needed)
 
     title: Title = ""
     description: Description | None = None
@@ -50,8 +54,8 @@ class ItemRead(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
     id: UUID
-    title: str
-    description: str | None
+    title: Annotated[str, Field(examples=["Buy milk"])]
+    description: Annotated[str | None, Field(examples=["Two bottles"])]
     created_at: datetime
     updated_at: datetime
 

@@ -1,6 +1,7 @@
 """Prometheus metrics, and the route that shows them."""
 
 from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
 
 router = APIRouter(tags=["metrics"])
@@ -10,7 +11,7 @@ DURATION = Histogram("http_request_duration_seconds", "Time to answer.", ["metho
 IN_PROGRESS = Gauge("http_requests_in_progress", "Requests being answered.")
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics() -> Response:
     """Return all metrics in Prometheus text format."""
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

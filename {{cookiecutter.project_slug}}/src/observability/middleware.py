@@ -57,6 +57,10 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        method = scope["method"]
+        if method == "HEAD":
+            # routes know GET; the server looks at its own scope, and sends no body
+            scope = {**scope, "method": "GET"}
         received_headers = dict(scope["headers"])
         given_id = received_headers.get(b"x-request-id", b"")
         request_id = (
@@ -95,8 +99,12 @@ class RequestMiddleware:
                 raise self._too_large()
             await self._app(scope, limited_receive, send_with_headers)
         except HTTPException as error:
-            await _drain(receive)
-            answer = JSONResponse({"detail": error.detail}, error.status_code)
+            # receiving would ask a client that waits for "100 Continue" for its body
+            if b"expect" not in received_headers:
+                await _drain(receive)
+            # what follows on this connection may be the rest of the body
+            close = {"Connection": "close"}
+            answer = JSONResponse({"detail": error.detail}, error.status_code, headers=close)
             await answer(scope, receive, send_with_headers)
         except Exception:  # the last line of defence: told to the client, and in full to the log
             logger.exception("request failed")
@@ -110,7 +118,7 @@ class RequestMiddleware:
             self._record_soon(
                 {
                     "event": "request",
-                    "method": scope["method"] if scope["method"] in _METHODS else "other",
+                    "method": method if method in _METHODS else "other",
                     "route": getattr(scope.get("route"), "path", "none"),
                     "status": status,
                     "milliseconds": round((time.perf_counter() - started) * 1000, 1),

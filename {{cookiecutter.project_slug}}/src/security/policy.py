@@ -7,15 +7,15 @@ import asyncio
 import hmac
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
 
-from fastapi import FastAPI
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from src.config.settings import Space, read_space
 
 SAFE_METHODS = frozenset(["GET", "HEAD", "OPTIONS", "TRACE"])
+MAX_URL_BYTES = 8 * 1024
+MAX_HEADER_BYTES = 32 * 1024
 PLACES = 16
 HOLD_SECONDS = 0.1
 MAX_WAITING = 1_000
@@ -89,8 +89,17 @@ class WriteGuard:
         )
 
 
+def _refuse_if_long(scope: Scope) -> JSONResponse | None:
+    if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_URL_BYTES:
+        return JSONResponse({"detail": f"The URL is longer than {MAX_URL_BYTES} bytes."}, 414)
+    if sum([len(name) + len(value) for name, value in scope["headers"]]) > MAX_HEADER_BYTES:
+        detail = f"The headers are longer than {MAX_HEADER_BYTES} bytes."
+        return JSONResponse({"detail": detail}, 431)
+    return None
+
+
 class Entrance:
-    """A pure ASGI middleware: first come, first served; / and /health pass without waiting.
+    """Refuses long URLs and headers; first come, first served; / and /health do not wait.
 
     Hundreds of requests at once would each be parsed, routed and validated before the event loop
     came round to anything else. A place is free again when its request is answered, or after
@@ -107,6 +116,9 @@ class Entrance:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on when there is a place."""
+        if scope["type"] == "http" and (refusal := _refuse_if_long(scope)):
+            await refusal(scope, receive, send)
+            return
         if scope["type"] != "http" or scope["path"] == "/" or scope["path"].startswith("/health"):
             await self._app(scope, receive, send)
             return
@@ -160,26 +172,3 @@ class Entrance:
             del self._taken[place]
         self._let_in(loop)
         self._watch(loop)
-
-
-def describe_token(app: FastAPI) -> None:
-    """Let the OpenAPI schema say that writes take a token, so that the API docs can ask for it."""
-    describe = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        schema = describe()
-        scheme = {
-            "type": "apiKey",
-            "in": "header",
-            "name": "X-API-Token",
-            "description": "What API_TOKEN is set to. Where it is not set, no token is needed, "
-            "or on a Space none is accepted.",
-        }
-        schema.setdefault("components", {})["securitySchemes"] = {"APIToken": scheme}
-        for path in schema["paths"].values():
-            for method, operation in path.items():
-                if method.upper() not in SAFE_METHODS:
-                    operation["security"] = [{"APIToken": []}]
-        return schema
-
-    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's manual does it

@@ -64,7 +64,6 @@ REPAIRS = {
 
 
 @router.get("/")
-@router.head("/")
 async def status_page(request: Request, report: Annotated[Health, Depends(health)]) -> Response:
     """Return the page, which says in words what /health says in JSON."""
     page, policy = _page()
