@@ -10,9 +10,9 @@ if its connection turns out to be dead, so it touches the database only.
 
 import asyncio
 import concurrent.futures
+import contextlib
 import inspect
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from types import ModuleType
 from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
 
@@ -120,8 +120,10 @@ class Database:
         for one in list(self._ending):
             one.readers.close(wait=wait)
             one.writers.close(wait=wait)
-            if wait and one in self._ending:
-                self._ending.remove(one)
+            if wait:
+                # two may have waited for it
+                with contextlib.suppress(ValueError):
+                    self._ending.remove(one)
 
     async def read(
         self,
@@ -159,7 +161,7 @@ class Database:
             if_abandoned=_unknown_outcome(),
         )
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def session(self) -> AsyncIterator[Session]:
         """Yield a session whose transaction is committed at the end, or rolled back on an error.
 
