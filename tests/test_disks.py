@@ -50,6 +50,17 @@ def test_an_sqlite_path_that_cannot_be_written_is_replaced_and_reported(project:
         assert create(server, "elsewhere") == 201
 
 
+@pytest.mark.parametrize(
+    "environ", [{"SQLITE_DIR": "~nobody-at-all"}, {"DATABASE_URL": "sqlite:///~nobody-at-all/app.db"}]
+)
+def test_the_home_of_a_user_who_does_not_exist_is_a_folder_like_any_other(
+    project: BakedProject, environ: dict[str, str]
+) -> None:
+    with project.boot(environ, in_place=True) as server:
+        assert server.settled()["status"] == "ok"
+        assert create(server, "stored") == 201
+
+
 def test_on_a_full_disk_no_write_is_acknowledged_that_was_not_stored(project: BakedProject, tmp_path: Path) -> None:
     folder = tmp_path / "small"
     folder.mkdir()

@@ -3,6 +3,7 @@
 import signal
 import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 from uuid import uuid4
@@ -312,6 +313,128 @@ def test_what_no_column_of_postgresql_can_hold_stays_and_the_rest_moves(project:
         assert len(server.titles()) == 20
         assert server.log().count("refused a row: table items, key ") == 3
         assert "nul" not in server.log()
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "moment"), [("handover", "begin", "after"), ("handover", "finish", "before")]
+)
+def test_rows_whose_move_was_cut_short_arrive_once_though_a_newer_version_starts(
+    project: BakedProject, login: Login, module: str, name: str, moment: str
+) -> None:
+    environ = {"DATABASE_URL": login.url}
+    with project.boot(environ, in_place=True, app=app_that_dies(project, moment, module, name)) as server:
+        degraded(server)
+        create(server, "of the older version")
+        login.allow()
+        assert server.process.wait(20) == -signal.SIGKILL
+    (project.path / "migrations" / "versions" / "0002_own.py").write_text(OWN_MIGRATION)
+    with project.boot(environ, in_place=True) as server:
+        assert ok(server)["pending_rows"] == 0
+        assert server.titles() == ["of the older version"]
+    assert files(project, "fallback") == files(project, "handover") == []
+
+
+def test_an_older_version_that_cannot_move_its_rows_says_that_another_database_serves(
+    project: BakedProject, login: Login
+) -> None:
+    login.allow()
+    environ = {"DATABASE_URL": login.url}
+    with project.boot(environ, in_place=True) as server:
+        ok(server)
+        with login.postgres.connect(login.url) as connection:
+            connection.execute("UPDATE alembic_version SET version_num = 'from-the-future'")
+    login.refuse()
+    with project.boot(environ, in_place=True) as server:
+        degraded(server)
+        create(server, "of the older version")
+        login.allow()
+        report = server.health_when(lambda report: report["database"]["reason"] == "schema_newer")
+        assert (report["status"], report["database"]["backend"]) == ("degraded", "sqlite")
+        assert "a newer version moves them" in report["database"]["detail"]
+
+
+def test_rows_on_a_disk_that_became_read_only_keep_nobody_from_postgresql(
+    project: BakedProject, login: Login, tmp_path: Path
+) -> None:
+    environ = {"DATABASE_URL": login.url}
+    with project.boot(environ, in_place=True) as server:
+        degraded(server)
+        create(server, "on the first disk")
+        server.kill()
+    login.allow()
+    environ["TMPDIR"] = str(tmp_path / "temporary")
+    Path(environ["TMPDIR"]).mkdir()
+    with project.boot(environ, in_place=True, prefix=disks.read_only(writable=environ["TMPDIR"])) as server:
+        report = ok(server)
+        assert report["pending_rows"] == 1
+        assert "could not be moved" in str(report["detail"])
+    with project.boot(environ, in_place=True) as server:
+        assert ok(server)["pending_rows"] == 0
+        assert server.titles() == ["on the first disk"]
+
+
+FULL_TEXT_SEARCH = """
+from alembic import op
+
+revision = "own"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    if op.get_context().dialect.name == "sqlite":
+        op.execute("CREATE VIRTUAL TABLE items_search USING fts5(title)")
+        op.execute(
+            "CREATE TRIGGER fill AFTER INSERT ON items BEGIN INSERT INTO items_search VALUES (new.title); END"
+        )
+
+
+def downgrade() -> None:
+    pass
+"""
+
+
+def test_a_search_index_that_only_sqlite_has_is_no_row_to_move(project: BakedProject, login: Login) -> None:
+    (project.path / "migrations" / "versions" / "0002_own.py").write_text(FULL_TEXT_SEARCH)
+    with project.boot({"DATABASE_URL": login.url}, in_place=True) as server:
+        degraded(server)
+        create(server, "found by its title")
+        server.health_when(lambda report: report["database"]["pending_rows"] == 1)
+        login.allow()
+        assert ok(server)["pending_rows"] == 0
+        assert server.titles() == ["found by its title"]
+
+
+SLOW_WORK = """
+import time
+
+from src.database.session import DatabaseDep
+from src.items.models import Item
+from src.main import app
+
+
+@app.post("/slow")
+async def slow(database: DatabaseDep, title: str, seconds: float) -> None:
+    def work(session):
+        time.sleep(seconds)
+        session.add(Item(title=title))
+
+    await database.write(work)
+"""
+
+
+def test_work_under_way_when_postgresql_returns_is_waited_for(project: BakedProject, login: Login) -> None:
+    (project.path / "extra.py").write_text(SLOW_WORK)
+    with (
+        project.boot({"DATABASE_URL": login.url}, in_place=True, app="extra:app") as server,
+        ThreadPoolExecutor(1) as client,
+    ):
+        degraded(server)
+        slow = client.submit(server.post, "/slow", params={"title": "slow", "seconds": 8})
+        time.sleep(0.5)
+        login.allow()
+        assert slow.result().status_code == 200, server.log()
+        server.health_when(lambda report: report["status"] == "ok")
+        assert server.titles() == ["slow"]
 
 
 def test_rows_of_an_asked_for_sqlite_move_by_command_only(project: BakedProject, login: Login) -> None:

@@ -88,6 +88,59 @@ def test_work_that_hides_an_error_is_stored_if_and_only_if_it_says_so(client: Te
     assert titles(client) == (["before the error"] if answer.status_code == 200 else [])
 
 
+def test_work_that_ends_in_a_mistake_is_answered_and_keeps_nobody_out(client: TestClient) -> None:
+    app = client.app
+    assert isinstance(app, FastAPI)
+
+    @app.post("/no-next-row")
+    async def no_next_row(database: DatabaseDep) -> None:
+        await database.write(lambda session: next(session.scalars(select(Item))))
+
+    for _ in range(10):
+        assert client.post("/no-next-row").status_code == 500
+    assert client.post("/api/items", json={"title": "stored"}).status_code == 201
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+def test_work_that_was_never_run_is_no_success(client: TestClient) -> None:
+    app = client.app
+    assert isinstance(app, FastAPI)
+
+    @app.post("/coroutine")
+    async def coroutine(database: DatabaseDep) -> None:
+        async def work(session: Session) -> None:
+            session.add(Item(title="never stored"))
+
+        await database.write(work)  # type: ignore[unused-coroutine]
+
+    assert client.post("/coroutine").status_code == 500
+    assert titles(client) == []
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_work_that_committed_by_itself_is_not_run_again(client: TestClient) -> None:
+    app = client.app
+    assert isinstance(app, FastAPI)
+
+    @app.post("/commits")
+    async def commits(database: DatabaseDep) -> None:
+        def work(session: Session) -> None:
+            session.add(Item(title="once"))
+            session.commit()
+            session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+        await database.write(work)
+
+    answer = client.post("/commits")
+    assert answer.status_code == 503
+    assert "may or may not" in answer.json()["detail"]
+    deadline = time.monotonic() + 10
+    while client.get("/health/ready").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert titles(client) == ["once"]
+
+
 def test_a_session_that_takes_too_long_is_rolled_back_and_keeps_nobody_out(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,7 +58,7 @@ class Lane:
     async def _run(self, job: Callable[[], Result], if_abandoned: Exception) -> Result:
         loop = asyncio.get_running_loop()
         try:
-            work = loop.run_in_executor(self._executor, job)
+            work = loop.run_in_executor(self._executor, _without_stop_iteration, job)
         except RuntimeError:
             self._turn.release()
             raise DatabaseUnavailable("The database is being changed.", retry_after=1) from None
@@ -82,3 +82,11 @@ class Lane:
     def _give_up(self, answer: asyncio.Future[Any]) -> None:
         if not answer.done():
             answer.set_exception(self._answers[answer])
+
+
+def _without_stop_iteration(job: Callable[[], Result]) -> Result:
+    """Return what the job returns. Python 3.11 could hand this one error to nobody who waits."""
+    try:
+        return job()
+    except StopIteration as error:
+        raise RuntimeError("work raised StopIteration: is there a next() without a row?") from error

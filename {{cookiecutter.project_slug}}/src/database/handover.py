@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Literal
 from uuid import UUID, uuid4
 
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import URL, Engine, create_engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from src.database import postgresql, promotion
+from src.database import migrations, postgresql, promotion
 from src.database.errors import DatabaseUnavailable, OutcomeUnknown, running_reason
-from src.database.opening import CannotServe, bounded, set_aside
+from src.database.opening import CannotServe, bounded, build_engine, set_aside
 from src.database.promotion import Outcome
 
 logger = logging.getLogger(__name__)
@@ -180,6 +180,8 @@ def move(
     handed_over = begin(file, target) if is_new else file
     try:
         mark(id_of(handed_over))
+        if not promotion.is_promoted(target, id_of(handed_over)):
+            _bring_up_to_date(handed_over)
         source = read_only(handed_over)
         outcome = promotion.promote(source, target, id_of(handed_over), on_progress)
     except OutcomeUnknown:
@@ -258,6 +260,29 @@ def seal(file: Path) -> None:
 def finish(handed_over: Path) -> Path:
     """Keep the file under the name that says that its rows have been moved."""
     return _rename(handed_over, f"promoted-{id_of(handed_over).hex}.db")
+
+
+def _bring_up_to_date(file: Path) -> None:
+    """Give the rows that an older version left behind the schema that PostgreSQL has by now.
+
+    Raise SchemasDiffer if a migration fails. Of them, and only before its rows are moved, a
+    handed-over file is written again.
+    """
+    known, newest = migrations.revisions()
+    with read_only(file).connect() as connection:
+        revision = migrations.current_revision(connection)
+    if revision not in known - newest:
+        return
+    engine = build_engine(URL.create("sqlite", database=str(file)))
+    try:
+        migrations.migrate(engine)
+    except SQLAlchemyError:
+        raise
+    except Exception as error:  # a migration is its owner's code: it may raise anything
+        raise promotion.SchemasDiffer from error
+    finally:
+        engine.dispose()
+    seal(file)
 
 
 def _place_of(file: Path) -> Path:

@@ -248,6 +248,7 @@ class DatabaseLifecycle:
             bounded(lambda: self._database.close(refusal), CHECK_SECONDS)
         except TimeoutError:
             self._open(engine, self._serving_report)
+            self._put_off_handover()
             raise Busy from None
         self._snapshots.end()
         if is_memory(engine.url):
@@ -272,10 +273,7 @@ class DatabaseLifecycle:
         if self._engine is not None:
             self._explain_fallback(self._engine, reason)
             return
-        self._failed_handovers += 1
-        self._next_handover = time.monotonic() + min(
-            2.0**self._failed_handovers, LONGEST_PAUSE_BETWEEN_HANDOVERS_SECONDS
-        )
+        self._put_off_handover()
         self._files.leave()
         if isinstance(error, CannotServe) and error.reached:
             self._may_fall_back = False
@@ -284,6 +282,12 @@ class DatabaseLifecycle:
             self._open(self._handed_over_memory.popitem()[1], self._serving_report)
         else:
             self._serve_sqlite(reason)
+
+    def _put_off_handover(self) -> None:
+        self._failed_handovers += 1
+        self._next_handover = time.monotonic() + min(
+            2.0**self._failed_handovers, LONGEST_PAUSE_BETWEEN_HANDOVERS_SECONDS
+        )
 
     # SQLite
 
@@ -311,7 +315,7 @@ class DatabaseLifecycle:
         self._open(
             opened.engine,
             Report(
-                status="ok" if reason in HARMLESS else "degraded",
+                status="ok" if self._asked_for_sqlite and reason in HARMLESS else "degraded",
                 backend="sqlite",
                 source=self._resolution.source,
                 reason=reason,

@@ -132,6 +132,7 @@ def promote(
         _metadata.create_all(connection)
         if _is_recorded(connection, promotion_id):
             return Outcome()
+        _compare_schemas(rows, connection)
         move = _Move(rows, connection, on_progress)
         refused = copy_tables(move)
         record(connection, promotion_id, move.moved, refused)
@@ -141,6 +142,7 @@ def promote(
 def retry_refused(source: Engine, target: Engine, promotion_id: UUID) -> Outcome:
     """Try once more to move the rows of this promotion that were refused; return what became."""
     with _transaction(source, target) as (rows, connection):
+        _compare_schemas(rows, connection)
         _metadata.create_all(connection)
         of_this = promotion_refusals.c.promotion_id == promotion_id
         known = connection.execute(
@@ -296,8 +298,6 @@ def _transaction(source: Engine, target: Engine) -> Iterator[tuple[Connection, C
             source.connect().execution_options(reading=True) as rows,
             migrations.locked(target) as connection,
         ):
-            if migrations.current_revision(rows) != migrations.current_revision(connection):
-                raise SchemasDiffer
             # times are stored without an offset in SQLite, and mean UTC
             connection.execute(text("SET LOCAL TIME ZONE 'UTC'"))
             connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
@@ -309,9 +309,21 @@ def _transaction(source: Engine, target: Engine) -> Iterator[tuple[Connection, C
         raise
 
 
+def _compare_schemas(source: Connection, target: Connection) -> None:
+    if migrations.current_revision(source) != migrations.current_revision(target):
+        raise SchemasDiffer
+
+
 def _data_tables(connection: Connection) -> list[str]:
+    # virtual tables, such as those of a full-text search, and what SQLite keeps of them; an SQLite
+    # without this pragma (before 3.37) returns nothing
+    derived = {
+        row.name
+        for row in connection.execute(text("PRAGMA table_list"))
+        if row.type in ("virtual", "shadow")
+    }
     names = inspect(connection).get_table_names()
-    return [name for name in names if name != "alembic_version"]
+    return [name for name in names if name not in derived | {"alembic_version"}]
 
 
 def _is_recorded(target: Connection, promotion_id: UUID) -> bool:

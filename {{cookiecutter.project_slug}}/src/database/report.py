@@ -59,6 +59,10 @@ def describe_sqlite(
     sentences = ["SQLite serves." if asked_for else "SQLite serves instead of PostgreSQL."]
     if reason == "locked" and not asked_for:
         sentences.append("Another process uses its file too: a restart moves the rows.")
+    elif reason == "schema_newer" and not asked_for:
+        sentences.append(
+            "Its rows have another schema than PostgreSQL: a newer version moves them."
+        )
     elif reason in CAUSES:
         sentences.append(f"Cause: {CAUSES[reason]}.")
     elif advice:

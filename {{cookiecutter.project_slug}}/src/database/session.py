@@ -10,13 +10,14 @@ if its connection turns out to be dead, so it touches the database only.
 
 import asyncio
 import concurrent.futures
+import contextlib
+import inspect
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from types import ModuleType
 from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
 
 from fastapi import Depends, Request
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -73,6 +74,7 @@ class Database:
 
     def __init__(self) -> None:
         self._serving: _Serving | None = None
+        self._ending: list[_Serving] = []
         self._refusal = "The database is being chosen; try again in a moment."
         self._refuses_reads = self._refuses_writes = False
         self.on_trouble: Callable[[str | None], None] = lambda reason: None
@@ -107,12 +109,21 @@ class Database:
             self._serving.writers.abandon()
 
     def close(self, refusal: str, *, wait: bool = True) -> None:
-        """Admit no more work, answering `refusal`; with `wait`, let the admitted work finish."""
+        """Admit no more work, answering `refusal`; with `wait`, let the admitted work finish.
+
+        So does the work of an earlier close() that was not waited for to its end.
+        """
         serving, self._serving, self._refusal = self._serving, None, refusal
         if serving is not None:
             SessionLocal.configure(bind=None)
-            serving.readers.close(wait=wait)
-            serving.writers.close(wait=wait)
+            self._ending.append(serving)
+        for one in list(self._ending):
+            one.readers.close(wait=wait)
+            one.writers.close(wait=wait)
+            if wait:
+                # two may have waited for it
+                with contextlib.suppress(ValueError):
+                    self._ending.remove(one)
 
     async def read(
         self,
@@ -150,7 +161,7 @@ class Database:
             if_abandoned=_unknown_outcome(),
         )
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def session(self) -> AsyncIterator[Session]:
         """Yield a session whose transaction is committed at the end, or rolled back on an error.
 
@@ -239,11 +250,24 @@ class _RolledBack(Exception):
     """The caller of session() raised; its own exception is what counts."""
 
 
+class _WriteSession(Session):
+    """Knows whether COMMIT was sent, which the work may do by itself: then it cannot run again."""
+
+    sent_commit = False
+
+
+@event.listens_for(_WriteSession, "before_commit")
+def _note_commit(session: _WriteSession) -> None:
+    if not session.in_nested_transaction():
+        session.flush()
+        session.sent_commit = True
+
+
 def _read(engine: Engine, work: Callable[[Session], Result]) -> Result:
     with Session(engine, expire_on_commit=False) as session:
         _backend(engine).begin(session.connection(), reading=True, bounded=True)
         try:
-            result = work(session)
+            result = _result(work, session)
         except DBAPIError as error:
             if running_reason(error) == "read_only":
                 raise RuntimeError(_READ_THAT_WRITES) from error
@@ -255,22 +279,30 @@ def _read(engine: Engine, work: Callable[[Session], Result]) -> Result:
 
 def _write(engine: Engine, work: Callable[[Session], Result]) -> Result:
     # closed for good at the end: a session used afterwards would begin anew outside the gate
-    with Session(
+    with _WriteSession(
         engine,
         expire_on_commit=False,
         close_resets_only=False,
         execution_options={"bounded": True},
     ) as session:
-        result = work(session)
-        session.flush()
-        _backend(engine).refuse_failed_transaction(session)
         try:
+            result = _result(work, session)
+            session.flush()
+            _backend(engine).refuse_failed_transaction(session)
             session.commit()
         except DBAPIError as error:
-            if not error.connection_invalidated:
+            if not (session.sent_commit and error.connection_invalidated):
                 raise
             raise _unknown_outcome() from error
         return result
+
+
+def _result(work: Callable[[Session], Result], session: Session) -> Result:
+    result = work(session)
+    if inspect.iscoroutine(result):
+        result.close()
+        raise TypeError("work must be a plain function: this `async def` one was never run")
+    return result
 
 
 def _backend(engine: Engine) -> ModuleType:

@@ -51,7 +51,7 @@ def directories(directory: str | None) -> list[Path]:
 
 def path_of(database: str) -> Path:
     """Return the path that a person named: relative ones begin at the project."""
-    return PROJECT_ROOT / Path(database).expanduser()
+    return PROJECT_ROOT / os.path.expanduser(database)
 
 
 def is_usable(path: Path) -> bool:
@@ -152,9 +152,12 @@ class SQLiteFiles:
 
     @contextmanager
     def owned(self) -> Iterator[list[Path]]:
-        """Yield the files that wait for PostgreSQL, owned; raise Busy if others serve them."""
-        with handover.owning(self._waiting(), self._claim):
-            yield self._waiting()
+        """Yield the files that wait for PostgreSQL, owned; raise Busy if others serve them.
+
+        Those that cannot be written to wait on, since every step of a hand-over is a rename.
+        """
+        with handover.owning(filter(is_usable, self._waiting()), self._claim):
+            yield list(filter(is_usable, self._waiting()))
 
     def promoted(self) -> list[UUID]:
         """Return the ids of the files whose rows were moved."""
