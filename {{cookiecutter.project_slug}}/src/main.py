@@ -17,7 +17,7 @@ from src.database.session import Database
 from src.errors import add_error_handlers
 from src.health.router import router as health
 from src.items.router import router as items
-from src.observability.logging import access_log, configure_logging, uses_json
+from src.observability.logging import Stderr, access_log, configure_logging, uses_json
 from src.observability.metrics import router as metrics
 from src.observability.middleware import RequestMiddleware
 from src.security.policy import Entrance, WriteGuard, security_headers
@@ -29,7 +29,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or load_settings()
     space = read_space()
     use_json = uses_json(settings, on_space=space.is_running_here)
-    configure_logging(settings, use_json=use_json)
+    stderr = Stderr()
+    configure_logging(settings, stderr, use_json=use_json)
     database = Database()
 
     app = FastAPI(
@@ -44,8 +45,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.database = database
     app.state.lifecycle = DatabaseLifecycle(database, settings)
 
-    for router in (items, health, status_page, api_docs, metrics):
+    for router in (items, health, status_page, api_docs):
         app.include_router(router)
+    if settings.metrics == "on":
+        app.include_router(metrics)
     add_error_handlers(app)
     describe(app, needs_token=settings.api_token is not None)
 
@@ -67,9 +70,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(
         RequestMiddleware,
         headers=security_headers(space),
+        behind_edge=space.is_running_here,
         max_body_bytes=settings.max_body_bytes,
         serves_instead_of_postgresql=lambda: database.serves_instead_of_postgresql,
-        log=access_log(settings, use_json=use_json),
+        log=access_log(settings, stderr, use_json=use_json),
     )
     return app
 

@@ -11,7 +11,7 @@ from src.config.settings import PROJECT_ROOT, Settings
 # what a part of the application may import of the others; main imports everything, nobody main
 ALLOWED = {
     "config": set[str](),
-    "database": {"config", "database"},
+    "database": {"config", "database", "observability"},
     "health": {"database"},
     "observability": {"config", "observability"},
     "security": {"config"},

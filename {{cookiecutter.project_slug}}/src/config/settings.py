@@ -48,6 +48,7 @@ class Settings(BaseSettings):
         default="info", description="debug, info, warning or error"
     )
     log_format: Literal["json", "text"] | None = Field(default=None, description="json or text")
+    metrics: Literal["on", "off"] = Field(default="on", description="on or off")
     cors_origins: Origins = Field(
         default="",
         description="comma-separated origins such as https://example.com, without a path, or *",

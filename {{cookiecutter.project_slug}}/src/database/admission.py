@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from src.database.errors import DatabaseUnavailable
+from src.observability.metrics import REFUSED, THREADS, THREADS_BUSY, WAITING
 
 Result = TypeVar("Result")
 
@@ -27,6 +28,11 @@ class Lane:
         self._capacity = threads + MAX_WAITING
         self._admitted = 0
         self._answers: dict[asyncio.Future[Any], Exception] = {}
+        self._name = name
+        THREADS.labels(name).set(threads)
+        THREADS_BUSY.labels(name).set_function(lambda: len(self._answers))
+        # a thread may still work for a client that left
+        WAITING.labels(name).set_function(lambda: max(0, self._admitted - len(self._answers)))
 
     async def run(self, job: Callable[[], Result], if_abandoned: Exception) -> Result:
         """Return what the job returns; raise DatabaseUnavailable if its turn does not come.
@@ -34,6 +40,7 @@ class Lane:
         Raise `if_abandoned` when abandon() is called meanwhile.
         """
         if self._admitted >= self._capacity:
+            REFUSED.labels("full").inc()
             raise DatabaseUnavailable("Too many requests are waiting for the database.")
         self._admitted += 1
         try:
@@ -41,6 +48,7 @@ class Lane:
                 async with asyncio.timeout(MAX_WAIT_SECONDS):
                     await self._turn.acquire()
             except TimeoutError:
+                REFUSED.labels("waited").inc()
                 raise DatabaseUnavailable("The database is busy; nothing was stored.") from None
             return await self._run(job, if_abandoned)
         finally:
@@ -53,6 +61,8 @@ class Lane:
 
     def close(self, *, wait: bool) -> None:
         """Take no more work; with `wait`, return when the work that runs is done."""
+        for gauge in (THREADS, THREADS_BUSY, WAITING):
+            gauge.remove_by_labels({"lane": self._name})
         self._executor.shutdown(wait=wait)
 
     async def _run(self, job: Callable[[], Result], if_abandoned: Exception) -> Result:

@@ -29,6 +29,7 @@ from src.database import migrations, postgresql, promotion
 from src.database.errors import DatabaseUnavailable, OutcomeUnknown, running_reason
 from src.database.opening import CannotServe, bounded, build_engine, set_aside
 from src.database.promotion import Outcome
+from src.observability.metrics import PROMOTED_ROWS, PROMOTIONS
 
 logger = logging.getLogger(__name__)
 
@@ -211,14 +212,14 @@ def move_all(
     def work() -> None:
         for file in files:
             try:
-                move(file, target, on_progress=progress.set, mark=mark, unmark=unmark)
+                _count(move(file, target, on_progress=progress.set, mark=mark, unmark=unmark))
             except DBAPIError as error:
                 of_the_file = isinstance(error.orig, sqlite3.Error)
                 if not of_the_file or running_reason(error) != "corrupt":
                     raise
                 set_aside(file)
         for promotion_id, engine in list(memory.items()):
-            promotion.promote(engine, target, promotion_id, progress.set)
+            _count(promotion.promote(engine, target, promotion_id, progress.set))
             del memory[promotion_id]
             engine.dispose()
 
@@ -234,6 +235,13 @@ def move_all(
         logger.error("rows could not be moved: %s %s", type(error).__name__, code or "")
         reason = running_reason(error) or "migration_failed"
         raise CannotServe(reason, reached=False) from None
+
+
+def _count(outcome: Outcome) -> None:
+    if outcome.moved or outcome.refused:
+        PROMOTIONS.inc()
+    PROMOTED_ROWS.labels("moved").inc(outcome.moved)
+    PROMOTED_ROWS.labels("refused").inc(outcome.refused)
 
 
 def begin(file: Path, target: Engine) -> Path:

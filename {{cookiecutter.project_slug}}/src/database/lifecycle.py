@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 from uuid import UUID, uuid4
 
 from sqlalchemy import URL, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from src import __version__
 from src.config.settings import Settings, read_space
 from src.database import handover, postgresql, promotion, sqlite
 from src.database.errors import CAUSES, DatabaseUnavailable, connection_reason
@@ -23,7 +25,9 @@ from src.database.handover import Busy
 from src.database.opening import CannotServe, Opened, bounded, is_memory, open_postgresql, ping
 from src.database.report import (
     HARMLESS,
+    Backend,
     Report,
+    Status,
     describe_nothing,
     describe_postgresql,
     describe_sqlite,
@@ -33,6 +37,14 @@ from src.database.resolver import DatabaseURLResolver
 from src.database.session import DEFAULT_POOL_SIZE, Database
 from src.database.snapshot_timer import FALLBACK, Snapshots
 from src.database.sqlite_files import SQLiteFiles
+from src.observability.metrics import (
+    BACKEND,
+    CHECK_DURATION,
+    FALLBACKS,
+    PENDING_ROWS,
+    PERSISTENT,
+    STATUS,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +91,8 @@ class DatabaseLifecycle:
             repairs=self._resolution.repairs,
         )
         self._serving_report = self.report
+        self._show(self.report)
+        self._created = time.monotonic()
         database.on_trouble = self._doubt
 
     @property
@@ -92,7 +106,8 @@ class DatabaseLifecycle:
 
     def stop(self) -> None:
         """Let admitted work finish, hand over once more, close the engine; all in STOP_SECONDS."""
-        deadline = time.monotonic() + STOP_SECONDS
+        begun = time.monotonic()
+        deadline = begun + STOP_SECONDS
         engine = self._engine
         if engine is not None and self._unanswered_checks:
             # nobody will answer the work that is under way
@@ -115,7 +130,15 @@ class DatabaseLifecycle:
         if self._engine is not None:
             postgresql.sever(self._engine)
             self._engine.dispose()
-        logger.info("database closed")
+        newest = self._snapshots.taken_at
+        logger.info(
+            "stopped: the database is closed",
+            extra={
+                "pending_rows": self.report.pending_rows,
+                "snapshot_taken": newest is not None and newest >= begun,
+                "seconds": round(time.monotonic() - begun, 1),
+            },
+        )
 
     def choose(self) -> None:
         """Make a database serve, or report why none does."""
@@ -435,13 +458,35 @@ class DatabaseLifecycle:
 
     def _announce(self, report: Report, cause: BaseException | None = None) -> None:
         before, self.report = self.report, report
+        self._show(report)
+        if report.backend == "sqlite" != before.backend and not self._asked_for_sqlite:
+            FALLBACKS.inc()
         if (before.status, before.reason, before.backend) != (
             report.status,
             report.reason,
             report.backend,
         ):
             log = logger.info if report.status == "ok" else logger.warning
-            log("database %s: %s", report.status, report.detail, exc_info=cause)
+            first = before.status == "starting"
+            seconds = round(time.monotonic() - self._created, 1)
+            log(
+                "database %s: %s",
+                report.status,
+                report.detail,
+                exc_info=cause,
+                extra={"version": __version__, "seconds": seconds} if first else None,
+            )
+
+    def _show(self, report: Report) -> None:
+        """Let the metrics say what the report says."""
+        for status in get_args(Status):
+            STATUS.labels(status).set(status == report.status)
+        for backend in get_args(Backend):
+            BACKEND.labels(backend).set(backend == report.backend)
+        PERSISTENT.set(report.persistent)
+        PENDING_ROWS.set(report.pending_rows)
+        if report.latency_ms is not None:
+            CHECK_DURATION.set(report.latency_ms / 1000)
 
     def _pool_size(self, backend: str) -> int:
         return self._settings.pool_size or DEFAULT_POOL_SIZE[backend]

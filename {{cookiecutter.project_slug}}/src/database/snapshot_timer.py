@@ -11,6 +11,7 @@ from uuid import uuid4
 from src.database.handover import Busy, Claim
 from src.database.opening import bounded
 from src.database.snapshots import DamagedSnapshot, SnapshotError, SnapshotStore
+from src.observability.metrics import SNAPSHOT_AGE, SNAPSHOTS
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -97,9 +98,11 @@ class Snapshots:
                     stems.append(self._stem_to_continue(store))
                 if state != kept[0]:
                     store.take(file, stems[0])
+                    SNAPSHOTS.labels("taken").inc()
             except Busy:
                 return
             except SnapshotError as error:
+                SNAPSHOTS.labels("failed").inc()
                 if self._trouble != str(error):
                     logger.error("no snapshot could be taken: %s", error)
                 self._trouble = str(error)
@@ -111,6 +114,9 @@ class Snapshots:
                 take()
             claim.release()
 
+        SNAPSHOT_AGE.set_function(
+            lambda: float("nan") if self.taken_at is None else time.monotonic() - self.taken_at
+        )
         self._taking, self._stopping = take, threading.Event()
         stopping = self._stopping
         self._thread = threading.Thread(target=take_in_turn, name="snapshots", daemon=True)

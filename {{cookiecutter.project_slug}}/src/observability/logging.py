@@ -1,7 +1,10 @@
 """One line per event: JSON on a Space, readable text on a terminal."""
 
 import logging
+import os
+import select
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -12,9 +15,69 @@ from pydantic_core import to_json
 from structlog.typing import EventDict
 
 from src.config.settings import Settings
+from src.observability.metrics import LOST_LINES
 
+MOST_UNREAD_BYTES = 512 * 1024
 request_id: ContextVar[str] = ContextVar("request_id")
 """The id of the request that is being answered; each line that is logged meanwhile carries it."""
+
+
+class Stderr:
+    """Lines on their way to stderr; nobody waits for a reader who is slow or gone.
+
+    What does not fit into the pipe is kept, up to MOST_UNREAD_BYTES; what comes then is lost.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._descriptor = sys.stderr.fileno()
+        except (AttributeError, OSError):  # closed before the start, or no real file
+            self._descriptor = -1
+        self._unread = bytearray()
+        self._lock = threading.Lock()
+        self._helper: threading.Thread | None = None
+        self._poll = select.poll()
+        if self._descriptor >= 0:
+            self._poll.register(self._descriptor, select.POLLOUT)
+
+    def write(self, text: str) -> None:
+        """Write whole lines without waiting."""
+        if self._descriptor < 0:
+            return
+        data = text.encode(errors="backslashreplace")
+        with self._lock:
+            if len(self._unread) + len(data) > MOST_UNREAD_BYTES:
+                LOST_LINES.inc(data.count(b"\n"))
+                return
+            self._unread += data
+            if self._helper is None and not self._write_what_fits():
+                self._helper = threading.Thread(target=self._help, name="log", daemon=True)
+                self._helper.start()
+
+    def flush(self) -> None:
+        """Do nothing: a handler calls this after each line."""
+
+    def _write_what_fits(self) -> bool:
+        """Return whether all was written. A pipe with any room takes PIPE_BUF bytes at once."""
+        while self._unread:
+            if not self._poll.poll(0):
+                return False
+            end = self._unread.rfind(b"\n", 0, select.PIPE_BUF) + 1 or select.PIPE_BUF
+            try:
+                written = os.write(self._descriptor, self._unread[:end])
+            except OSError:  # nobody will ever read this
+                LOST_LINES.inc(self._unread.count(b"\n"))
+                written = len(self._unread)
+            del self._unread[:written]
+        return True
+
+    def _help(self) -> None:
+        while True:
+            self._poll.poll(1000)
+            with self._lock:
+                if self._write_what_fits():
+                    self._helper = None
+                    return
 
 
 def uses_json(settings: Settings, *, on_space: bool) -> bool:
@@ -22,7 +85,7 @@ def uses_json(settings: Settings, *, on_space: bool) -> bool:
     return settings.log_format == "json" or (settings.log_format is None and on_space)
 
 
-def configure_logging(settings: Settings, *, use_json: bool) -> None:
+def configure_logging(settings: Settings, stderr: Stderr, *, use_json: bool) -> None:
     """Send every log line of this process, uvicorn's too, through one handler to stderr.
 
     uvicorn's own access log is silenced: it prints query strings, which may hold secrets.
@@ -45,7 +108,7 @@ def configure_logging(settings: Settings, *, use_json: bool) -> None:
             )
         ]
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -78,9 +141,12 @@ def _without_color_message(logger: Any, method: str, event: EventDict) -> EventD
     return event
 
 
-def access_log(settings: Settings, *, use_json: bool) -> Callable[[Sequence[dict[str, Any]]], None]:
+def access_log(
+    settings: Settings, stderr: Stderr, *, use_json: bool
+) -> Callable[[Sequence[dict[str, Any]]], None]:
     """Return what writes one line for each request, as the other lines look but in less time.
 
+    It leaves out who asked: an address is personal, and a request's id is enough to find its lines.
     The way through the logging module costs as much as all else that a trivial request needs.
     """
     if settings.log_level in ("warning", "error"):
@@ -98,6 +164,6 @@ def access_log(settings: Settings, *, use_json: bool) -> Callable[[Sequence[dict
     def write(events: Sequence[dict[str, Any]]) -> None:
         now = datetime.now(UTC)
         as_line = as_json if use_json else as_text
-        sys.stderr.write("".join([as_line(event, now) for event in events]))
+        stderr.write("".join([as_line(event, now) for event in events]))
 
     return write

@@ -24,6 +24,7 @@ from src.observability.metrics import DURATION, IN_PROGRESS, REQUESTS
 
 logger = logging.getLogger(__name__)
 DRAIN_SECONDS = 2.0
+_ADDRESS = re.compile(rb"[0-9A-Fa-f:.]{2,45}")
 _USABLE_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 
 
@@ -36,11 +37,13 @@ class RequestMiddleware:
         *,
         headers: dict[str, str],
         max_body_bytes: int,
+        behind_edge: bool,
         serves_instead_of_postgresql: Callable[[], bool],
         log: Callable[[Sequence[dict[str, Any]]], None],
     ) -> None:
         self._app = app
         self._headers = [(k.lower().encode(), v.encode("latin-1")) for k, v in headers.items()]
+        self._behind_edge = behind_edge
         self._max_body_bytes = max_body_bytes
         self._serves_instead_of_postgresql = serves_instead_of_postgresql
         self._log = log
@@ -62,6 +65,8 @@ class RequestMiddleware:
             # routes know GET; the server looks at its own scope, and sends no body
             scope = {**scope, "method": "GET"}
         received_headers = dict(scope["headers"])
+        if self._behind_edge:
+            _believe_the_edge(scope, received_headers)
         given_id = received_headers.get(b"x-request-id", b"")
         request_id = (
             given_id.decode()
@@ -146,6 +151,17 @@ class RequestMiddleware:
             requests.inc()
             duration.observe(event["milliseconds"] / 1000)
         self._log(events)
+
+
+def _believe_the_edge(scope: Scope, headers: dict[bytes, bytes]) -> None:
+    """Set scheme and client as the edge of the Hub saw them.
+
+    It speaks https only, and appends the real client to whatever X-Forwarded-For it was sent.
+    """
+    scope["scheme"] = "https"
+    address = headers.get(b"x-forwarded-for", b"").rpartition(b",")[2].strip()
+    if _ADDRESS.fullmatch(address):
+        scope["client"] = (address.decode(), 0)
 
 
 async def _drain(receive: Receive) -> None:
