@@ -126,6 +126,22 @@ def test_a_damaged_file_is_set_aside_and_reported(project: BakedProject) -> None
     assert [path.read_bytes()[:19] for path in kept] == [b"this is no database"]
 
 
+def test_a_file_that_is_removed_while_it_serves_takes_no_more_rows_with_it(project: BakedProject) -> None:
+    with project.boot(in_place=True) as server:
+        server.settled()
+        assert create(server, "in the file that goes") == 201
+        for file in (project.path / "data").glob("app.db*"):
+            file.unlink()
+        server.health_when(lambda _: (project.path / "data" / "app.db").exists())
+        server.health_when(lambda report: report["status"] == "ok")
+        assert create(server, "in the one that comes") == 201
+        assert "was removed while it served" in server.log()
+        server.stop()
+    with project.boot(in_place=True) as server:
+        server.settled()
+        assert server.titles() == ["in the one that comes"]
+
+
 def test_a_file_locked_by_another_process_answers_503_until_it_is_free(project: BakedProject) -> None:
     with project.boot(in_place=True) as server:
         server.settled()

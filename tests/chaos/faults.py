@@ -20,7 +20,8 @@ BROKEN_MIGRATION = '''
 """Begin well, and fail."""
 from alembic import op
 import sqlalchemy as sa
-revision, down_revision = "0002", "0001"
+revision = "0002"
+down_revision = "0001"
 
 
 def upgrade() -> None:

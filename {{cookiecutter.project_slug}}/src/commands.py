@@ -126,7 +126,15 @@ def _tell(files: list[Path], refused: list[Path], target: Engine) -> int:
 def _move(files: list[Path], refused: list[Path], target: Engine) -> int:
     left = 0
     for file in refused:
-        outcome = promotion.retry_refused(handover.read_only(file), target, handover.id_of(file))
+        file_id = handover.id_of(file)
+        if not (count := promotion.count_refused(target, [file_id])):
+            continue
+        try:
+            outcome = promotion.retry_refused(handover.read_only(file), target, file_id)
+        except promotion.SchemasDiffer:
+            left += count
+            print(f"{file.name}: {count} refused before stay: the schema has changed since then")
+            continue
         left += outcome.refused
         if outcome.moved or outcome.refused:
             print(f"{file.name}: {outcome.moved} moved, {outcome.refused} refused again")

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from alembic import command
@@ -17,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from src.commands import open_database
 from src.config.settings import PROJECT_ROOT
+from src.database import migrations
 from src.database.base import PortableJSON
 from src.database.session import DatabaseDep, SessionDep, SessionLocal, build_engine
 from src.items.models import Item
@@ -229,3 +231,18 @@ def test_a_newer_schema_is_served_with_a_word_about_it(
     report = start().get("/health").json()
 
     assert (report["status"], report["database"]["reason"]) == ("ok", "schema_newer")
+
+
+def test_the_newest_revision_is_found_however_migrations_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrations, "MIGRATIONS", tmp_path)
+    (tmp_path / "versions").mkdir()
+    for name, text_of_it in {
+        "a.py": 'revision: str = "a"\ndown_revision: str | None = None\n',
+        "b.py": "revision = 'b'\ndown_revision = 'a'\n",
+        "c.py": 'revision = "c"\ndown_revision = "a"\n',
+        "merged.py": 'revision = "d"\ndown_revision = (\n    "b",  # "x"\n    "c",\n)\n',
+    }.items():
+        (tmp_path / "versions" / name).write_text(text_of_it)
+    assert migrations.revisions() == ({"a", "b", "c", "d"}, {"d"})

@@ -80,6 +80,7 @@ class DatabaseLifecycle:
         self._failed_handovers = 0
         self._next_handover = 0.0
         self._doubted = self._met_damage = False
+        self._counts_in_time, self._counted_rows = True, 0
         self._unanswered_checks = 0
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -168,6 +169,10 @@ class DatabaseLifecycle:
             self._wake.clear()
 
     def _tick(self) -> None:
+        if self._engine is not None and not self._files.are_in_place:
+            logger.error("the SQLite file was removed while it served: another one takes its place")
+            self._leave_sqlite(self._engine, "The database file is gone; nothing was stored.")
+            self._files.leave()
         if self._engine is None:
             self.choose()
         else:
@@ -220,9 +225,7 @@ class DatabaseLifecycle:
 
     def _serve_postgresql(self, opened: Opened) -> None:
         self._may_fall_back = False
-        pending_rows = self._files.count_waiting() + promotion.count_refused(
-            opened.engine, self._files.promoted()
-        )
+        pending_rows = self._files.count_waiting() + self._count_refused(opened.engine)
         self._open(
             opened.engine,
             Report(
@@ -241,6 +244,14 @@ class DatabaseLifecycle:
             ),
         )
 
+    def _count_refused(self, engine: Engine) -> int:
+        try:
+            return promotion.count_refused(engine, self._files.promoted())
+        except SQLAlchemyError as error:
+            # the table may be another role's; PostgreSQL serves all the same
+            logger.warning("refused rows could not be counted: %s", connection_reason(error))
+            return 0
+
     def _return_to_postgresql(self) -> None:
         """Hand over to the PostgreSQL that was away if it answers now."""
         engine, url = self._engine, self._resolution.url
@@ -254,7 +265,8 @@ class DatabaseLifecycle:
         try:
             self._files.fetch_waiting(opened.engine)
             with self._files.owned() as files:
-                self._leave_sqlite(engine)
+                refusal = "The rows are being moved to PostgreSQL; try again in a moment."
+                self._leave_sqlite(engine, refusal)
                 self._move(files, opened.engine)
         except (CannotServe, Busy) as error:
             opened.engine.dispose()
@@ -264,9 +276,8 @@ class DatabaseLifecycle:
         self._files.leave()
         self._serve_postgresql(opened)
 
-    def _leave_sqlite(self, engine: Engine) -> None:
+    def _leave_sqlite(self, engine: Engine, refusal: str) -> None:
         """Close the gate and every connection; raise Busy if work does not end in time."""
-        refusal = "The rows are being moved to PostgreSQL; try again in a moment."
         try:
             bounded(lambda: self._database.close(refusal), CHECK_SECONDS)
         except TimeoutError:
@@ -393,6 +404,7 @@ class DatabaseLifecycle:
             instead_of_postgresql=report.backend == "sqlite" and not self._asked_for_sqlite,
         )
         self._serving_report = report
+        self._counts_in_time, self._counted_rows = True, 0
         self._check(engine)
 
     def _check(self, engine: Engine) -> None:
@@ -406,8 +418,7 @@ class DatabaseLifecycle:
             if not in_memory:
                 latency = bounded(lambda: ping(engine, write=doubted), CHECK_SECONDS)
             if self._database.serves_instead_of_postgresql:
-                counts = bounded(lambda: promotion.count_rows(engine), CHECK_SECONDS)
-                pending_rows = sum(counts.values()) + self._pending_elsewhere
+                pending_rows = self._count_rows(engine) + self._pending_elsewhere
         except (SQLAlchemyError, DatabaseUnavailable, TimeoutError) as error:
             # memory is there as long as the process is; only its one connection is in use
             if not in_memory:
@@ -427,6 +438,18 @@ class DatabaseLifecycle:
                 checked_at=now(),
             )
         )
+
+    def _count_rows(self, engine: Engine) -> int:
+        """Return how many rows there are; of a table too large for that, what was last known."""
+        if self._counts_in_time:
+            try:
+                counts = bounded(lambda: promotion.count_rows(engine), CHECK_SECONDS)
+            except TimeoutError:
+                # memory lets nobody count while a request uses it
+                self._counts_in_time = is_memory(engine.url)
+            else:
+                self._counted_rows = sum(counts.values())
+        return self._counted_rows
 
     def _look_for_damage(self, file: Path) -> None:
         """Raise DatabaseUnavailable if the damage that a request met is there."""

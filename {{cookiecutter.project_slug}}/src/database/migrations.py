@@ -1,6 +1,6 @@
 """Migrations at start: only when the schema differs, and by one process at a time."""
 
-import re
+import ast
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,8 +12,6 @@ from src.config.settings import PROJECT_ROOT
 MIGRATIONS = PROJECT_ROOT / "migrations"
 # any number that no other application on the same server is likely to take
 _ADVISORY_LOCK = 7_860_201_811
-_LINE = re.compile(r"""^(revision|down_revision)\b[^=]*=\s*(.*)$""", re.MULTILINE)
-_QUOTED = re.compile(r"""["']([^"']+)["']""")
 
 
 def is_current(engine: Engine) -> bool:
@@ -74,8 +72,12 @@ def revisions() -> tuple[set[str], set[str]]:
     known: set[str] = set()
     followed: set[str] = set()
     for script in (MIGRATIONS / "versions").glob("*.py"):
-        for name, value in _LINE.findall(script.read_text(encoding="utf-8")):
-            (known if name == "revision" else followed).update(_QUOTED.findall(value))
+        for node in ast.parse(script.read_bytes()).body:
+            if not isinstance(node, (ast.Assign, ast.AnnAssign)) or node.value is None:
+                continue
+            name = ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0])
+            if name in ("revision", "down_revision"):
+                (known if name == "revision" else followed).update(_texts(node.value))
     return known, known - followed
 
 
@@ -90,3 +92,8 @@ def current_revision(connection: Connection) -> str | None:
 def _set_foreign_keys(connection: Connection, value: str) -> None:
     driver_connection: Any = connection.connection.driver_connection
     driver_connection.execute(f"PRAGMA foreign_keys = {value}")
+
+
+def _texts(value: ast.expr) -> list[str]:
+    constants = (node.value for node in ast.walk(value) if isinstance(node, ast.Constant))
+    return [constant for constant in constants if isinstance(constant, str)]

@@ -29,6 +29,7 @@ from sqlalchemy import (
     column,
     func,
     inspect,
+    literal,
     literal_column,
     select,
     table,
@@ -44,6 +45,7 @@ from src.database.errors import OutcomeUnknown
 logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 500
+BYTES_AT_ONCE = 4 * 2**20
 SECONDS_BETWEEN_REPORTS = 2.0
 MOST_ROWS_NAMED = 100
 
@@ -258,13 +260,22 @@ class _Move:
 
     def _copy_rows(self, name: str, ids: Sequence[int]) -> list[_Row]:
         """Copy rows that follow each other, in halves if need be; return those refused."""
-        if name not in self._unknown and self._is_copied(self._shapes[name], ids[0], ids[-1]):
-            self.moved += len(ids)
-            return []
+        if name not in self._unknown:
+            shape, first, last = self._shapes[name], ids[0], ids[-1]
+            fits = len(ids) == 1 or self._size(shape, first, last) <= BYTES_AT_ONCE
+            if fits and self._is_copied(shape, first, last):
+                self.moved += len(ids)
+                return []
         if len(ids) == 1:
             return [_Row(name, ids[0])]
         middle = len(ids) // 2
         return self._copy_rows(name, ids[:middle]) + self._copy_rows(name, ids[middle:])
+
+    def _size(self, shape: TableClause, first: int, last: int) -> int:
+        """Return how much these rows hold, in characters and bytes."""
+        lengths = (func.coalesce(func.length(value), 0) for value in shape.c)
+        total = select(func.sum(sum(lengths, start=literal(0)))).select_from(shape)
+        return self._source.scalar(total.where(_row_id.between(first, last))) or 0
 
     def _is_copied(self, shape: TableClause, first: int, last: int) -> bool:
         self._on_progress()

@@ -85,6 +85,18 @@ class SQLiteFiles:
         self._sqlite_dir = sqlite_dir
         self._snapshots = snapshots
         self._claim: Claim | None = None
+        self._opened: tuple[Path, os.stat_result] | None = None
+
+    @property
+    def are_in_place(self) -> bool:
+        """Whether the file that serves is still the one at its path; nobody may have removed it."""
+        if self._opened is None:
+            return True
+        path, opened = self._opened
+        try:
+            return os.path.samestat(path.stat(), opened)
+        except OSError:
+            return False
 
     def open_asked_for(self, url: URL | None, connections: int) -> tuple[Opened, str | None]:
         """Open the file that was asked for, or the best there is in its place.
@@ -133,6 +145,7 @@ class SQLiteFiles:
 
     def leave(self) -> None:
         """Give up the claim on the file that served."""
+        self._opened = None
         if self._claim is not None:
             self._claim.release()
             self._claim = None
@@ -228,7 +241,7 @@ class SQLiteFiles:
             if isinstance(error, Busy):
                 raise CannotServe("locked", reached=True) from None
             raise
-        self._claim = claim
+        self._claim, self._opened = claim, (path, path.stat())
         return opened, was_damaged
 
     def _waiting(self) -> list[Path]:
