@@ -218,6 +218,11 @@ def unread(project: BakedProject) -> Iterator[tuple[subprocess.Popen[bytes], htt
             process.stderr.close()
 
 
+def lost_lines(client: httpx2.Client) -> float:
+    (lost,) = re.findall(r"^log_lines_lost_total (\S+)", client.get("/metrics").text, re.MULTILINE)
+    return float(lost)
+
+
 def test_a_log_that_nobody_reads_stops_no_request(unread: tuple[subprocess.Popen[bytes], httpx2.Client]) -> None:
     process, client = unread
     assert process.stderr is not None
@@ -230,9 +235,7 @@ def test_a_log_that_nobody_reads_stops_no_request(unread: tuple[subprocess.Popen
     # more than is kept
     for _ in range(3500):
         assert client.get("/health/live", headers={"X-Request-ID": "x" * 64}).status_code == 200
-    lost = re.search(r"^log_lines_lost_total (\S+)", client.get("/metrics").text, re.MULTILINE)
-    assert lost is not None
-    assert float(lost[1]) > 0
+    assert lost_lines(client) > 0
 
 
 def test_a_log_that_was_closed_stops_no_request(unread: tuple[subprocess.Popen[bytes], httpx2.Client]) -> None:
@@ -240,6 +243,7 @@ def test_a_log_that_was_closed_stops_no_request(unread: tuple[subprocess.Popen[b
     assert process.stderr is not None
     process.stderr.close()
     assert {client.get("/health/live").status_code for _ in range(50)} == {200}
+    assert lost_lines(client) >= 50
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == -signal.SIGTERM
 
@@ -250,7 +254,7 @@ def test_start_and_stop_are_one_line_each(project: BakedProject) -> None:
         server.stop()
         lines = [json.loads(line) for line in server.log().splitlines()]
     (started,) = [line for line in lines if line["event"].startswith("database ")]
-    assert started["event"] == "database ok: SQLite serves."
+    assert started["event"].startswith("database ok: SQLite serves.")
     assert started["version"] == version
     assert 0 <= started["seconds"] < 10
     (stopped,) = [line for line in lines if line["event"].startswith("stopped")]

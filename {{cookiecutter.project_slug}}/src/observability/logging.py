@@ -152,18 +152,17 @@ def access_log(
     if settings.log_level in ("warning", "error"):
         return lambda events: None
 
-    def as_json(event: dict[str, Any], now: datetime) -> str:
-        event |= {"level": "info", "logger": "access", "timestamp": now}
+    def as_json(event: dict[str, Any], timestamp: str) -> str:
+        event |= {"level": "info", "logger": "access", "timestamp": timestamp}
         return to_json(event).decode() + "\n"
 
-    def as_text(event: dict[str, Any], now: datetime) -> str:
-        timestamp = now.isoformat().replace("+00:00", "Z")
+    def as_text(event: dict[str, Any], timestamp: str) -> str:
         fields = " ".join(f"{name}={value}" for name, value in event.items() if name != "event")
         return f"{timestamp} [info     ] {event['event']:<30} [access] {fields}\n"
 
     def write(events: Sequence[dict[str, Any]]) -> None:
-        now = datetime.now(UTC)
+        timestamp = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         as_line = as_json if use_json else as_text
-        stderr.write("".join([as_line(event, now) for event in events]))
+        stderr.write("".join([as_line(event, timestamp) for event in events]))
 
     return write

@@ -89,8 +89,8 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = message["headers"] = list(message["headers"])
-                present = dict(headers)
+                headers = message["headers"] = [*message["headers"]]
+                present = {name for name, _ in headers}
                 headers += [header for header in self._headers if header[0] not in present]
                 headers.append((b"x-request-id", request_id.encode()))
                 if scope["path"].startswith("/api/") and self._serves_instead_of_postgresql():
