@@ -39,8 +39,8 @@ API_TOKEN = "a-secret-that-writes"  # noqa: S105
 PASSWORD = "pass-word-of-postgres"  # noqa: S105
 DATABASE_URL = f"postgresql://user:{PASSWORD}@127.0.0.1:1/app"
 SECRETS = (API_TOKEN, PASSWORD, DATABASE_URL, TOKEN)
-QUICK = ("--poll-seconds", "0.05")
-PATIENT = ("--poll-seconds", "0.5")
+QUICK = ("--poll-seconds", "0.02")
+PATIENT = ("--poll-seconds", "0.2")
 OLD = "0" * 40
 
 

@@ -229,7 +229,7 @@ NEVER = GitIgnoreSpec.from_lines(
     .*_cache
     """.split()
 )
-SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|KEY", re.IGNORECASE)
+SECRET_NAME = re.compile(r"TOKEN|SECRET|PASS|KEY|CREDENTIAL|AUTH", re.IGNORECASE)
 PASSWORD_IN_URL = re.compile(r"://[^\s:/@]*:(\S+)@")
 SECRETS_FILE = ".env.space"
 SHORTEST_SECRET = 8
@@ -265,7 +265,7 @@ def files_to_send(folder: Path) -> dict[str, bytes]:
     for place, folders, names in os.walk(folder):
         here = Path(place)
         if ".gitignore" in names:
-            lines = (here / ".gitignore").read_text(encoding="utf-8").splitlines()
+            lines = (here / ".gitignore").read_text(encoding="utf-8", errors="replace").splitlines()
             specs[here] = GitIgnoreSpec.from_lines(lines)
         folders[:] = [name for name in folders if not is_ignored(here / name, "/")]
         for path in [here / name for name in names]:
@@ -311,7 +311,7 @@ def _is_same(content: bytes, remote: RepoFile | None) -> bool:
 
 REQUEST_TIMEOUT = 60.0
 POLLS_TO_NOTICE = 12
-POLLS_FOR_HEALTH = 24
+POLLS_FOR_HEALTH = 120
 LOG_LINES = 20
 # stages that do not pass by themselves: which log says why, and what to do
 ENDS = {
@@ -407,8 +407,9 @@ class Deploy:
                 "set HF_TOKEN, or .venv/bin/hf auth login"
             )
         local = dotenv_values(self.folder / ".env", interpolate=False)
-        known = secret_values({**local, **secrets, "HF_TOKEN": token})
+        known = secret_values({**local, **secrets, "the token of the Hub": token})
         self.hidden = {value for values in known.values() for value in values}
+        self.hidden |= {value for value in secrets.values() if len(value) >= SHORTEST_SECRET}
         problems += [
             f"{path} holds the value of {name}, which everybody could read"
             for path, content in files.items()
@@ -577,25 +578,31 @@ class Deploy:
         info = self.api.space_info(self.space)
         url = info.host or f"https://{info.subdomain}.hf.space"
         headers = {"Authorization": f"Bearer {self.api.token}"} if info.private else {}
+        start, shown = time.monotonic(), ""
         for _ in range(POLLS_FOR_HEALTH):
             report = self._report(f"{url}/health", headers)
+            status = str(report.get("status", "no answer yet"))
             # the container that ran before a change may still answer for a moment
-            age = time.monotonic() - self.changed_at
-            if report.get("status") in FINAL and report.get("uptime_seconds", 0) <= age:
+            if report.get("uptime_seconds", 0) > time.monotonic() - self.changed_at:
+                status = "the old container still answers"
+            if status in FINAL:
                 break
+            if status != shown:
+                self.say("health", f"{status} ({time.monotonic() - start:.0f} s)")
+                shown = status
             time.sleep(self.poll)
         else:
             raise Stop(f"The commit runs, but {url}/health does not say so: see {self.page}.")
-        self.say("health", f"{report['status']}: {report['database']['detail']}")
+        self.say("health", f"{status}: {report.get('database', {}).get('detail', '')}")
         self.say("online", url)
-        if report["status"] == "unavailable":
+        if status == "unavailable":
             raise Stop(f"No database serves: look at DATABASE_URL under {self.page}/settings.")
 
     @staticmethod
     def _report(url: str, headers: dict[str, str]) -> dict[str, Any]:
         try:
             report = httpx2.get(url, headers=headers, timeout=10).json()
-        except (httpx2.TransportError, ValueError):
+        except (httpx2.HTTPError, ValueError):
             return {}
         return report if isinstance(report, dict) else {}
 
@@ -658,7 +665,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("Interrupted: what was sent stays, and make deploy goes on.", file=sys.stderr)
         return 130
-    except (httpx2.HTTPError, OIDCError, json.JSONDecodeError, OSError) as error:
+    except (httpx2.HTTPError, OIDCError, OSError, json.JSONDecodeError, UnicodeError) as error:
         print(explain(error, arguments.space), file=sys.stderr)
         return 1
     return 0
