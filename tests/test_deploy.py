@@ -239,6 +239,7 @@ def test_a_changed_file_is_sent_and_a_deleted_one_goes(hub: Hub, builder: Builde
 
 def test_a_secret_that_is_there_is_set_again_only_when_named(hub: Hub, project: BakedProject, space: Space) -> None:
     space.secrets["API_TOKEN"] = API_TOKEN
+    space.states = [("PAUSED", "")]
     give_secrets(project, "API_TOKEN=another-secret-that-writes\nSECOND_TOKEN=of-the-file\n")
     done = deploy(project, hub)
     assert space.secrets == {"API_TOKEN": API_TOKEN, "SECOND_TOKEN": "of-the-file"}
@@ -248,6 +249,7 @@ def test_a_secret_that_is_there_is_set_again_only_when_named(hub: Hub, project: 
 
 
 def test_a_secret_may_come_from_the_environment(hub: Hub, project: BakedProject, space: Space) -> None:
+    space.states = [("PAUSED", "")]
     options = ("--secrets", "API_TOKEN_OF_SHELL")
     deploy(project, hub, *options)
     assert space.secrets == {"API_TOKEN_OF_SHELL": API_TOKEN}
@@ -258,6 +260,7 @@ def test_health_is_that_of_the_app_with_the_new_secret(hub: Hub, builder: Builde
     """After a change of a secret alone, the old container answers for a while."""
     assert "ok: " in deploy(project, hub, *PATIENT).stdout
     give_secrets(project, f"DATABASE_URL={DATABASE_URL}\n")
+    hub.after_change = lambda name: threading.Timer(1, builder.begin, [name]).start()
     done = deploy(project, hub, *PATIENT)
     assert "degraded: " in done.stdout
     assert len(builder.started) == 2
@@ -345,12 +348,15 @@ def test_ignored_folders_of_its_owner_stay_here(hub: Hub, project: BakedProject)
     inner = project.path / "notes"
     inner.mkdir()
     (inner / ".gitignore").write_text("*.txt\n!kept.txt\n")
+    (project.path / "public.txt").write_text("public")
     for name in ("diary.txt", "kept.txt", "id_rsa"):
         (inner / name).write_text(name)
     (project.path / "outside").symlink_to("/etc/hostname")
     deploy(project, hub)
     files = set(hub.repositories[f"spaces/{SPACE}"].files)
-    assert {name for name in files if name.startswith(("notes", "outside"))} == {"notes/.gitignore", "notes/kept.txt"}
+    assert {name for name in files if name.endswith((".txt", "id_rsa", "outside"))} == {
+        "public.txt", "notes/kept.txt", "requirements.txt", "requirements-dev.txt"
+    }  # fmt: skip
 
 
 # what the Hub refuses

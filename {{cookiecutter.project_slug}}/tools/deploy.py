@@ -578,9 +578,11 @@ class Deploy:
         info = self.api.space_info(self.space)
         url = info.host or f"https://{info.subdomain}.hf.space"
         headers = {"Authorization": f"Bearer {self.api.token}"} if info.private else {}
+        # one of its own: what is for the Hub is not for the app
+        client = httpx2.Client(headers=headers, timeout=10)
         start, shown = time.monotonic(), ""
         for _ in range(POLLS_FOR_HEALTH):
-            report = self._report(f"{url}/health", headers)
+            report = self._report(client, f"{url}/health")
             status = str(report.get("status", "no answer yet"))
             # the container that ran before a change may still answer for a moment
             if report.get("uptime_seconds", 0) > time.monotonic() - self.changed_at:
@@ -599,9 +601,9 @@ class Deploy:
             raise Stop(f"No database serves: look at DATABASE_URL under {self.page}/settings.")
 
     @staticmethod
-    def _report(url: str, headers: dict[str, str]) -> dict[str, Any]:
+    def _report(client: httpx2.Client, url: str) -> dict[str, Any]:
         try:
-            report = httpx2.get(url, headers=headers, timeout=10).json()
+            report = client.get(url).json()
         except (httpx2.HTTPError, ValueError):
             return {}
         return report if isinstance(report, dict) else {}
