@@ -22,8 +22,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import httpx2
+import yaml
+
 TOKEN = "hf_loopbackTokenThatMayWrite"  # noqa: S105
 READ_ONLY_TOKEN = "hf_loopbackTokenThatMayRead"  # noqa: S105
+GITHUB_TOKEN = "loopback-token-of-a-job"  # noqa: S105
+OWNER = "example"
+"""The only namespace in which the tokens may make Spaces."""
+COLORS = ["red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"]
 _XET_TOKEN = "loopback-xet-token"  # noqa: S105
 _MOMENT = "2026-01-01T00:00:00.000Z"
 _LARGEST_REGULAR_FILE = 10 * 1024 * 1024
@@ -39,6 +46,20 @@ class XetFile:
 
 
 File = bytes | XetFile
+
+
+@dataclass
+class Space:
+    """What a Space is beside its files. The test that plays the builder says what runs, and where."""
+
+    private: bool = False
+    secrets: dict[str, str] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
+    states: list[tuple[str, str]] = field(default_factory=lambda: [("NO_APP_FILE", "")])
+    """Stage and the commit that runs (`new` for the newest): one for each question, the last one for all further."""
+    logs: dict[str, list[str]] = field(default_factory=lambda: {"build": [], "run": []})
+    address: str | None = None
+    """Where its app really answers."""
 
 
 @dataclass
@@ -99,6 +120,7 @@ class Call:
     path: str
     status: int
     body: bytes
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 class Refused(Exception):  # noqa: N818
@@ -115,6 +137,7 @@ class Refused(Exception):  # noqa: N818
 Method = Callable[..., Any]
 _ROUTES: list[tuple[str, re.Pattern[str], Method]] = []
 _REPOSITORY = r"(?P<kind>models|datasets|spaces)/(?P<name>[\w.-]+/[\w.-]+)"
+_SPACE = r"spaces/(?P<name>[\w.-]+/[\w.-]+)"
 _BUCKET = r"buckets/(?P<name>[\w.-]+/[\w.-]+)"
 
 
@@ -138,7 +161,13 @@ class Hub:
         """By kind and name: `datasets/example/backups`."""
         self.buckets: dict[str, dict[str, XetFile]] = {}
         """By name: `example/backups`."""
+        self.spaces: dict[str, Space] = {}
+        """By name: `example/my-space`."""
         self.calls: list[Call] = []
+        self.refusals: dict[str, Refused] = {}
+        """What is refused whatever is right, by a pattern of method and path: `POST /api/repos/create`."""
+        self.after_change: Callable[[str], None] | None = None
+        """Called with a Space's name after a commit to it, and after a change that restarts it."""
         self.storage = XetStorage(f"{url}/cas")
         self._lock = threading.Lock()
 
@@ -167,10 +196,13 @@ class Hub:
                 if refusal.code:
                     headers["X-Error-Code"] = refusal.code
                 answer = Answer(json.dumps({"error": refusal.message}).encode(), refusal.status, headers)
-            self.calls.append(Call(request.method, request.path, answer.status, request.body))
+            self.calls.append(Call(request.method, request.path, answer.status, request.body, request.headers))
             return answer
 
     def _dispatch(self, request: Request) -> Answer:
+        for pattern_of_refusal, refusal in self.refusals.items():
+            if re.fullmatch(pattern_of_refusal, f"{request.method} {request.path}"):
+                raise refusal
         method = "GET" if request.method == "HEAD" else request.method
         for wanted, pattern, function in _ROUTES:
             match = pattern.fullmatch(request.path)
@@ -208,9 +240,13 @@ class Hub:
         name = f"{settings['organization']}/{settings['name']}"
         if kind == "spaces" and settings.get("sdk") not in ("docker", "gradio", "static"):
             raise Refused(400, "a Space needs an sdk")
+        if kind == "spaces" and settings["organization"] != OWNER:
+            raise Refused(403, f"You don't have the rights to create a space under the namespace {name}")
         if f"{kind}/{name}" in self.repositories:
             raise Refused(409, "You already created this repo")
         self.repositories[f"{kind}/{name}"] = Repository({".gitattributes": b""}, ["initial commit"], settings)
+        if kind == "spaces":
+            self.spaces[name] = Space(private=settings.get("visibility") == "private")
         return {"url": f"{self.url}/{'' if kind == 'models' else kind + '/'}{name}"}
 
     @route("GET", rf"/api/{_REPOSITORY}(?:/revision/(?P<revision>[^/]+))?")
@@ -219,7 +255,10 @@ class Hub:
         self._may_read(request)
         repository = self._repository(kind, name, revision or "main")
         siblings = [{"rfilename": path} for path in repository.files]
-        return {"id": name, "sha": repository.sha, "private": True, "siblings": siblings}
+        info = {"id": name, "sha": repository.sha, "private": True, "siblings": siblings}
+        if kind == "spaces":
+            info |= {"private": self.spaces[name].private, "sdk": "docker", "host": f"{self.url}/served/{name}"}
+        return info
 
     @route("GET", rf"/api/{_REPOSITORY}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?")
     def list_repository(self, request: Request, kind: str, name: str, revision: str, folder: str) -> Any:
@@ -272,6 +311,8 @@ class Hub:
             self._apply(files, operation["key"], operation["value"])
         repository.files = files
         repository.commits.append(f"{len(repository.commits)} {header['value']['summary']}")
+        if kind == "spaces" and self.after_change:
+            self.after_change(name)
         url = f"{self.url}/{kind}/{name}/commit/{repository.sha}"
         return {"success": True, "commitOid": repository.sha, "commitUrl": url, "hookOutput": ""}
 
@@ -316,6 +357,105 @@ class Hub:
             raise Refused(404, "Entry not found", "EntryNotFound")
         headers = {"ETag": f'"{_blob_id(content)}"', "X-Repo-Commit": repository.sha}
         return _ranged(request, content, headers)
+
+    # Spaces
+
+    @route("POST", "/api/validate-yaml")
+    def validate_yaml(self, request: Request) -> Any:
+        """Judge what opens a README."""
+        self._may_read(request)
+        asked = request.json()
+        block = re.match(r"---\n(.*?)\n---\n", asked["content"], re.DOTALL)
+        if asked["repoType"] != "space" or block is None:
+            raise Refused(400, "no metadata of a space")
+        fields = yaml.safe_load(block[1])
+        errors = []
+        if len(fields.get("short_description", "").encode("utf-16-le")) > 2 * 60:
+            errors.append('"short_description" length must be less than or equal to 60 characters long')
+        if fields.get("app_port", 7860) < 1025:
+            errors.append('"app_port" must be greater than or equal to 1025')
+        for key in ("colorFrom", "colorTo"):
+            if fields.get(key, "red") not in COLORS:
+                errors.append(f'"{key}" must be one of [{", ".join(COLORS)}]')
+        body = {"errors": [{"message": error} for error in errors], "warnings": []}
+        return Answer(json.dumps(body).encode(), 400 if errors else 200)
+
+    def _space(self, name: str) -> Space:
+        self._repository("spaces", name)
+        return self.spaces[name]
+
+    @route("GET", rf"/api/{_SPACE}/runtime")
+    def runtime(self, request: Request, name: str) -> Any:
+        """Say what runs."""
+        self._may_read(request)
+        states = self._space(name).states
+        stage, sha = states.pop(0) if len(states) > 1 else states[0]
+        hardware = {"current": "cpu-basic", "requested": "cpu-basic"}
+        runtime = {"stage": stage, "hardware": hardware, "gcTimeout": 172800, "storage": None}
+        return runtime | ({"sha": self.repositories[f"spaces/{name}"].sha if sha == "new" else sha} if sha else {})
+
+    @route("GET", rf"/api/{_SPACE}/logs/(?P<kind>build|run)")
+    def logs(self, request: Request, name: str, kind: str) -> Any:
+        """Send a log as events."""
+        self._may_read(request)
+        events = [{"data": f"{line}\n", "timestamp": _MOMENT} for line in self._space(name).logs[kind]]
+        body = "".join(f"data: {json.dumps(event)}\n\ndata:\n\n" for event in events)
+        return Answer(body.encode(), headers={"Content-Type": "text/event-stream"})
+
+    @route("GET", rf"/api/{_SPACE}/(?P<kind>secrets|variables)")
+    def list_settings(self, request: Request, name: str, kind: str) -> Any:
+        """Name the secrets, whose values nobody can read; show the variables."""
+        self._may_write(request)
+        space = self._space(name)
+        if kind == "secrets":
+            return {key: {"description": "", "updatedAt": _MOMENT} for key in space.secrets}
+        return {key: {"value": value, "updatedAt": _MOMENT} for key, value in space.variables.items()}
+
+    @route("POST", rf"/api/{_SPACE}/(?P<kind>secrets|variables)")
+    def set_setting(self, request: Request, name: str, kind: str) -> Any:
+        """Set a secret or a variable, which restarts the Space."""
+        self._may_write(request)
+        setting = request.json()
+        if not re.fullmatch(r"[A-Za-z]\w*", setting["key"]) or not setting["value"]:
+            raise Refused(400, "a key is letters, digits and underscores, and has a value")
+        space = self._space(name)
+        (space.secrets if kind == "secrets" else space.variables)[setting["key"]] = setting["value"]
+        if self.after_change and space.address:
+            self.after_change(name)
+        return {}
+
+    @route("GET", r"/served/(?P<name>[\w.-]+/[\w.-]+)(?P<path>/.*)")
+    def serve(self, request: Request, name: str, path: str) -> Any:
+        """Pass a request on to the app of a Space, if the one who asks may see it."""
+        space = self.spaces.get(name)
+        if space is None or (space.private and request.headers.get("authorization") != f"Bearer {TOKEN}"):
+            raise Refused(404, "Sorry, we can't find the page you are looking for")
+        if space.address is None:
+            raise Refused(503, "the Space is not running")
+        answer = httpx2.get(space.address + path, timeout=10, trust_env=False)
+        return Answer(answer.content, answer.status_code)
+
+    # identities of workflows
+
+    @route("GET", "/github/identity")
+    def identity(self, request: Request) -> Any:
+        """Do what GitHub does for a job that may ask for its identity: hand it out for one audience."""
+        if request.headers.get("authorization") != f"Bearer {GITHUB_TOKEN}":
+            raise Refused(401, "no right to an identity")
+        return {"value": f"identity for {request.query['audience'][0]}"}
+
+    @route("POST", "/oauth/token")
+    def exchange(self, request: Request) -> Any:
+        """Give a token for the identity of a workflow that the Space trusts."""
+        asked = request.json()
+        if asked != {
+            "grant_type": "urn:ietf:params:oauth:grant-type:token-exchange",
+            "subject_token_type": "urn:ietf:params:oauth:token-type:id_token",
+            "subject_token": f"identity for {self.url}",
+            "resource": f"spaces/{OWNER}/my-space",
+        }:
+            raise Refused(400, "invalid_grant")
+        return {"access_token": TOKEN, "token_type": "bearer", "expires_in": 3600}
 
     # buckets
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from src.config.settings import PROJECT_ROOT, Settings
+from tools.deploy import front_matter_problems
 
 # what a part of the application may import of the others; main imports everything, nobody main
 ALLOWED = {
@@ -63,9 +64,19 @@ def test_the_example_file_names_every_setting_and_nothing_else() -> None:
     assert documented == {name.upper() for name in Settings.model_fields} | {"DATABASE_URL"}
 
 
+written_at_render = pytest.mark.skipif(
+    not (PROJECT_ROOT / "Dockerfile").exists(),
+    reason="the Dockerfile and the front matter are written when the template is rendered",
+)
+
+
+@written_at_render
+def test_the_hub_can_use_the_front_matter_of_the_readme() -> None:
+    assert front_matter_problems((PROJECT_ROOT / "README.md").read_text(encoding="utf-8")) == []
+
+
+@written_at_render
 def test_the_port_of_the_image_is_the_port_of_the_space() -> None:
-    if not (PROJECT_ROOT / "Dockerfile").exists():
-        pytest.skip("the Dockerfile is written when the template is rendered")
     readme = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
     dockerfile = (PROJECT_ROOT / "Dockerfile").read_text(encoding="utf-8")
     (port,) = re.findall(r"^app_port: (\d+)$", readme, re.MULTILINE)

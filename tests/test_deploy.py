@@ -1,0 +1,718 @@
+"""`make deploy` puts a project online and tells the truth, against a Hub on loopback that builds by serving."""
+
+import importlib.util
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.bakery import ROOT, TEMPLATE_FOLDER, BakedProject, Bakery
+from tests.support.hub import (
+    GITHUB_TOKEN,
+    OWNER,
+    READ_ONLY_TOKEN,
+    TOKEN,
+    File,
+    Hub,
+    Refused,
+    Repository,
+    Space,
+    running_hub,
+)
+from tests.support.leaks import check_no_secret_in
+from tests.support.processes import bare_environment
+from tests.support.server import serve
+from tests.test_front_matter import HOSTILE
+
+SPACE = f"{OWNER}/my-space"
+API_TOKEN = "a-secret-that-writes"  # noqa: S105
+PASSWORD = "pass-word-of-postgres"  # noqa: S105
+DATABASE_URL = f"postgresql://user:{PASSWORD}@127.0.0.1:1/app"
+SECRETS = (API_TOKEN, PASSWORD, DATABASE_URL, TOKEN)
+QUICK = ("--poll-seconds", "0.02")
+PATIENT = ("--poll-seconds", "0.2")
+OLD = "0" * 40
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with running_hub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def project(bake: Bakery, tmp_path: Path) -> BakedProject:
+    """A fresh project in which a person has worked: secrets, databases and caches lie about."""
+    project = bake(hf_username=OWNER).copy_to(tmp_path)
+    (project.path / ".env").write_text(f"API_TOKEN={API_TOKEN}\nDATABASE_URL={DATABASE_URL}\n")
+    (project.path / "data").mkdir()
+    for name in ("data/app.db", "old.sqlite3", ".venv/secret", ".git/config", "src/__pycache__/main.pyc", "server.pem"):
+        (project.path / name).parent.mkdir(exist_ok=True)
+        (project.path / name).write_text(API_TOKEN)
+    return project
+
+
+class Builder:
+    """Does what the Hub's machines do: puts the files of a commit on a disk and runs them, secrets and all."""
+
+    def __init__(self, hub: Hub, folder: Path) -> None:
+        """`folder` receives the builds."""
+        self.hub = hub
+        self.folder = folder
+        self.started: list[str] = []
+        self._running = ExitStack()
+        self._threads: list[threading.Thread] = []
+        hub.after_change = self.begin
+
+    def begin(self, name: str) -> None:
+        """Build in the background, as after a push."""
+        space = self.hub.spaces[name]
+        space.states = [("RUNNING_BUILDING", OLD) if space.address else ("BUILDING", "")]
+        thread = threading.Thread(target=self.build, args=(name,))
+        thread.start()
+        self._threads.append(thread)
+
+    def build(self, name: str) -> None:
+        """Write the files of the newest commit and serve them with the Space's secrets."""
+        repository, space = self.hub.repositories[f"spaces/{name}"], self.hub.spaces[name]
+        self.started.append(repository.sha)
+        folder = self.folder / f"build-{len(self.started)}"
+        for path, content in repository.files.items():
+            assert isinstance(content, bytes), path
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(content)
+        server = self._running.enter_context(serve(folder, {"SPACE_ID": name, **space.secrets}))
+        space.address = server.url
+        space.states = [("APP_STARTING", ""), ("RUNNING", repository.sha)]
+
+    def stop(self) -> None:
+        """End all apps, whose logs must not hold a secret."""
+        for thread in self._threads:
+            thread.join(60)
+        self._running.close()
+
+
+@pytest.fixture
+def builder(hub: Hub, tmp_path: Path) -> Iterator[Builder]:
+    builder = Builder(hub, tmp_path)
+    yield builder
+    builder.stop()
+
+
+def deploy(
+    project: BakedProject, hub: Hub, *options: str, environ: dict[str, str | None] | None = None, space: str = SPACE
+) -> subprocess.CompletedProcess[str]:
+    """Run the tool, and fail if it prints a secret or a traceback."""
+    variables = {**hub.environ, "API_TOKEN_OF_SHELL": API_TOKEN, **(environ or {})}
+    done = project.run(
+        "python", "tools/deploy.py", space, *QUICK, *options,
+        environ={name: value for name, value in variables.items() if value is not None}, check=False, timeout=90,
+    )  # fmt: skip
+    check_no_secret_in(done.stdout.encode(), SECRETS)
+    assert "Traceback" not in done.stdout, done.stdout
+    return done
+
+
+def last_line(done: subprocess.CompletedProcess[str]) -> str:
+    return done.stdout.splitlines()[-1]
+
+
+def give_secrets(project: BakedProject, text: str = f"API_TOKEN={API_TOKEN}\n") -> None:
+    (project.path / ".env.space").write_text(text)
+
+
+def changes(hub: Hub) -> list[str]:
+    """The calls that change something on the Hub, or might."""
+    return [f"{call.method} {call.path}" for call in hub.calls if call.method not in ("GET", "HEAD")]
+
+
+@pytest.fixture
+def space(hub: Hub, bake: Bakery) -> Space:
+    """A Space that already holds the project and runs it."""
+    rendered = bake(hf_username=OWNER)
+    files: dict[str, File] = {name: (rendered.path / name).read_bytes() for name in rendered.files()}
+    hub.repositories[f"spaces/{SPACE}"] = Repository({".gitattributes": b"", **files}, ["initial commit", "Deploy"])
+    hub.spaces[SPACE] = Space(states=[("RUNNING", "new")])
+    return hub.spaces[SPACE]
+
+
+# from nothing to online
+
+
+@pytest.mark.slow
+def test_a_fresh_project_goes_online_with_one_command(hub: Hub, builder: Builder, project: BakedProject) -> None:
+    give_secrets(project, f"API_TOKEN={API_TOKEN}\nDATABASE_URL='{DATABASE_URL}'\n")
+    make_venv_ready(project)
+    done = project.run("make", "deploy", environ=hub.environ, timeout=120)
+    check_no_secret_in(done.stdout.encode(), SECRETS)
+    steps = [line.split()[0] for line in done.stdout.splitlines()]
+    assert list(dict.fromkeys(steps)) == ["check", "create", "secrets", "upload", "build", "health", "online"]
+    assert "degraded: " in done.stdout
+    assert last_line(done).endswith(f"{hub.url}/served/{SPACE}")
+    assert hub.spaces[SPACE].secrets == {"API_TOKEN": API_TOKEN, "DATABASE_URL": DATABASE_URL}
+    assert hub.repositories[f"spaces/{SPACE}"].settings == {
+        "name": "my-space", "organization": OWNER, "type": "space", "sdk": "docker",
+    }  # fmt: skip
+    assert hub.refused == []
+
+
+def make_venv_ready(project: BakedProject) -> None:
+    """Let `make` use the tests' own interpreter instead of installing for a minute."""
+    programs = project.path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (programs / "python").chmod(0o755)
+    (project.path / ".venv" / "ready").touch()
+
+
+def test_what_is_uploaded_is_the_project_and_no_secret(hub: Hub, project: BakedProject, bake: Bakery) -> None:
+    give_secrets(project)
+    deploy(project, hub)
+    files = hub.repositories[f"spaces/{SPACE}"].files
+    assert set(files) == {*bake(hf_username=OWNER).files(), ".gitattributes"}
+    for path, content in files.items():
+        assert isinstance(content, bytes)
+        assert content == (project.path / path).read_bytes() if path != ".gitattributes" else True
+        check_no_secret_in(content, SECRETS)
+
+
+@pytest.mark.slow
+def test_a_second_deploy_changes_nothing(hub: Hub, builder: Builder, project: BakedProject) -> None:
+    give_secrets(project)
+    assert deploy(project, hub, *PATIENT).returncode == 0
+    hub.calls.clear()
+    done = deploy(project, hub, *PATIENT)
+    assert done.returncode == 0
+    assert "nothing has changed" in done.stdout
+    assert "API_TOKEN (to set again" in done.stdout
+    assert "ok: " in done.stdout
+    assert changes(hub) == []
+    assert len(builder.started) == 1
+
+
+def test_a_dry_run_only_asks_and_says_what_would_be_done(hub: Hub, project: BakedProject) -> None:
+    give_secrets(project)
+    done = deploy(project, hub, "--dry-run")
+    assert done.returncode == 0
+    assert changes(hub) == []
+    assert hub.repositories == {}
+    for said in ("would create the Docker Space", "would set API_TOKEN", "+ src/main.py", "would wait"):
+        assert said in done.stdout
+    assert ".env\n" not in done.stdout
+
+
+def test_a_dry_run_lists_what_differs_from_the_space(hub: Hub, project: BakedProject, space: Space) -> None:
+    (project.path / "src" / "extra.py").write_text("# new\n")
+    (project.path / "Makefile").unlink()
+    done = deploy(project, hub, "--dry-run")
+    listed = [line.split(maxsplit=1)[1] for line in done.stdout.splitlines() if line.startswith("upload ")]
+    assert listed == ["+ src/extra.py", "- Makefile", "1 files to send, 1 to delete"]
+    assert changes(hub) == []
+
+
+@pytest.mark.slow
+def test_a_changed_file_is_sent_and_a_deleted_one_goes(hub: Hub, builder: Builder, project: BakedProject) -> None:
+    assert deploy(project, hub, *PATIENT).returncode == 0
+    hub.calls.clear()
+    (project.path / "src" / "extra.py").write_text("# new\n")
+    (project.path / "LICENSE.txt").write_text("Mine\n")
+    (project.path / "Makefile").unlink()
+    done = deploy(project, hub, *PATIENT)
+    assert done.returncode == 0
+    assert "2 files to send, 1 to delete" in done.stdout
+    files = hub.repositories[f"spaces/{SPACE}"].files
+    assert {"src/extra.py", "LICENSE.txt", ".gitattributes"} <= set(files)
+    assert "Makefile" not in files
+    (commit,) = [call for call in hub.calls if "/commit/" in call.path]
+    assert len(commit.body.splitlines()) == 4
+
+
+def test_a_secret_that_is_there_is_set_again_only_when_named(hub: Hub, project: BakedProject, space: Space) -> None:
+    space.secrets["API_TOKEN"] = API_TOKEN
+    space.states = [("PAUSED", "")]
+    give_secrets(project, "API_TOKEN=another-secret-that-writes\nSECOND_TOKEN=of-the-file\n")
+    done = deploy(project, hub)
+    assert space.secrets == {"API_TOKEN": API_TOKEN, "SECOND_TOKEN": "of-the-file"}
+    deploy(project, hub, "--secrets", "API_TOKEN")
+    assert "another-secret-that-writes" in space.secrets.values()
+    assert "another-secret" not in done.stdout
+
+
+def test_a_secret_may_come_from_the_environment(hub: Hub, project: BakedProject, space: Space) -> None:
+    space.states = [("PAUSED", "")]
+    options = ("--secrets", "API_TOKEN_OF_SHELL")
+    deploy(project, hub, *options)
+    assert space.secrets == {"API_TOKEN_OF_SHELL": API_TOKEN}
+
+
+@pytest.mark.slow
+def test_health_is_that_of_the_app_with_the_new_secret(hub: Hub, builder: Builder, project: BakedProject) -> None:
+    """After a change of a secret alone, the old container answers for a while."""
+    assert "ok: " in deploy(project, hub, *PATIENT).stdout
+    give_secrets(project, f"DATABASE_URL={DATABASE_URL}\n")
+    hub.after_change = lambda name: threading.Timer(1, builder.begin, [name]).start()
+    done = deploy(project, hub, *PATIENT)
+    assert "degraded: " in done.stdout
+    assert len(builder.started) == 2
+
+
+@pytest.mark.slow
+def test_a_space_where_no_database_serves_is_a_failure(hub: Hub, builder: Builder, project: BakedProject) -> None:
+    give_secrets(project, f"DATABASE_URL={DATABASE_URL}\nDATABASE_FALLBACK=strict\n")
+    done = deploy(project, hub, *PATIENT)
+    assert done.returncode == 1
+    assert last_line(done).startswith("No database serves: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("private", [True, False])
+def test_the_token_goes_to_the_app_of_a_private_space_only(
+    hub: Hub, builder: Builder, project: BakedProject, space: Space, private: bool
+) -> None:
+    space.private = private
+    builder.begin(SPACE)
+    done = deploy(project, hub, *PATIENT)
+    assert done.returncode == 0, done.stdout
+    asked = [call for call in hub.calls if call.path == f"/served/{SPACE}/health"]
+    assert {call.headers.get("authorization") for call in asked} == {f"Bearer {TOKEN}" if private else None}
+
+
+def test_an_interrupted_deploy_goes_on(hub: Hub, project: BakedProject, tmp_path: Path) -> None:
+    give_secrets(project)
+    with tmp_path.joinpath("output").open("wb") as output:
+        process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "tools/deploy.py", SPACE, *QUICK],
+            cwd=project.path, env=bare_environment(tmp_path) | hub.environ, stdout=output, stderr=output,
+        )  # fmt: skip
+    until(lambda: any(call.path.endswith("/runtime") for call in hub.calls))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 130
+    text = tmp_path.joinpath("output").read_text()
+    assert text.splitlines()[-1].startswith("Interrupted: ")
+    assert "Traceback" not in text
+    builder = Builder(hub, tmp_path)
+    builder.begin(SPACE)
+    hub.calls.clear()
+    assert deploy(project, hub).returncode == 0
+    builder.stop()
+    assert changes(hub) == []
+
+
+def until(holds: Callable[[], bool], patience: float = 30) -> None:
+    deadline = time.monotonic() + patience
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+# what must be changed here first
+
+
+def test_all_that_must_be_changed_here_is_said_at_once(hub: Hub, project: BakedProject) -> None:
+    (project.path / "Dockerfile").unlink()
+    readme = project.path / "README.md"
+    readme.write_text(readme.read_text().replace("app_port: 7860", "app_port: 80"))
+    (project.path / "src" / "leak.py").write_text(f"TOKEN = '{API_TOKEN}'\n")
+    done = deploy(project, hub, environ={"HF_TOKEN": None}, space="your-username/my-space")
+    assert done.returncode == 2
+    for said in ("SPACE=user/name", "Dockerfile", "app_port", "no token", "src/leak.py holds the value of API_TOKEN"):
+        assert said in done.stdout
+    assert hub.calls == []
+
+
+def test_no_token_is_one_sentence(hub: Hub, project: BakedProject) -> None:
+    done = deploy(project, hub, environ={"HF_TOKEN": None})
+    assert done.returncode == 2
+    assert done.stdout.startswith("Nothing was sent: no token: ")
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_a_secret_without_a_value_is_refused(hub: Hub, project: BakedProject) -> None:
+    give_secrets(project, "API_TOKEN=\n")
+    done = deploy(project, hub)
+    assert (done.returncode, hub.calls) == (2, [])
+    assert "API_TOKEN" in last_line(done)
+
+
+def test_ignored_folders_of_its_owner_stay_here(hub: Hub, project: BakedProject) -> None:
+    inner = project.path / "notes"
+    inner.mkdir()
+    (inner / ".gitignore").write_text("*.txt\n!kept.txt\n")
+    (project.path / "public.txt").write_text("public")
+    for name in ("diary.txt", "kept.txt", "id_rsa"):
+        (inner / name).write_text(name)
+    (project.path / "outside").symlink_to("/etc/hostname")
+    deploy(project, hub)
+    files = set(hub.repositories[f"spaces/{SPACE}"].files)
+    assert {name for name in files if name.endswith((".txt", "id_rsa", "outside"))} == {
+        "public.txt", "notes/kept.txt", "requirements.txt", "requirements-dev.txt"
+    }  # fmt: skip
+
+
+# what the Hub refuses
+
+REFUSALS: list[tuple[str, Refused, str]] = [
+    ("GET /api/spaces/.*", Refused(401, "Invalid credentials in Authorization header"), "does not know the token"),
+    ("POST /api/repos/create", Refused(402, "Docker Spaces require PRO"), "paid plan"),
+    ("POST /api/repos/create", Refused(403, "Forbidden"), "may not write to example/my-space"),
+    ("POST /api/repos/create", Refused(409, "You already created this repo"), "taken or just changing"),
+    ("POST /api/repos/create", Refused(429, "Too many requests"), "wait five minutes"),
+    ("GET /api/spaces/.*", Refused(429, "Too many requests"), "wait five minutes"),
+    ("POST /api/spaces/.*/commit/main", Refused(403, "Forbidden"), "may not write to example/my-space"),
+    ("POST /api/spaces/.*/commit/main", Refused(409, "Conflict"), "taken or just changing"),
+    ("POST /api/spaces/.*/secrets", Refused(403, "Forbidden"), "may not write to example/my-space"),
+    ("POST /api/repos/create", Refused(500, "Internal"), "https://status.huggingface.co"),
+]
+
+
+@pytest.mark.parametrize(("call", "refusal", "said"), REFUSALS)
+def test_what_the_hub_refuses_is_one_sentence(
+    hub: Hub, project: BakedProject, call: str, refusal: Refused, said: str
+) -> None:
+    give_secrets(project)
+    hub.refusals[call] = refusal
+    done = deploy(project, hub)
+    assert done.returncode == 1
+    assert said in last_line(done)
+    assert sentences_after_the_steps(done) == 1
+
+
+def sentences_after_the_steps(done: subprocess.CompletedProcess[str]) -> int:
+    steps = ("check ", "create ", "secrets ", "upload ", "build ", "log ", "health ", "online ")
+    return sum(not line.startswith(steps) for line in done.stdout.splitlines())
+
+
+def test_a_space_that_exists_needs_no_plan(hub: Hub, project: BakedProject, space: Space) -> None:
+    hub.refusals["POST /api/repos/create"] = Refused(402, "Docker Spaces require PRO")
+    done = deploy(project, hub, "--dry-run")
+    assert done.returncode == 0
+
+
+def test_a_read_only_token_and_a_wrong_namespace_are_told_apart_from_nothing(hub: Hub, project: BakedProject) -> None:
+    reading = deploy(project, hub, environ={"HF_TOKEN": READ_ONLY_TOKEN})
+    assert "may not write to example/my-space (403)" in last_line(reading)
+    foreign = deploy(project, hub, space="somebody/my-space")
+    assert "may not write to somebody/my-space (403)" in last_line(foreign)
+
+
+def test_metadata_that_only_the_hub_refuses_is_shown_in_its_words(hub: Hub, project: BakedProject) -> None:
+    words = '"emoji" must be a single character that we like'
+    hub.refusals["POST /api/validate-yaml"] = Refused(400, words)
+    done = deploy(project, hub)
+    assert done.returncode == 1
+    assert last_line(done).startswith("The Hub refuses the front matter of README.md: ")
+
+
+def test_another_operation_without_end_is_not_waited_for_without_end(hub: Hub, project: BakedProject) -> None:
+    words = "Cannot create repo: another conflicting operation is in progress"
+    hub.refusals["POST /api/repos/create"] = Refused(409, words)
+    done = deploy(project, hub, "--timeout-minutes", "0.05")
+    assert done.returncode == 1
+    assert last_line(done) == "Not done after 0.05 minutes: make deploy goes on from here."
+
+
+def test_no_network_is_one_sentence(hub: Hub, project: BakedProject) -> None:
+    done = deploy(project, hub, environ={"HF_ENDPOINT": "http://127.0.0.1:1"})
+    assert done.returncode == 1
+    assert last_line(done).startswith("The Hub cannot be reached: ")
+    assert sentences_after_the_steps(done) == 1
+
+
+def test_a_hub_that_says_nothing_is_left_in_time(hub: Hub, project: BakedProject) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        done = deploy(project, hub, "--timeout-minutes", "0.05", environ={"HF_ENDPOINT": endpoint})
+    assert done.returncode == 1
+    assert last_line(done).startswith("Not done after 0.05 minutes")
+
+
+def test_something_else_than_the_hub_is_one_sentence(hub: Hub, project: BakedProject, bake: Bakery) -> None:
+    with bake().boot() as server:
+        done = deploy(project, hub, environ={"HF_ENDPOINT": f"{server.url}/docs?"})
+    assert done.returncode == 1
+    assert sentences_after_the_steps(done) == 1
+
+
+# what the Space does
+
+SECRET_LOG = [
+    f"connecting to {DATABASE_URL}",
+    f"with {TOKEN} and {API_TOKEN}",
+    "\x1b[31merror: it does not build\x1b[0m",
+]
+ENDS: list[tuple[str, str]] = [
+    ("BUILD_ERROR", "could not be built"),
+    ("RUNTIME_ERROR", "The app ended"),
+    ("CONFIG_ERROR", "front matter"),
+    ("NO_APP_FILE", "Dockerfile"),
+    ("PAUSED", "is paused"),
+    ("STOPPED", "is stopped"),
+    ("SLEEPING", "sleeps"),
+    ("DELETING", "is being deleted"),
+]
+
+
+@pytest.mark.parametrize(("stage", "said"), ENDS)
+def test_a_space_that_cannot_run_ends_it_with_one_sentence(
+    hub: Hub, project: BakedProject, space: Space, stage: str, said: str
+) -> None:
+    give_secrets(project)
+    space.states = [("RUNNING_BUILDING", OLD), (stage, "")]
+    space.logs = {"build": [*SECRET_LOG, "the end"], "run": [*SECRET_LOG, "the end"]}
+    done = deploy(project, hub)
+    assert done.returncode == 1
+    assert said in last_line(done)
+    assert sentences_after_the_steps(done) == 1
+    assert ("| the end" in done.stdout) == stage.endswith(("BUILD_ERROR", "RUNTIME_ERROR"))
+    assert "\x1b" not in done.stdout
+
+
+@pytest.mark.slow
+def test_an_error_of_the_time_before_the_push_is_not_taken_for_one(
+    hub: Hub, builder: Builder, project: BakedProject, space: Space
+) -> None:
+    (project.path / "src" / "extra.py").write_text("# mends it\n")
+    hub.after_change = lambda name: threading.Timer(1, builder.begin, [name]).start()
+    space.states = [("BUILD_ERROR", OLD)]
+    done = deploy(project, hub, *PATIENT)
+    assert done.returncode == 0, done.stdout
+
+
+def test_an_old_commit_that_still_runs_is_not_the_new_one(hub: Hub, project: BakedProject, space: Space) -> None:
+    space.states = [("RUNNING", OLD)]
+    done = deploy(project, hub, "--timeout-minutes", "0.02")
+    assert done.returncode == 1
+    assert last_line(done).startswith("The old commit 0000000 still runs after 0.02 minutes: ")
+
+
+def test_a_start_that_never_comes_ends_with_the_apps_log(hub: Hub, project: BakedProject, space: Space) -> None:
+    space.states = [("APP_STARTING", "")]
+    space.logs["run"] = ["listening on 8000"]
+    done = deploy(project, hub, "--timeout-minutes", "0.02")
+    assert done.returncode == 1
+    assert "| listening on 8000" in done.stdout
+    assert last_line(done).startswith("The app has not started after 0.02 minutes: ")
+
+
+@pytest.mark.slow
+def test_a_hub_that_stumbles_while_it_builds_is_asked_again(hub: Hub, builder: Builder, project: BakedProject) -> None:
+    runtime = "GET /api/spaces/.*/runtime"
+    hub.refusals[runtime] = Refused(502, "Bad gateway")
+    threading.Timer(4, hub.refusals.clear).start()
+    done = deploy(project, hub, *PATIENT)
+    assert done.returncode == 0
+    assert "the Hub does not answer; asking again" in done.stdout
+
+
+def test_a_space_that_runs_and_does_not_answer_is_a_failure(hub: Hub, project: BakedProject, space: Space) -> None:
+    done = deploy(project, hub)
+    assert done.returncode == 1
+    assert last_line(done).startswith("The commit runs, but ")
+
+
+def test_a_log_that_is_not_handed_out_is_no_traceback(hub: Hub, project: BakedProject, space: Space) -> None:
+    space.states = [("BUILD_ERROR", "")]
+    hub.refusals["GET /api/spaces/.*/logs/.*"] = Refused(403, "SSE is not enabled")
+    done = deploy(project, hub)
+    assert "the Hub hands out no log" in done.stdout
+    assert done.returncode == 1
+
+
+# from GitHub, without a stored token
+
+
+def github(hub: Hub) -> dict[str, str | None]:
+    return {
+        "HF_TOKEN": None,
+        "HF_OIDC_RESOURCE": f"spaces/{SPACE}",
+        "GITHUB_ACTIONS": "true",
+        "ACTIONS_ID_TOKEN_REQUEST_URL": f"{hub.url}/github/identity",
+        "ACTIONS_ID_TOKEN_REQUEST_TOKEN": GITHUB_TOKEN,
+    }
+
+
+@pytest.mark.slow
+def test_a_trusted_workflow_deploys_without_a_stored_token(hub: Hub, builder: Builder, project: BakedProject) -> None:
+    done = deploy(project, hub, *PATIENT, environ=github(hub))
+    assert done.returncode == 0, done.stdout
+    assert hub.refused == []
+
+
+def test_a_workflow_that_is_not_trusted_is_told_where_to_be(hub: Hub, project: BakedProject) -> None:
+    environ = github(hub) | {"HF_OIDC_RESOURCE": "spaces/example/another"}
+    done = deploy(project, hub, environ=environ)
+    assert done.returncode == 1
+    assert last_line(done).startswith("The Hub does not trust this workflow: ")
+    no_right = deploy(project, hub, environ=github(hub) | {"ACTIONS_ID_TOKEN_REQUEST_TOKEN": None})
+    assert last_line(no_right).startswith("No identity from GitHub: ")
+
+
+@pytest.fixture(scope="module")
+def workflow(bake: Bakery) -> dict[Any, Any]:
+    read: dict[Any, Any] = yaml.safe_load(bake().read(".github/workflows/ci.yml"))
+    return read
+
+
+def test_the_workflow_tests_and_then_deploys_main_alone(workflow: dict[Any, Any]) -> None:
+    job = workflow["jobs"]["deploy"]
+    assert job["needs"] == "test"
+    for condition in ("github.event_name == 'push'", "github.ref == 'refs/heads/main'"):
+        assert condition in job["if"]
+    assert [step["run"] for step in job["steps"] if "run" in step] == ["make deploy"]
+    assert job["concurrency"] == {"group": "deploy", "cancel-in-progress": False}
+
+
+def test_the_workflow_does_nothing_until_a_variable_switches_it_on(workflow: dict[Any, Any]) -> None:
+    job = workflow["jobs"]["deploy"]
+    assert job["if"].startswith("vars.HF_SPACE != '' && ")
+    assert "||" not in job["if"]
+    environ = job["steps"][-1]["env"]
+    assert environ == {"SPACE": "${{ vars.HF_SPACE }}", "HF_OIDC_RESOURCE": "spaces/${{ vars.HF_SPACE }}"}
+
+
+def test_the_workflow_may_do_as_little_as_possible(workflow: dict[Any, Any]) -> None:
+    assert workflow["permissions"] == {"contents": "read"}
+    assert "permissions" not in workflow["jobs"]["test"]
+    assert workflow["jobs"]["deploy"]["permissions"] == {"contents": "read", "id-token": "write"}
+    text = json.dumps(workflow)
+    assert "secrets." not in text
+    for job in workflow["jobs"].values():
+        assert job["timeout-minutes"] <= 60
+        for step in job["steps"]:
+            assert "uses" not in step or len(step["uses"].partition("@")[2]) == 40
+            if step.get("uses", "").startswith("actions/checkout@"):
+                assert step["with"]["persist-credentials"] is False
+
+
+# the front matter
+
+
+@pytest.fixture(scope="module")
+def problems_of() -> Callable[[str], list[str]]:
+    """The function that judges a README, out of the template's own file."""
+    path = ROOT / TEMPLATE_FOLDER / "tools" / "deploy.py"
+    spec = importlib.util.spec_from_file_location("project_deploy", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    judge: Callable[[str], list[str]] = module.front_matter_problems
+    return judge
+
+
+GOOD = "title: x\nsdk: docker\n"
+BAD: list[tuple[str, Sequence[str]]] = [
+    ("# Title\n", ["it must open the file"]),
+    ("\ufeff---\ntitle: x\nsdk: docker\n---\n", ["it must open the file"]),
+    ("text\n---\ntitle: x\nsdk: docker\n---\n", ["it must open the file"]),
+    ("---\ntitle: x\nsdk: docker\n", ["it must open the file"]),
+    ("---\n- a\n---\n", ["it must be lines of key: value"]),
+    ("---\njust text\n---\n", ["it must be lines of key: value"]),
+    ("---\ntitle: My API: v2\n---\n", ["line 2 is no valid YAML"]),
+    ("---\nsdk: docker\ntitle: @me\n---\n", ["line 3 is no valid YAML"]),
+    ("---\ntitle: 2026-02-31\n---\n", ["line 2 is no valid YAML"]),
+    ("---\nemoji: \U0001f680\n---\n", ["title: it is missing", "sdk: it is missing"]),
+    (f"---\n{GOOD}title: y\n---\n", ["title: it is there twice"]),
+    ("---\ntitle: 123\nsdk: docker\n---\n", ["title: text"]),
+    ("---\ntitle: yes\nsdk: docker\n---\n", ["title: text"]),
+    ("---\ntitle: null\nsdk: docker\n---\n", ["title: text"]),
+    ("---\ntitle: ''\nsdk: docker\n---\n", ["title: text"]),
+    ("---\ntitle: x\nsdk: gradio\n---\n", ["sdk: docker"]),
+]
+BAD_LINES = [
+    "app_port: 80", "app_port: 1024", "app_port: 65536", 'app_port: "7860"', "app_port: true", "app_port: 7860.0",
+    "emoji: x", "emoji: ''", "emoji: 7", "emoji: \U0001f680\U0001f680", "emoji: \U0001f680 x", "emoji: ':rocket:'",
+    "colorFrom: orange", "colorFrom: Red", "colorTo: '#fff'", "colorTo: 3", "base_path: docs", "base_path: 3",
+    "fullWidth: 'yes please'", "header: big", "pinned: 1", "disable_embedding: 'false'",
+    f"short_description: {'x' * 61}", f"short_description: {chr(0x1F680) * 31}", "short_description: 5",
+    "thumbnail: picture.png", "tags: api", "tags: [1]", "models: gpt2", "models: ['a/b/c']", "models: ['-a/b']",
+    "datasets: ['a--b/c']", "datasets: ['x.git']", "datasets: [a..b]", f"models: ['{'a' * 97}']",
+    "license: MIT", "license: Apache-2.0", "license: cc-by", "license: [mit, nothing]", "license: 3",
+    "suggested_hardware: h100", "suggested_hardware: CPU-basic", "startup_duration_timeout: 30",
+    "startup_duration_timeout: soon", "startup_duration_timeout: -1h", "custom_headers: x",
+    "custom_headers: {content-security-policy: none}", "custom_headers: {Cross-Origin-Opener-Policy: same-origin}",
+    "custom_headers: {cross-origin-opener-policy: Same-Origin}", "custom_headers: {cross-origin-opener-policy: 1}",
+    "hf_oauth: 'yes'", "hf_oauth_scopes: email", "hf_oauth_scopes: [everything]",
+    "hf_oauth_expiration_minutes: 43201", "hf_oauth_expiration_minutes: 0", "hf_oauth_expiration_minutes: 8h",
+    "hf_oauth_authorized_org: 3", "hf_oauth_authorized_org: []", "preload_from_hub: a/b",
+    "preload_from_hub: ['a/b f c']",
+    "preload_from_hub: ['a/b f, g']", "duplicated_from: me",
+    "dockerfile: Other", "suggested_storage: small", "python_version: 3.13", "app_file: app.py", "colourFrom: red",
+]  # fmt: skip
+GOOD_LINES = [
+    "app_port: 1025", "app_port: 65535", "colorFrom: gray", "base_path: /docs", "fullWidth: false", "header: mini",
+    f"short_description: {chr(0x1F680) * 30}", "thumbnail: https://example.com/a.png", "tags: [a, b]",
+    "models: [gpt2, a/b.c]",
+    "license: [mit, apache-2.0]",
+    "license: other\nlicense_name: mine\nlicense_link: LICENSE", "suggested_hardware: l4x1",
+    "startup_duration_timeout: 1h", "custom_headers:\n  cross-origin-embedder-policy: require-corp", "hf_oauth: true",
+    "hf_oauth_scopes: [email, inference-api]", "hf_oauth_expiration_minutes: 43200", "hf_oauth_authorized_org: [a, b]",
+    "hf_oauth_authorized_org: a", f"preload_from_hub: [a/b, gpt2 x.json, 'a/b x--y.json,z {'0' * 40}']",
+    "duplicated_from: a/b", "disable_embedding: true",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("readme", "begins"), BAD)
+def test_a_bad_front_matter_is_named(
+    problems_of: Callable[[str], list[str]], readme: str, begins: Sequence[str]
+) -> None:
+    problems = problems_of(readme)
+    assert len(problems) == len(begins)
+    assert all(problem.startswith(begin) for problem, begin in zip(problems, begins, strict=True)), problems
+
+
+@pytest.mark.parametrize("line", BAD_LINES)
+def test_a_bad_value_is_one_problem_that_names_its_key(problems_of: Callable[[str], list[str]], line: str) -> None:
+    (problem,) = problems_of(f"---\n{GOOD}{line}\n---\n# X\n")
+    assert problem.startswith(f"{line.split(':')[0]}: ")
+
+
+@pytest.mark.parametrize("line", GOOD_LINES)
+def test_a_good_value_is_none(problems_of: Callable[[str], list[str]], line: str) -> None:
+    assert problems_of(f"---\r\n{GOOD}{line}\n---\n# X\n") == []
+
+
+def test_all_problems_are_listed_at_once(problems_of: Callable[[str], list[str]]) -> None:
+    lines = ["app_port: 80", "colorFrom: orange", "license: MIT"]
+    problems = problems_of("---\n" + GOOD + "\n".join(lines) + "\n---\n")
+    assert [problem.split(":")[0] for problem in problems] == ["app_port", "colorFrom", "license"]
+    assert "(not 'orange')" in problems[1]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_whatever_the_template_accepts_passes(problems_of: Callable[[str], list[str]], bake: Bakery, text: str) -> None:
+    readme = bake.as_typed(project_name=text, short_description=text).read("README.md")
+    assert problems_of(readme) == []
+
+
+EMOJI = [
+    "🚀", "©️", "‼️", "ℹ️", "↔️", "⌚", "▶", "☀️", "✈️", "⤴️", "⬛", "〰️", "㊗️", "🀄", "🇫🇷", "1️⃣",
+    "👍🏽", "👨‍👩‍👧‍👦", "🏴󠁧󠁢󠁥󠁮󠁧󠁿", "🏳️‍🌈", "🫨",
+]  # fmt: skip
+
+
+def test_every_choice_and_emoji_of_the_template_passes(problems_of: Callable[[str], list[str]], bake: Bakery) -> None:
+    readme = bake().read("README.md")
+    for name in bake.questions["license"]:
+        assert problems_of(readme.replace('license: "mit"', f'license: "{name}"')) == []
+    for emoji in EMOJI:
+        assert problems_of(readme.replace("🚀", emoji, 1)) == [], emoji
+
+
+def test_the_projects_own_tests_check_its_front_matter(bake: Bakery, tmp_path: Path) -> None:
+    project = bake().copy_to(tmp_path)
+    readme = project.path / "README.md"
+    readme.write_text(readme.read_text().replace('colorTo: "green"', "colorTo: orange"))
+    done = project.run("python", "-m", "pytest", "-q", "tests/test_architecture.py", check=False)
+    assert done.returncode == 1
+    assert "colorTo: one of red" in done.stdout
