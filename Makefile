@@ -1,7 +1,7 @@
 # The verbs of this repository; `make` alone lists them. What they need is fetched into .tools and .venv.
 
 PYTHON ?= python3
-WORKERS ?= 2
+WORKERS ?= 3
 MINUTES ?= 30
 UV = UV_PYTHON_DOWNLOADS=never "$(CURDIR)/.tools/bin/uv"
 VENV = .venv/bin
@@ -19,7 +19,7 @@ demo: .venv/ready ## Render a Space with the default answers and serve it at htt
 	@$(VENV)/python tools/demo.py
 
 test: .venv/ready ## Run all tests (what this machine lacks is skipped by name)
-	$(VENV)/python -m pytest -n $(WORKERS) -m "not alone"
+	$(VENV)/python -m pytest -n $(WORKERS) --dist worksteal -m "not alone"
 	$(VENV)/python -m pytest -m alone
 
 chaos: .venv/ready ## Break each database in every way at every moment, and show what happened as a table
