@@ -115,7 +115,7 @@ def deploy(
     """Run the tool, and fail if it prints a secret or a traceback."""
     variables = {**hub.environ, "API_TOKEN_OF_SHELL": API_TOKEN, **(environ or {})}
     done = project.run(
-        "python", "tools/deploy.py", space, *QUICK, *options,
+        "python", "-m", "tools.deploy", space, *QUICK, *options,
         environ={name: value for name, value in variables.items() if value is not None}, check=False, timeout=90,
     )  # fmt: skip
     check_no_secret_in(done.stdout.encode(), SECRETS)
@@ -291,7 +291,7 @@ def test_an_interrupted_deploy_goes_on(hub: Hub, project: BakedProject, tmp_path
     give_secrets(project)
     with tmp_path.joinpath("output").open("wb") as output:
         process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "tools/deploy.py", SPACE, *QUICK],
+            [sys.executable, "-m", "tools.deploy", SPACE, *QUICK],
             cwd=project.path, env=bare_environment(tmp_path) | hub.environ, stdout=output, stderr=output,
         )  # fmt: skip
     until(lambda: any(call.path.endswith("/runtime") for call in hub.calls))
@@ -600,8 +600,8 @@ def test_the_workflow_may_do_as_little_as_possible(workflow: dict[Any, Any]) -> 
 @pytest.fixture(scope="module")
 def problems_of() -> Callable[[str], list[str]]:
     """The function that judges a README, out of the template's own file."""
-    path = ROOT / TEMPLATE_FOLDER / "tools" / "deploy.py"
-    spec = importlib.util.spec_from_file_location("project_deploy", path)
+    path = ROOT / TEMPLATE_FOLDER / "tools" / "front_matter.py"
+    spec = importlib.util.spec_from_file_location("project_front_matter", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -167,6 +167,7 @@ def test_paths_and_methods_of_strangers_make_no_new_labels(project: BakedProject
 
 def test_metrics_can_be_closed(project: BakedProject) -> None:
     with project.boot({"METRICS": "off"}) as server:
+        assert '<li hidden><a href="metrics">' in server.get("/").text
         assert server.get("/metrics").status_code == 404
 
 

@@ -101,6 +101,14 @@ def test_rows_move_at_the_next_start(project: BakedProject, postgres: Postgres) 
         with project.boot({"DATABASE_URL": url}, in_place=True) as server:
             assert ok(server)["pending_rows"] == 0
             assert server.titles() == ["before"]
+    # PostgreSQL as an older backup has it, and what the README says to do then
+    with postgres.connect(url) as connection:
+        connection.execute("DELETE FROM items; DELETE FROM promotions")
+    (kept,) = files(project, "promoted")
+    kept.rename(kept.with_name(kept.name.replace("promoted", "fallback")))
+    with project.boot({"DATABASE_URL": url}, in_place=True) as server:
+        ok(server)
+        assert server.titles() == ["before"]
 
 
 def test_rows_in_memory_move_too(project: BakedProject, login: Login) -> None:

@@ -42,12 +42,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.started = time.monotonic()
+    app.state.shows_metrics = settings.metrics == "on"
     app.state.database = database
     app.state.lifecycle = DatabaseLifecycle(database, settings)
 
     for router in (items, health, status_page, api_docs):
         app.include_router(router)
-    if settings.metrics == "on":
+    if app.state.shows_metrics:
         app.include_router(metrics)
     add_error_handlers(app)
     describe(app, needs_token=settings.api_token is not None)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from src.config.settings import PROJECT_ROOT, Settings
-from tools.deploy import front_matter_problems
+from tools.front_matter import front_matter_problems
 
 # what a part of the application may import of the others; main imports everything, nobody main
 ALLOWED = {

@@ -69,7 +69,8 @@ async def status_page(request: Request, report: Annotated[Health, Depends(health
     page, policy = _page()
     theme = request.query_params.get("__theme")  # the Hub's, in its frames
     values = _values(report) | {
-        "color_scheme": theme if theme in ("light", "dark") else "light dark"
+        "color_scheme": theme if theme in ("light", "dark") else "light dark",
+        "hide_metrics": "" if request.app.state.shows_metrics else "hidden",
     }
     return HTMLResponse(
         page.substitute({name: html.escape(value) for name, value in values.items()}),
