@@ -17,7 +17,7 @@ from src.config.settings import load_settings
 from src.database import handover, migrations, promotion
 from src.database.errors import CAUSES, connection_reason
 from src.database.lifecycle import DatabaseLifecycle
-from src.database.opening import build_engine, is_memory
+from src.database.opening import CannotServe, build_engine, is_memory
 from src.database.resolver import DatabaseURLResolver
 from src.database.session import Database
 from src.database.sqlite_files import ASKED_FOR_FILE, directories, find_place, path_of
@@ -107,7 +107,9 @@ def main() -> int:
         except handover.Busy:
             sys.exit("The application is using these files: stop it, then try again.")
         except promotion.SchemasDiffer:
-            sys.exit("The SQLite file has another revision than PostgreSQL: start the app once.")
+            sys.exit("The SQLite file is of a newer version of this application: use that one.")
+        except CannotServe as error:
+            sys.exit(f"Nothing more was moved: {CAUSES[error.reason]}.")
         except SQLAlchemyError as error:
             sys.exit(f"Nothing more was moved: {CAUSES[connection_reason(error)]}.")
 

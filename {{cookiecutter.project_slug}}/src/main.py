@@ -1,6 +1,7 @@
 """The composition root: create_app() wires the parts together and decides nothing."""
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -54,12 +55,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     describe(app, needs_token=settings.api_token is not None)
 
     # the last one added is the first to see a request
-    app.add_middleware(
-        WriteGuard,
+    guard = WriteGuard(
         token=settings.api_token.get_secret_value() if settings.api_token else None,
         on_space=space.is_running_here,
     )
-    app.add_middleware(Entrance)
+    app.add_middleware(Entrance, guard=guard)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -82,6 +82,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Choose the database in the background while the application already answers."""
+    # what is loaded by now stays, so that the garbage collector need not look at it ever again
+    gc.freeze()
     about = read_about()
     app.title, app.description = about.title, about.description
     app.state.lifecycle.start()

@@ -48,10 +48,20 @@ NEVER = GitIgnoreSpec.from_lines(
     .env
     .env.*
     !.env.example
+    .envrc
     *.pem
     *.key
+    *.p12
+    *.pfx
     id_rsa*
+    id_ed25519*
     .netrc
+    .pgpass
+    .pypirc
+    .npmrc
+    .git-credentials
+    .aws
+    .ssh
     /data/
     *.db
     *.db-*
@@ -107,7 +117,7 @@ def files_to_send(folder: Path) -> dict[str, bytes]:
             specs[here] = GitIgnoreSpec.from_lines(lines)
         folders[:] = [name for name in folders if not is_ignored(here / name, "/")]
         for path in [here / name for name in names]:
-            if not path.is_symlink() and not is_ignored(path):
+            if path.is_file() and not path.is_symlink() and not is_ignored(path):
                 found[path.relative_to(folder).as_posix()] = path.read_bytes()
     return dict(sorted(found.items()))
 
@@ -132,7 +142,12 @@ def secret_values(settings: dict[str, str | None]) -> dict[str, list[str]]:
     for name, value in settings.items():
         passwords = PASSWORD_IN_URL.findall(value or "")
         candidates = [value] if value and (passwords or SECRET_NAME.search(name)) else []
-        found[name] = [one for one in candidates + passwords if len(one) >= SHORTEST_SECRET]
+        # a plain word such as "postgres" is everywhere, so that finding it proves nothing
+        found[name] = [
+            one
+            for one in candidates + passwords
+            if len(one) >= SHORTEST_SECRET and not one.isalpha()
+        ]
     return found
 
 
@@ -244,6 +259,8 @@ class Deploy:
                 "no token: make one that may write at https://huggingface.co/settings/tokens and "
                 "set HF_TOKEN, or .venv/bin/hf auth login"
             )
+        elif not token.isascii() or not token.isprintable():
+            problems.append("HF_TOKEN holds characters that no token has: copy it again")
         local = dotenv_values(self.folder / ".env", interpolate=False)
         known = secret_values({**local, **secrets, "the token of the Hub": token})
         self.hidden = {value for values in known.values() for value in values}
@@ -270,6 +287,8 @@ class Deploy:
         """Create the Space unless it is there; return what the Hub says of it, None when dry."""
         try:
             info = self.api.space_info(self.space)
+            if info.sdk not in (None, "docker"):
+                raise Stop(f"{self.page} is a {info.sdk} Space: name another with SPACE=user/name.")
             self.say("create", f"{self.page} is there")
             return info
         except RepositoryNotFoundError:
@@ -312,10 +331,10 @@ class Deploy:
         ]
         # the Hub's own, which says what is kept in large file storage
         gone = sorted(remote.keys() - files.keys() - {".gitattributes"})
-        if self.dry:
-            for sign, paths in (("+", changed), ("-", gone)):
-                for path in paths:
-                    self.say("upload", f"{sign} {path}")
+        for path in changed if self.dry else []:
+            self.say("upload", f"+ {path}")
+        for path in gone:
+            self.say("upload", f"- {path}")
         if info is not None and not changed and not gone:
             self.say("upload", f"nothing has changed since commit {str(info.sha)[:7]}")
             return str(info.sha), False
@@ -369,8 +388,9 @@ class Deploy:
             if stage == "RUNNING" and sha == commit:
                 self.say("build", f"commit {commit[:7]} runs ({waited:.0f} s)")
                 return
-            # just after a push, the Space may still be as it was before
-            is_known = not is_new or len(stages) > 1 or waited >= POLLS_TO_NOTICE * self.poll
+            # just after a change, the Space may still be as it was before
+            has_changed = is_new or self.changed_at > float("-inf")
+            is_known = not has_changed or len(stages) > 1 or waited >= POLLS_TO_NOTICE * self.poll
             if stage in ENDS and is_known:
                 log, sentence = ENDS[stage]
                 self.show_log(log)

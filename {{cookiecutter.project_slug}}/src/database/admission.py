@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from src.database.errors import DatabaseUnavailable
-from src.observability.metrics import REFUSED, THREADS, THREADS_BUSY, WAITING
+from src.observability.metrics import REFUSED
 
 Result = TypeVar("Result")
 
@@ -28,11 +28,18 @@ class Lane:
         self._capacity = threads + MAX_WAITING
         self._admitted = 0
         self._answers: dict[asyncio.Future[Any], Exception] = {}
-        self._name = name
-        THREADS.labels(name).set(threads)
-        THREADS_BUSY.labels(name).set_function(lambda: len(self._answers))
-        # a thread may still work for a client that left
-        WAITING.labels(name).set_function(lambda: max(0, self._admitted - len(self._answers)))
+        self.name = name
+        self.threads = threads
+
+    @property
+    def busy(self) -> int:
+        """How many threads are at work."""
+        return len(self._answers)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a thread, which may still work for a client that left."""
+        return max(0, self._admitted - self.busy)
 
     async def run(self, job: Callable[[], Result], if_abandoned: Exception) -> Result:
         """Return what the job returns; raise DatabaseUnavailable if its turn does not come.
@@ -61,8 +68,6 @@ class Lane:
 
     def close(self, *, wait: bool) -> None:
         """Take no more work; with `wait`, return when the work that runs is done."""
-        for gauge in (THREADS, THREADS_BUSY, WAITING):
-            gauge.remove_by_labels({"lane": self._name})
         self._executor.shutdown(wait=wait)
 
     async def _run(self, job: Callable[[], Result], if_abandoned: Exception) -> Result:

@@ -273,7 +273,7 @@ def finish(handed_over: Path) -> Path:
 def _bring_up_to_date(file: Path) -> None:
     """Give the rows that an older version left behind the schema that PostgreSQL has by now.
 
-    Raise SchemasDiffer if a migration fails. Of them, and only before its rows are moved, a
+    Raise CannotServe if a migration fails. Only for this, and only before its rows are moved, a
     handed-over file is written again.
     """
     known, newest = migrations.revisions()
@@ -284,10 +284,9 @@ def _bring_up_to_date(file: Path) -> None:
     engine = build_engine(URL.create("sqlite", database=str(file)))
     try:
         migrations.migrate(engine)
-    except SQLAlchemyError:
-        raise
     except Exception as error:  # a migration is its owner's code: it may raise anything
-        raise promotion.SchemasDiffer from error
+        logger.error("rows of an older version could not be migrated", exc_info=error)
+        raise CannotServe("migration_failed", reached=False) from None
     finally:
         engine.dispose()
     seal(file)

@@ -54,6 +54,7 @@ INTERVAL_SECONDS = 2.0
 INTERVAL_WHILE_DOWN_SECONDS = 0.5
 STOP_SECONDS = 20.0
 LONGEST_PAUSE_BETWEEN_HANDOVERS_SECONDS = 300.0
+SECONDS_BETWEEN_LONG_COUNTS = 60.0
 
 
 class DatabaseLifecycle:
@@ -80,7 +81,7 @@ class DatabaseLifecycle:
         self._failed_handovers = 0
         self._next_handover = 0.0
         self._doubted = self._met_damage = False
-        self._counts_in_time, self._counted_rows = True, 0
+        self._next_count, self._counted_rows = 0.0, 0
         self._unanswered_checks = 0
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -124,7 +125,7 @@ class DatabaseLifecycle:
                 deadline - time.monotonic(),
             )
             if not self._thread.is_alive():
-                bounded(self._return_to_postgresql, deadline - time.monotonic())
+                self._step(lambda: bounded(self._return_to_postgresql, deadline - time.monotonic()))
         except TimeoutError:
             logger.warning("database work did not finish in time and is cut off")
         self._snapshots.end(last_within=deadline - time.monotonic())
@@ -171,7 +172,11 @@ class DatabaseLifecycle:
     def _tick(self) -> None:
         if self._engine is not None and not self._files.are_in_place:
             logger.error("the SQLite file was removed while it served: another one takes its place")
-            self._leave_sqlite(self._engine, "The database file is gone; nothing was stored.")
+            # to wait for work would keep the gate to a file open in which everything is lost
+            self._database.close("The database file is gone; nothing was stored.", wait=False)
+            self._snapshots.end()
+            self._engine.dispose()
+            self._engine = None
             self._files.leave()
         if self._engine is None:
             self.choose()
@@ -265,8 +270,7 @@ class DatabaseLifecycle:
         try:
             self._files.fetch_waiting(opened.engine)
             with self._files.owned() as files:
-                refusal = "The rows are being moved to PostgreSQL; try again in a moment."
-                self._leave_sqlite(engine, refusal)
+                self._leave_sqlite(engine)
                 self._move(files, opened.engine)
         except (CannotServe, Busy) as error:
             opened.engine.dispose()
@@ -276,8 +280,9 @@ class DatabaseLifecycle:
         self._files.leave()
         self._serve_postgresql(opened)
 
-    def _leave_sqlite(self, engine: Engine, refusal: str) -> None:
+    def _leave_sqlite(self, engine: Engine) -> None:
         """Close the gate and every connection; raise Busy if work does not end in time."""
+        refusal = "The rows are being moved to PostgreSQL; try again in a moment."
         try:
             bounded(lambda: self._database.close(refusal), CHECK_SECONDS)
         except TimeoutError:
@@ -404,7 +409,7 @@ class DatabaseLifecycle:
             instead_of_postgresql=report.backend == "sqlite" and not self._asked_for_sqlite,
         )
         self._serving_report = report
-        self._counts_in_time, self._counted_rows = True, 0
+        self._next_count, self._counted_rows = 0.0, 0
         self._check(engine)
 
     def _check(self, engine: Engine) -> None:
@@ -440,15 +445,16 @@ class DatabaseLifecycle:
         )
 
     def _count_rows(self, engine: Engine) -> int:
-        """Return how many rows there are; of a table too large for that, what was last known."""
-        if self._counts_in_time:
+        """Return how many rows there are, or were when they could last be counted in time."""
+        if time.monotonic() >= self._next_count:
             try:
                 counts = bounded(lambda: promotion.count_rows(engine), CHECK_SECONDS)
-            except TimeoutError:
-                # memory lets nobody count while a request uses it
-                self._counts_in_time = is_memory(engine.url)
-            else:
                 self._counted_rows = sum(counts.values())
+            except TimeoutError:
+                # so many that to count them all the time would hold up everything else
+                self._next_count = time.monotonic() + SECONDS_BETWEEN_LONG_COUNTS
+                # not known is not none
+                self._counted_rows = max(1, self._counted_rows)
         return self._counted_rows
 
     def _look_for_damage(self, file: Path) -> None:

@@ -13,10 +13,12 @@ import concurrent.futures
 import contextlib
 import inspect
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from types import ModuleType
 from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
 
 from fastapi import Depends, Request
+from prometheus_client import Gauge
 from sqlalchemy import Engine, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
@@ -25,6 +27,7 @@ from src.database import postgresql, sqlite
 from src.database.admission import Lane
 from src.database.errors import DatabaseUnavailable, OutcomeUnknown, running_reason, unavailable
 from src.database.opening import build_engine, is_memory
+from src.observability.metrics import THREADS, THREADS_BUSY, WAITING
 
 __all__ = ["Database", "DatabaseDep", "SessionDep", "SessionLocal", "build_engine", "get_session"]
 
@@ -78,6 +81,20 @@ class Database:
         self._refusal = "The database is being chosen; try again in a moment."
         self._refuses_reads = self._refuses_writes = False
         self.on_trouble: Callable[[str | None], None] = lambda reason: None
+        figures: dict[Gauge, Callable[[Lane], int]] = {
+            THREADS: lambda lane: lane.threads,
+            THREADS_BUSY: lambda lane: lane.busy,
+            WAITING: lambda lane: lane.waiting,
+        }
+        for gauge, figure in figures.items():
+            for name in ("read", "write", "work"):
+                gauge.labels(name).set_function(partial(self._figure, name, figure))
+
+    def _figure(self, name: str, figure: Callable[[Lane], int]) -> int:
+        """Return a figure of the lane of this name; 0 while there is none."""
+        serving = self._serving
+        lanes = (serving.readers, serving.writers) if serving else ()
+        return next((figure(lane) for lane in lanes if lane.name == name), 0)
 
     @property
     def is_open(self) -> bool:

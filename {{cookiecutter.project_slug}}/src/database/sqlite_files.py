@@ -151,14 +151,21 @@ class SQLiteFiles:
             self._claim = None
 
     def fetch_waiting(self, target: Engine) -> None:
-        """Restore what waits for PostgreSQL in snapshots only, since the disk it was on is lost."""
+        """Restore what waits for PostgreSQL in snapshots only, since the disk it was on is lost.
+
+        Raise CannotServe if PostgreSQL does not tell what was moved already.
+        """
         here = {handover.id_of(file) for file in [*self._waiting(), *self._find("promoted")]}
         for stem, moved in self._snapshots.stems(FALLBACK).items():
             file_id = UUID(hex=stem.removeprefix(f"{FALLBACK}-"))
             place = self._fallback_place()
             if file_id in here or place is None:
                 continue
-            if not promotion.is_promoted(target, file_id):
+            try:
+                is_promoted = promotion.is_promoted(target, file_id)
+            except SQLAlchemyError as error:
+                raise CannotServe(connection_reason(error), reached=False) from None
+            if not is_promoted:
                 self._snapshots.restore(stem, handover.new_file(place.parent, file_id))
             elif not moved:
                 self._snapshots.mark(stem)

@@ -1,10 +1,12 @@
 """One line per event: JSON on a Space, readable text on a terminal."""
 
+import atexit
 import logging
 import os
 import select
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -18,6 +20,7 @@ from src.config.settings import Settings
 from src.observability.metrics import LOST_LINES
 
 MOST_UNREAD_BYTES = 512 * 1024
+SECONDS_FOR_LAST_LINES = 1.0
 request_id: ContextVar[str] = ContextVar("request_id")
 """The id of the request that is being answered; each line that is logged meanwhile carries it."""
 
@@ -39,6 +42,7 @@ class Stderr:
         self._poll = select.poll()
         if self._descriptor >= 0:
             self._poll.register(self._descriptor, select.POLLOUT)
+        atexit.register(self._end)
 
     def write(self, text: str) -> None:
         """Write whole lines without waiting."""
@@ -70,6 +74,14 @@ class Stderr:
                 written = len(self._unread)
             del self._unread[:written]
         return True
+
+    def _end(self) -> None:
+        """Give a slow reader a moment for the last lines, which tell why the process ended."""
+        deadline = time.monotonic() + SECONDS_FOR_LAST_LINES
+        while self._unread and time.monotonic() < deadline:
+            self._poll.poll(100)
+            with self._lock:
+                self._write_what_fits()
 
     def _help(self) -> None:
         while True:

@@ -4,18 +4,66 @@ Nothing here names a host, a user or a value of a path. With several workers, ea
 process that gave it.
 """
 
+from bisect import bisect_left
+from collections.abc import Iterator
+from itertools import accumulate
+
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
-from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Counter, Gauge, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from src import __version__
 
 router = APIRouter(tags=["metrics"])
 
-REQUESTS = Counter("http_requests", "Requests answered.", ["method", "route", "status"])
-DURATION = Histogram(
-    "http_request_duration_seconds", "Seconds from a request to its answer.", ["method", "route"]
-)
+
+class RequestStatistics(Collector):
+    """Counts requests in plain numbers, which get Prometheus' form when somebody asks for them.
+
+    Its own counters and histograms would take a tenth of the throughput of a trivial route.
+    """
+
+    BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+    """The upper bounds of the histogram's buckets, in seconds."""
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, str, int], int] = {}
+        self._buckets: dict[tuple[str, str], list[int]] = {}
+        self._sums: dict[tuple[str, str], float] = {}
+
+    def add(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one request."""
+        what, where = (method, route, status), (method, route)
+        self._counts[what] = self._counts.get(what, 0) + 1
+        if where not in self._sums:
+            self._buckets[where], self._sums[where] = [0] * (len(self.BOUNDS) + 1), 0.0
+        self._buckets[where][bisect_left(self.BOUNDS, seconds)] += 1
+        self._sums[where] += seconds
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield both metrics as they are now."""
+        requests = CounterMetricFamily(
+            "http_requests", "Requests answered.", labels=["method", "route", "status"]
+        )
+        for (method, route, status), count in self._counts.items():
+            requests.add_metric([method, route, str(status)], count)
+        yield requests
+        duration = HistogramMetricFamily(
+            "http_request_duration_seconds",
+            "Seconds from a request to its answer.",
+            labels=["method", "route"],
+        )
+        bounds = [*map(str, self.BOUNDS), "+Inf"]
+        for where, buckets in self._buckets.items():
+            totals = list(zip(bounds, accumulate(buckets), strict=True))
+            duration.add_metric(where, totals, self._sums[where])
+        yield duration
+
+
+REQUESTS = RequestStatistics()
+REGISTRY.register(REQUESTS)
 IN_PROGRESS = Gauge("http_requests_in_progress", "Requests being answered.")
 
 STATUS = Gauge("database_status", "1 for the status that /health reports, else 0.", ["status"])

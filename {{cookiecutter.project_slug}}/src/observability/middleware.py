@@ -14,16 +14,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from prometheus_client import Counter, Histogram
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from src.observability.logging import request_id as current_request_id
-from src.observability.metrics import DURATION, IN_PROGRESS, REQUESTS
+from src.observability.metrics import IN_PROGRESS, REQUESTS
 
 logger = logging.getLogger(__name__)
 DRAIN_SECONDS = 2.0
+LOG_SECONDS = 0.02
 _ADDRESS = re.compile(rb"[0-9A-Fa-f:.]{2,45}")
 _USABLE_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 
@@ -42,14 +42,13 @@ class RequestMiddleware:
         log: Callable[[Sequence[dict[str, Any]]], None],
     ) -> None:
         self._app = app
-        self._headers = [(k.lower().encode(), v.encode("latin-1")) for k, v in headers.items()]
+        self._headers = {k.lower().encode(): v.encode("latin-1") for k, v in headers.items()}
         self._behind_edge = behind_edge
         self._max_body_bytes = max_body_bytes
         self._serves_instead_of_postgresql = serves_instead_of_postgresql
         self._log = log
-        # looking a metric's labels up costs more than everything else here
-        self._metrics: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._events: list[dict[str, Any]] = []
+        self._logged_at = 0.0
         self._process_id = secrets.token_hex(6)
         self._numbers = itertools.count(1)
         self._in_progress = 0
@@ -59,6 +58,8 @@ class RequestMiddleware:
         """Answer one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            # the end of the lifespan: nothing may wait any longer
+            self._log_events(asyncio.get_running_loop())
             return
         method = scope["method"]
         if method == "HEAD":
@@ -67,31 +68,26 @@ class RequestMiddleware:
         received_headers = dict(scope["headers"])
         if self._behind_edge:
             _believe_the_edge(scope, received_headers)
-        given_id = received_headers.get(b"x-request-id", b"")
+        given_id = received_headers.get(b"x-request-id")
         request_id = (
             given_id.decode()
-            if _USABLE_ID.fullmatch(given_id)
+            if given_id is not None and _USABLE_ID.fullmatch(given_id)
             else f"{self._process_id}-{next(self._numbers)}"
         )
-        declared_length = received_headers.get(b"content-length", b"")
+        length = received_headers.get(b"content-length", b"0")
+        if length != b"0" or b"transfer-encoding" in received_headers:
+            receive = self._limited(receive, length)
         started = time.perf_counter()
-        status = received = 0
-
-        async def limited_receive() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_body_bytes:
-                raise self._too_large()
-            return message
+        status = 0
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = message["headers"] = [*message["headers"]]
-                present = {name for name, _ in headers}
-                headers += [header for header in self._headers if header[0] not in present]
+                # a page may have a policy of its own
+                missing = self._headers.keys() - dict(headers).keys()
+                headers += [(name, self._headers[name]) for name in missing]
                 headers.append((b"x-request-id", request_id.encode()))
                 if scope["path"].startswith("/api/") and self._serves_instead_of_postgresql():
                     headers.append((b"x-database", b"fallback"))
@@ -100,9 +96,7 @@ class RequestMiddleware:
         current_request_id.set(request_id)
         self._in_progress += 1
         try:
-            if declared_length.isdigit() and int(declared_length) > self._max_body_bytes:
-                raise self._too_large()
-            await self._app(scope, limited_receive, send_with_headers)
+            await self._app(scope, receive, send_with_headers)
         except HTTPException as error:
             # receiving would ask a client that waits for "100 Continue" for its body
             if b"expect" not in received_headers:
@@ -120,36 +114,48 @@ class RequestMiddleware:
             await answer(scope, receive, send_with_headers)
         finally:
             self._in_progress -= 1
-            self._record_soon(
+            seconds = time.perf_counter() - started
+            method = method if method in _METHODS else "other"
+            route = getattr(scope.get("route"), "path", "none")
+            REQUESTS.add(method, route, status, seconds)
+            self._log_soon(
                 {
                     "event": "request",
-                    "method": method if method in _METHODS else "other",
-                    "route": getattr(scope.get("route"), "path", "none"),
+                    "method": method,
+                    "route": route,
                     "status": status,
-                    "milliseconds": round((time.perf_counter() - started) * 1000, 1),
+                    "milliseconds": round(seconds * 1000, 1),
                     "request_id": request_id,
                 }
             )
 
-    def _too_large(self) -> HTTPException:
-        # an HTTPException, because FastAPI turns any other error met in a body into a 400
-        return HTTPException(413, f"The body is larger than {self._max_body_bytes} bytes.")
+    def _limited(self, receive: Receive, declared_length: bytes) -> Receive:
+        """Return what receives a body that is not too large; the rest becomes a 413."""
+        is_too_large = declared_length.isdigit() and int(declared_length) > self._max_body_bytes
+        received = 0
 
-    def _record_soon(self, event: dict[str, Any]) -> None:
-        """Record at the end of this turn of the event loop: many at once take less time."""
+        async def limited_receive() -> Message:
+            nonlocal received
+            if not is_too_large:
+                message = await receive()
+                received += len(message.get("body", b""))
+                if received <= self._max_body_bytes:
+                    return message
+            # an HTTPException, because FastAPI turns any other error met in a body into a 400
+            raise HTTPException(413, f"The body is larger than {self._max_body_bytes} bytes.")
+
+        return limited_receive
+
+    def _log_soon(self, event: dict[str, Any]) -> None:
+        """Log at once, or in a crowd together with others: one at a time takes twice as long."""
         if not self._events:
-            asyncio.get_running_loop().call_soon(self._record)
+            loop = asyncio.get_running_loop()
+            loop.call_at(self._logged_at + LOG_SECONDS, self._log_events, loop)
         self._events.append(event)
 
-    def _record(self) -> None:
+    def _log_events(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._logged_at = loop.time()
         events, self._events = self._events, []
-        for event in events:
-            key = (event["method"], event["route"], event["status"])
-            if key not in self._metrics:
-                self._metrics[key] = REQUESTS.labels(*key), DURATION.labels(*key[:2])
-            requests, duration = self._metrics[key]
-            requests.inc()
-            duration.observe(event["milliseconds"] / 1000)
         self._log(events)
 
 

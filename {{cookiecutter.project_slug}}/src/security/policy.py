@@ -1,12 +1,9 @@
-"""What browsers may do with an answer, who may write, and how many may come in at a time.
-
-The last two are pure ASGI middleware, so that they decide before path and body are looked at.
-"""
+"""What browsers may do with an answer, who may write, and how many may come in at a time."""
 
 import asyncio
+import contextlib
 import hmac
 from collections import deque
-from collections.abc import Mapping
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -52,22 +49,16 @@ def content_security_policy(space: Space | None = None, *, extra: str = "") -> s
 
 
 class WriteGuard:
-    """Lets writes pass that carry the token; without a token, only where no stranger can reach."""
+    """Knows who may write: who sends the token; without one, whoever comes, but not on a Space."""
 
-    def __init__(self, app: ASGIApp, *, token: str | None, on_space: bool) -> None:
-        self._app = app
+    def __init__(self, *, token: str | None, on_space: bool) -> None:
         self._token = token
         self._on_space = on_space
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or refuse it."""
-        if scope["type"] != "http" or scope["method"] in SAFE_METHODS:
-            await self._app(scope, receive, send)
-            return
-        refusal = self._refusal(dict(scope["headers"]))
-        await (refusal or self._app)(scope, receive, send)
-
-    def _refusal(self, headers: Mapping[bytes, bytes]) -> JSONResponse | None:
+    def refusal(self, scope: Scope) -> JSONResponse | None:
+        """Return the answer to a request without a right to what it asks; None lets it pass."""
+        if scope["method"] in SAFE_METHODS:
+            return None
         if self._token is None:
             if not self._on_space:
                 return None
@@ -75,6 +66,7 @@ class WriteGuard:
                 {"detail": "Writes are off: set the secret API_TOKEN in this Space's settings."},
                 403,
             )
+        headers = dict(scope["headers"])
         # the Hub itself uses Authorization on private Spaces, so X-API-Token comes first
         given = headers.get(b"x-api-token")
         if given is None:
@@ -99,32 +91,33 @@ def _refuse_if_long(scope: Scope) -> JSONResponse | None:
 
 
 class Entrance:
-    """Refuses long URLs and headers; first come, first served; / and /health do not wait.
+    """Refuses who may not write, and long URLs and headers; the others come in, not all at once.
 
-    Hundreds of requests at once would each be parsed, routed and validated before the event loop
-    came round to anything else. A place is free again when its request is answered, or after
-    HOLD_SECONDS if others wait: an endpoint that waits for a slow model does not keep them out.
-    Who cannot come in within MAX_WAIT_SECONDS is answered 503.
+    First come, first served; / and /health do not wait. Hundreds of requests at once would each be
+    parsed, routed and validated before the event loop came round to anything else. Who cannot come
+    in within MAX_WAIT_SECONDS is answered 503. One pure ASGI middleware for all of this decides
+    before path and body are looked at, and costs little.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, guard: WriteGuard) -> None:
         self._app = app
-        # each place that is taken, and since when; the oldest first
-        self._taken: dict[object, float] = {}
-        self._waiting: deque[asyncio.Future[object]] = deque()
+        self._guard = guard
+        self._inside = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on when there is a place."""
-        if scope["type"] == "http" and (refusal := _refuse_if_long(scope)):
-            await refusal(scope, receive, send)
-            return
-        if scope["type"] != "http" or scope["path"] == "/" or scope["path"].startswith("/health"):
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        loop = asyncio.get_running_loop()
-        place = self._take(loop) if len(self._taken) < PLACES else await self._wait(loop)
-        if place is None:
+        refusal = self._guard.refusal(scope) or _refuse_if_long(scope)
+        if refusal is not None or scope["path"] == "/" or scope["path"].startswith("/health"):
+            await (refusal or self._app)(scope, receive, send)
+            return
+        if self._inside < PLACES:
+            self._inside += 1
+        elif not await self._comes_in():
             detail = "Too many requests are waiting; nothing was stored."
             refusal = JSONResponse({"detail": detail}, 503, headers={"Retry-After": "2"})
             await refusal(scope, receive, send)
@@ -132,43 +125,37 @@ class Entrance:
         try:
             await self._app(scope, receive, send)
         finally:
-            self._taken.pop(place, None)
-            self._let_in(loop)
+            self._inside -= 1
+            if self._waiting and self._inside < PLACES:
+                self._let_one_in()
 
-    async def _wait(self, loop: asyncio.AbstractEventLoop) -> object | None:
-        """Return a place, or None if none is free in time."""
+    async def _comes_in(self) -> bool:
+        """Wait for a place; return whether there was one in time."""
         if len(self._waiting) >= MAX_WAITING:
-            return None
-        turn: asyncio.Future[object] = loop.create_future()
+            return False
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
-        self._watch(loop)
-        try:
+        self._watch()
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(MAX_WAIT_SECONDS):
-                return await turn
-        except TimeoutError:
-            return None
+                await turn
+        return not turn.cancelled()
 
-    def _take(self, loop: asyncio.AbstractEventLoop) -> object:
-        place = object()
-        self._taken[place] = loop.time()
-        return place
-
-    def _let_in(self, loop: asyncio.AbstractEventLoop) -> None:
-        while self._waiting and len(self._taken) < PLACES:
+    def _let_one_in(self) -> None:
+        while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():
-                turn.set_result(self._take(loop))
+                self._inside += 1
+                turn.set_result(None)
+                return
 
-    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Free the oldest place when its time is up; nothing needs a timer while nobody waits."""
+    def _watch(self) -> None:
+        """While some wait, let one more in now and then: endpoints may wait for a slow model."""
         if self._timer is None and self._waiting:
-            oldest = next(iter(self._taken.values()))
-            self._timer = loop.call_at(oldest + HOLD_SECONDS, self._free_overdue, loop)
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(HOLD_SECONDS / PLACES, self._let_one_more_in)
 
-    def _free_overdue(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _let_one_more_in(self) -> None:
         self._timer = None
-        overdue = loop.time() - HOLD_SECONDS
-        for place in [place for place, since in self._taken.items() if since <= overdue]:
-            del self._taken[place]
-        self._let_in(loop)
-        self._watch(loop)
+        self._let_one_in()
+        self._watch()
