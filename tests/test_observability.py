@@ -177,6 +177,8 @@ def test_a_thousand_requests_give_a_thousand_lines_without_secrets(probed: Baked
     secrets = {"X-API-Token": MARKER, "Authorization": f"Bearer {MARKER}", "Cookie": f"session={MARKER}"}
     with probed.boot({"LOG_FORMAT": "json"}, app="probe:app") as server:
         server.settled()
+        # a line follows its answer
+        time.sleep(0.5)
         asked = len(access_lines(server.log()))
 
         def ask(number: int) -> httpx2.Response:

@@ -46,9 +46,12 @@ class Stderr:
 
     def write(self, text: str) -> None:
         """Write whole lines without waiting."""
+        self.write_bytes(text.encode(errors="backslashreplace"))
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write whole lines without waiting."""
         if self._descriptor < 0:
             return
-        data = text.encode(errors="backslashreplace")
         with self._lock:
             if len(self._unread) + len(data) > MOST_UNREAD_BYTES:
                 LOST_LINES.inc(data.count(b"\n"))
@@ -164,17 +167,20 @@ def access_log(
     if settings.log_level in ("warning", "error"):
         return lambda events: None
 
-    def as_json(event: dict[str, Any], timestamp: str) -> str:
-        event |= {"level": "info", "logger": "access", "timestamp": timestamp}
-        return to_json(event).decode() + "\n"
+    def as_json(events: Sequence[dict[str, Any]], timestamp: str) -> bytes:
+        shared = to_json({"level": "info", "logger": "access", "timestamp": timestamp})
+        ending = b"," + shared[1:] + b"\n"
+        return b"".join([to_json(event)[:-1] + ending for event in events])
 
-    def as_text(event: dict[str, Any], timestamp: str) -> str:
-        fields = " ".join(f"{name}={value}" for name, value in event.items() if name != "event")
-        return f"{timestamp} [info     ] {event['event']:<30} [access] {fields}\n"
+    def as_text(events: Sequence[dict[str, Any]], timestamp: str) -> bytes:
+        lines = []
+        for event in events:
+            fields = " ".join(f"{name}={value}" for name, value in event.items() if name != "event")
+            lines.append(f"{timestamp} [info     ] {event['event']:<30} [access] {fields}\n")
+        return "".join(lines).encode()
 
     def write(events: Sequence[dict[str, Any]]) -> None:
         timestamp = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-        as_line = as_json if use_json else as_text
-        stderr.write("".join([as_line(event, timestamp) for event in events]))
+        stderr.write_bytes((as_json if use_json else as_text)(events, timestamp))
 
     return write
