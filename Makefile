@@ -42,9 +42,7 @@ lock: .tools/bin/uv ## Pin the newest versions that the ranges allow, with hashe
 	$(LOCK) --constraint "$(PROJECT)/requirements.lock" requirements-dev.txt --output-file requirements-dev.lock
 
 bench: .venv/ready ## Measure rendering against an empty template, serving against a textbook's application, the image against a naive one
-	$(VENV)/python -m benchmarks.render
-	$(VENV)/python -m benchmarks.serving
-	$(VENV)/python -m benchmarks.image
+	@status=0; for part in render serving image; do $(VENV)/python -m benchmarks.$$part || status=1; done; exit $$status
 
 soak: .venv/ready ## Put the app under load and faults for half an hour (MINUTES=30), and watch what it holds
 	SOAK_MINUTES=$(MINUTES) $(VENV)/python -m pytest -s tests/test_soak.py
