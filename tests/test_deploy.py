@@ -220,6 +220,28 @@ def test_a_dry_run_lists_what_differs_from_the_space(hub: Hub, project: BakedPro
     assert changes(hub) == []
 
 
+def test_a_password_that_is_a_plain_word_is_not_taken_for_a_leak(hub: Hub, project: BakedProject, space: Space) -> None:
+    (project.path / ".env").write_text("DATABASE_URL=postgresql://postgres:postgres@localhost:5432/app\n")
+    assert deploy(project, hub, "--dry-run").returncode == 0
+
+
+def test_private_files_of_other_programs_stay_here(hub: Hub, project: BakedProject, space: Space) -> None:
+    for name in (".envrc", ".pgpass", "id_ed25519", ".aws/credentials", "client.p12"):
+        (project.path / name).parent.mkdir(exist_ok=True)
+        (project.path / name).write_text("private\n")
+    assert "nothing has changed" in deploy(project, hub, "--dry-run").stdout
+
+
+def test_a_space_of_another_kind_is_left_alone(hub: Hub, project: BakedProject, space: Space) -> None:
+    hub.sdk = "gradio"
+    done = deploy(project, hub)
+    assert (done.returncode, last_line(done).partition(" is a ")[2]) == (
+        1,
+        "gradio Space: name another with SPACE=user/name.",
+    )
+    assert changes(hub) == []
+
+
 @pytest.mark.slow
 def test_a_changed_file_is_sent_and_a_deleted_one_goes(hub: Hub, builder: Builder, project: BakedProject) -> None:
     assert deploy(project, hub, *PATIENT).returncode == 0

@@ -163,6 +163,8 @@ class Hub:
         """By name: `example/backups`."""
         self.spaces: dict[str, Space] = {}
         """By name: `example/my-space`."""
+        self.sdk = "docker"
+        """What kind all Spaces are."""
         self.calls: list[Call] = []
         self.refusals: dict[str, Refused] = {}
         """What is refused whatever is right, by a pattern of method and path: `POST /api/repos/create`."""
@@ -257,7 +259,7 @@ class Hub:
         siblings = [{"rfilename": path} for path in repository.files]
         info = {"id": name, "sha": repository.sha, "private": True, "siblings": siblings}
         if kind == "spaces":
-            info |= {"private": self.spaces[name].private, "sdk": "docker", "host": f"{self.url}/served/{name}"}
+            info |= {"private": self.spaces[name].private, "sdk": self.sdk, "host": f"{self.url}/served/{name}"}
         return info
 
     @route("GET", rf"/api/{_REPOSITORY}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.+))?")
