@@ -407,6 +407,43 @@ def test_rows_on_a_disk_that_became_read_only_keep_nobody_from_postgresql(
         assert server.titles() == ["on the first disk"]
 
 
+FAILS_ON_SQLITE = """
+from alembic import op
+
+revision = "own"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    if op.get_context().dialect.name == "sqlite":
+        raise NotImplementedError("this cannot be done on SQLite")
+
+
+def downgrade() -> None:
+    pass
+"""
+
+
+def test_rows_that_a_newer_version_cannot_migrate_wait_and_the_log_says_why(
+    project: BakedProject, login: Login
+) -> None:
+    environ = {"DATABASE_URL": login.url}
+    with project.boot(environ, in_place=True, app=app_that_dies(project, "after", "handover", "begin")) as server:
+        degraded(server)
+        create(server, "of the older version")
+        login.allow()
+        assert server.process.wait(20) == -signal.SIGKILL
+    migration = project.path / "migrations" / "versions" / "0002_own.py"
+    migration.write_text(FAILS_ON_SQLITE)
+    with project.boot(environ, in_place=True) as server:
+        assert server.settled()["database"]["reason"] == "migration_failed"
+        assert "this cannot be done on SQLite" in server.log()
+    migration.write_text(FAILS_ON_SQLITE.replace("raise NotImplementedError", "str"))
+    with project.boot(environ, in_place=True) as server:
+        assert ok(server)["pending_rows"] == 0
+        assert server.titles() == ["of the older version"]
+
+
 FULL_TEXT_SEARCH = """
 from alembic import op
 
