@@ -217,12 +217,12 @@ class Deploy:
         files, secrets = self.check()
         info = self.create()
         self.set_secrets(secrets, info)
-        commit, is_new = self.upload(files, info)
+        commit = self.upload(files, info)
         signal.setitimer(signal.ITIMER_REAL, 0)
         if self.dry:
             self.say("build", "would wait until that runs, then ask /health")
             return
-        self.wait(commit, is_new=is_new)
+        self.wait(commit)
         self.ask_health()
 
     def _give_up(self, *_: object) -> NoReturn:
@@ -320,8 +320,8 @@ class Deploy:
             names = " ".join(kept)
             self.say("secrets", f'there already: {names} (to set again: SECRETS="{names}")')
 
-    def upload(self, files: dict[str, bytes], info: SpaceInfo | None) -> tuple[str, bool]:
-        """Make the Space hold these files and no others; return its commit, and if it is new."""
+    def upload(self, files: dict[str, bytes], info: SpaceInfo | None) -> str:
+        """Make the Space hold these files and no others; return its commit."""
         remote = {}
         if info is not None:
             tree = self.api.list_repo_tree(self.space, repo_type="space", recursive=True)
@@ -337,11 +337,11 @@ class Deploy:
             self.say("upload", f"- {path}")
         if info is not None and not changed and not gone:
             self.say("upload", f"nothing has changed since commit {str(info.sha)[:7]}")
-            return str(info.sha), False
+            return str(info.sha)
         summary = f"{len(changed)} files to send, {len(gone)} to delete"
         if self.dry:
             self.say("upload", summary)
-            return "", False
+            return ""
         operations = [CommitOperationAdd(path, files[path]) for path in changed]
         deletions = [CommitOperationDelete(path, is_folder=False) for path in gone]
         with warnings.catch_warnings(record=True) as warned:
@@ -362,14 +362,14 @@ class Deploy:
             self.say("upload", " ".join(str(warning.message).split()))
         self.changed_at = time.monotonic()
         self.say("upload", f"{summary}: commit {commit.oid[:7]}")
-        return commit.oid, True
+        return commit.oid
 
     def running(self) -> tuple[str, str]:
         """Return the Space's stage and the commit that runs, which may be none."""
         runtime = self.api.get_space_runtime(self.space)
         return str(runtime.stage), str(runtime.raw.get("sha") or "")
 
-    def wait(self, commit: str, *, is_new: bool) -> None:
+    def wait(self, commit: str) -> None:
         """Return when the commit runs; raise Stop when it cannot, or not in time."""
         start, shown, stage, sha = time.monotonic(), "", "", ""
         stages = set()
@@ -389,7 +389,7 @@ class Deploy:
                 self.say("build", f"commit {commit[:7]} runs ({waited:.0f} s)")
                 return
             # just after a change, the Space may still be as it was before
-            has_changed = is_new or self.changed_at > float("-inf")
+            has_changed = self.changed_at > float("-inf")
             is_known = not has_changed or len(stages) > 1 or waited >= POLLS_TO_NOTICE * self.poll
             if stage in ENDS and is_known:
                 log, sentence = ENDS[stage]
