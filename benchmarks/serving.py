@@ -1,7 +1,8 @@
 """How many requests a second are served, as a multiple of what a textbook's application serves: `make bench`.
 
 Four applications serve the same items from SQLite and from PostgreSQL, and are asked by turns, so that what else the
-machine does meets all alike:
+machine does meets all alike. All are started several times: where a process happens to lie in memory alone makes it up
+to a tenth faster or slower.
 
 - `textbook`: a `def` endpoint, a session from `yield` and a response model, without middleware or log;
 - `ours`: this project, which also adds ids, headers and metrics. No line for each request, as in `textbook`;
@@ -27,7 +28,9 @@ from tests.support.postgres import new_postgres
 from tests.support.server import Server, serve
 
 PEERS = Path(__file__).parent / "peers"
-ROUNDS = 9
+ROUNDS = 3
+ITEM_STARTS = 3
+TRIVIAL_STARTS = 9
 SECONDS = 0.7
 CLIENTS = (16, 64)
 ROWS = 1_000
@@ -110,19 +113,37 @@ def by_turns(started: dict[str, Server], asked: dict[str, dict[str, Request]]) -
     return served
 
 
+def joined(runs: list[list[Served]]) -> list[Served]:
+    """Return what was measured after each start as if it had been after one."""
+    return [
+        Served(
+            rows[0].situation,
+            rows[0].clients,
+            {app: [n for row in rows for n in row.rounds[app]] for app in rows[0].rounds},
+        )
+        for rows in zip(*runs, strict=True)
+    ]
+
+
 def serve_items(project: Path, new_url: Callable[[], str]) -> list[Served]:
     """Measure the four applications on one database."""
-    with servers(ITEM_APPS, project, new_url) as started:
-        for name in ("ours", "logging"):
-            assert started[name].settled()["status"] == "ok"  # noqa: S101
-        return by_turns(started, {name: requests(server) for name, server in started.items()})
+    runs = []
+    for _ in range(ITEM_STARTS):
+        with servers(ITEM_APPS, project, new_url) as started:
+            for name in ("ours", "logging"):
+                assert started[name].settled()["status"] == "ok"  # noqa: S101
+            runs.append(by_turns(started, {name: requests(server) for name, server in started.items()}))
+    return joined(runs)
 
 
 def serve_nothing(project: Path) -> list[Served]:
     """Measure the trivial route."""
-    with servers(TRIVIAL_APPS, project, lambda: "") as started:
-        started["trivial"].settled()
-        return by_turns(started, {name: {"trivial": lambda: TRIVIAL} for name in started})
+    runs = []
+    for _ in range(TRIVIAL_STARTS):
+        with servers(TRIVIAL_APPS, project, lambda: "") as started:
+            started["trivial"].settled()
+            runs.append(by_turns(started, {name: {"trivial": lambda: TRIVIAL} for name in started}))
+    return joined(runs)
 
 
 def show(title: str, table: list[Served]) -> None:

@@ -370,9 +370,20 @@ def test_no_other_origin_is_let_in_unless_it_was_named(opened: Server, guarded: 
 
 
 def test_a_page_of_the_named_origin_learns_what_became_of_its_request(guarded: Server) -> None:
-    answer = post(guarded, b"{}", b"Origin: " + ORIGIN.encode(), b"X-API-Token: wrong")
-    assert (answer.status, answer.headers["access-control-allow-origin"]) == (401, ORIGIN)
-    assert "Location" in answer.headers["access-control-expose-headers"]
+    origin, token = b"Origin: " + ORIGIN.encode(), b"X-API-Token: " + TOKEN.encode()
+    answers = {
+        201: post(guarded, b'{"title": "x"}', origin, token),
+        401: post(guarded, b"{}", origin, b"X-API-Token: wrong"),
+        404: request(guarded.port, b"GET /nothing/here", origin),
+        413: post(guarded, b"x" * (MEGABYTE + 1), origin, token),
+        414: request(guarded.port, b"GET /" + b"x" * 9_000, origin),
+        422: post(guarded, b"{}", origin, token),
+        431: request(guarded.port, b"GET /", origin, b"X-Long: " + b"x" * 33_000),
+    }
+    for status, answer in answers.items():
+        assert (answer.status, answer.headers["access-control-allow-origin"]) == (status, ORIGIN)
+        assert "Location" in answer.headers["access-control-expose-headers"]
+        check_headers(answer)
 
 
 def test_every_kind_of_answer_carries_the_security_headers(project: BakedProject, space: Server) -> None:

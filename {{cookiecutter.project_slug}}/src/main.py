@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from fastapi.middleware.cors import CORSMiddleware
 
 from src import __version__
 from src.api_docs.router import describe
@@ -18,11 +17,13 @@ from src.database.session import Database
 from src.errors import add_error_handlers
 from src.health.router import router as health
 from src.items.router import router as items
-from src.observability.logging import Stderr, access_log, configure_logging, uses_json
+from src.middleware import RequestMiddleware
+from src.observability.logging import AccessLog, Stderr, configure_logging, uses_json
 from src.observability.metrics import router as metrics
-from src.observability.middleware import RequestMiddleware
-from src.security.policy import Entrance, WriteGuard, security_headers
+from src.security.policy import WriteGuard, cross_origin_rules, security_headers
 from src.status_page.router import router as status_page
+
+GC_THRESHOLD = 10_000
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -54,27 +55,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     add_error_handlers(app)
     describe(app, needs_token=settings.api_token is not None)
 
-    # the last one added is the first to see a request
-    guard = WriteGuard(
-        token=settings.api_token.get_secret_value() if settings.api_token else None,
-        on_space=space.is_running_here,
-    )
-    app.add_middleware(Entrance, guard=guard)
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
-            allow_methods=["*"],
-            allow_headers=["*"],
-            expose_headers=["Location", "Retry-After", "X-Database", "X-Request-ID"],
-        )
     app.add_middleware(
         RequestMiddleware,
         headers=security_headers(space),
+        headers_of_data=security_headers(space, loads="'none'"),
         behind_edge=space.is_running_here,
         max_body_bytes=settings.max_body_bytes,
+        guard=WriteGuard(
+            token=settings.api_token.get_secret_value() if settings.api_token else None,
+            on_space=space.is_running_here,
+        ),
+        cors=cross_origin_rules(settings.cors_origins),
         serves_instead_of_postgresql=lambda: database.serves_instead_of_postgresql,
-        log=access_log(settings, stderr, use_json=use_json),
+        log=AccessLog(settings, stderr, use_json=use_json),
     )
     return app
 
@@ -84,6 +77,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Choose the database in the background while the application already answers."""
     # what is loaded by now stays, so that the garbage collector need not look at it ever again
     gc.freeze()
+    # with Python's own 700, some dozen requests at a time would start it over and over
+    gc.set_threshold(GC_THRESHOLD)
     about = read_about()
     app.title, app.description = about.title, about.description
     app.state.lifecycle.start()

@@ -195,6 +195,8 @@ def test_every_answer_carries_the_security_headers_and_an_id(client: TestClient)
         assert headers["X-Content-Type-Options"] == "nosniff"
         assert headers["X-Request-ID"]
         assert "X-Frame-Options" not in headers
+        is_data = headers["Content-Type"] == "application/json"
+        assert ("default-src 'none'" in headers["Content-Security-Policy"]) is is_data
 
 
 @pytest.mark.parametrize(

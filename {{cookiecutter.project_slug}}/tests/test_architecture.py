@@ -20,6 +20,7 @@ ALLOWED = {
     "api_docs": {"errors", "security"},
     "items": {"database", "errors", "items"},
     "errors": {"database"},
+    "middleware": {"observability", "security"},
     "commands": {"config", "database", "main"},
 }
 FILES = sorted((PROJECT_ROOT / "src").rglob("*.py"))

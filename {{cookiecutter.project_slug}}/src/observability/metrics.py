@@ -29,26 +29,27 @@ class RequestStatistics(Collector):
     """The upper bounds of the histogram's buckets, in seconds."""
 
     def __init__(self) -> None:
-        self._counts: dict[tuple[str, str, int], int] = {}
-        self._buckets: dict[tuple[str, str], list[int]] = {}
-        self._sums: dict[tuple[str, str], float] = {}
+        # for each bucket how many requests, and at the end the seconds that they took together
+        self._rows: dict[tuple[str, str, int], list[float]] = {}
 
     def add(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one request."""
-        what, where = (method, route, status), (method, route)
-        self._counts[what] = self._counts.get(what, 0) + 1
-        if where not in self._sums:
-            self._buckets[where], self._sums[where] = [0] * (len(self.BOUNDS) + 1), 0.0
-        self._buckets[where][bisect_left(self.BOUNDS, seconds)] += 1
-        self._sums[where] += seconds
+        row = self._rows.get((method, route, status))
+        if row is None:
+            row = self._rows[method, route, status] = [0] * (len(self.BOUNDS) + 2)
+        row[bisect_left(self.BOUNDS, seconds)] += 1
+        row[-1] += seconds
 
     def collect(self) -> Iterator[Metric]:
         """Yield both metrics as they are now."""
         requests = CounterMetricFamily(
             "http_requests", "Requests answered.", labels=["method", "route", "status"]
         )
-        for (method, route, status), count in self._counts.items():
-            requests.add_metric([method, route, str(status)], count)
+        durations: dict[tuple[str, str], list[float]] = {}
+        for (method, route, status), row in list(self._rows.items()):
+            requests.add_metric([method, route, str(status)], sum(row[:-1]))
+            others = durations.get((method, route), [0] * len(row))
+            durations[method, route] = [one + other for one, other in zip(row, others, strict=True)]
         yield requests
         duration = HistogramMetricFamily(
             "http_request_duration_seconds",
@@ -56,9 +57,8 @@ class RequestStatistics(Collector):
             labels=["method", "route"],
         )
         bounds = [*map(str, self.BOUNDS), "+Inf"]
-        for where, buckets in self._buckets.items():
-            totals = list(zip(bounds, accumulate(buckets), strict=True))
-            duration.add_metric(where, totals, self._sums[where])
+        for where, (*buckets, seconds) in durations.items():
+            duration.add_metric(where, list(zip(bounds, accumulate(buckets), strict=True)), seconds)
         yield duration
 
 

@@ -1,12 +1,15 @@
-"""What browsers may do with an answer, who may write, and how many may come in at a time."""
+"""What browsers may do with an answer, who may write, and how much may come in at a time."""
 
 import asyncio
 import contextlib
 import hmac
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Scope
 
 from src.config.settings import Space, read_space
 
@@ -19,16 +22,21 @@ MAX_WAITING = 1_000
 MAX_WAIT_SECONDS = 5.0
 
 
-def security_headers(space: Space) -> dict[str, str]:
-    """Return the headers that an answer gets unless it brings its own."""
+def security_headers(space: Space, *, loads: str = "'self'") -> dict[str, str]:
+    """Return the headers that an answer gets unless it brings its own.
+
+    `loads` is the source of whatever the answer may load: 'none' for data, which loads nothing.
+    """
     return {
-        "Content-Security-Policy": content_security_policy(space),
+        "Content-Security-Policy": content_security_policy(space, loads=loads),
         "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "strict-origin-when-cross-origin",
+        "Referrer-Policy": "same-origin",
     }
 
 
-def content_security_policy(space: Space | None = None, *, extra: str = "") -> str:
+def content_security_policy(
+    space: Space | None = None, *, loads: str = "'self'", extra: str = ""
+) -> str:
     """Return a policy: nothing from other hosts, framed only by the Hub, which shows Spaces so.
 
     `extra` holds further directives for one page.
@@ -37,15 +45,26 @@ def content_security_policy(space: Space | None = None, *, extra: str = "") -> s
     ancestors = ["'self'", "https://huggingface.co"]
     if space.host:
         ancestors.append(f"https://{space.host}")
-    directives = [
-        "default-src 'self'",
-        "base-uri 'none'",
-        "form-action 'self'",
-        "object-src 'none'",
-        f"frame-ancestors {' '.join(ancestors)}",
-        extra,
-    ]
-    return "; ".join(filter(None, directives))
+    directives = [f"default-src {loads}", f"frame-ancestors {' '.join(ancestors)}"]
+    if loads != "'none'":
+        directives += ["base-uri 'none'", "form-action 'self'", "object-src 'none'"]
+    return "; ".join(filter(None, [*directives, extra]))
+
+
+def cross_origin_rules(origins: str | None) -> Callable[[ASGIApp], ASGIApp]:
+    """Return what is put around an application so that pages of these origins may use it.
+
+    `origins` holds them separated by commas; None allows no other origin.
+    """
+    if not origins:
+        return lambda app: app
+    return partial(
+        CORSMiddleware,
+        allow_origins=[origin.strip() for origin in origins.split(",")],
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["Location", "Retry-After", "X-Database", "X-Request-ID"],
+    )
 
 
 class WriteGuard:
@@ -56,9 +75,7 @@ class WriteGuard:
         self._on_space = on_space
 
     def refusal(self, scope: Scope) -> JSONResponse | None:
-        """Return the answer to a request without a right to what it asks; None lets it pass."""
-        if scope["method"] in SAFE_METHODS:
-            return None
+        """Return the answer to a write without a right to it; None lets it pass."""
         if self._token is None:
             if not self._on_space:
                 return None
@@ -81,56 +98,46 @@ class WriteGuard:
         )
 
 
-def _refuse_if_long(scope: Scope) -> JSONResponse | None:
-    if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_URL_BYTES:
-        return JSONResponse({"detail": f"The URL is longer than {MAX_URL_BYTES} bytes."}, 414)
-    if sum([len(name) + len(value) for name, value in scope["headers"]]) > MAX_HEADER_BYTES:
-        detail = f"The headers are longer than {MAX_HEADER_BYTES} bytes."
-        return JSONResponse({"detail": detail}, 431)
-    return None
-
-
 class Entrance:
-    """Refuses who may not write, and long URLs and headers; the others come in, not all at once.
+    """Refuses who may not write, and long URLs and headers; lets the others in, not all at once.
 
-    First come, first served; / and /health do not wait. Hundreds of requests at once would each be
-    parsed, routed and validated before the event loop came round to anything else. Who cannot come
-    in within MAX_WAIT_SECONDS is answered 503. One pure ASGI middleware for all of this decides
-    before path and body are looked at, and costs little.
+    First come, first served. Hundreds at once would each be parsed, routed and validated before the
+    event loop came round to anything else.
     """
 
-    def __init__(self, app: ASGIApp, *, guard: WriteGuard) -> None:
-        self._app = app
+    def __init__(self, guard: WriteGuard) -> None:
         self._guard = guard
         self._inside = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on when there is a place."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        refusal = self._guard.refusal(scope) or _refuse_if_long(scope)
-        if refusal is not None or scope["path"] == "/" or scope["path"].startswith("/health"):
-            await (refusal or self._app)(scope, receive, send)
-            return
-        if self._inside < PLACES:
-            self._inside += 1
-        elif not await self._comes_in():
-            detail = "Too many requests are waiting; nothing was stored."
-            refusal = JSONResponse({"detail": detail}, 503, headers={"Retry-After": "2"})
-            await refusal(scope, receive, send)
-            return
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            self._inside -= 1
-            if self._waiting and self._inside < PLACES:
-                self._let_one_in()
+    def in_progress(self) -> int:
+        """Return how many requests are inside or wait."""
+        return self._inside + sum(not turn.done() for turn in self._waiting)
 
-    async def _comes_in(self) -> bool:
-        """Wait for a place; return whether there was one in time."""
+    def refusal(self, scope: Scope) -> JSONResponse | None:
+        """Return the answer to a request that may not come in at all; None lets it pass."""
+        if scope["method"] not in SAFE_METHODS and (refusal := self._guard.refusal(scope)):
+            return refusal
+        if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_URL_BYTES:
+            return JSONResponse({"detail": f"The URL is longer than {MAX_URL_BYTES} bytes."}, 414)
+        header_bytes = 0
+        for name, value in scope["headers"]:
+            header_bytes += len(name) + len(value)
+        if header_bytes > MAX_HEADER_BYTES:
+            detail = f"The headers are longer than {MAX_HEADER_BYTES} bytes."
+            return JSONResponse({"detail": detail}, 431)
+        return None
+
+    def enter(self) -> bool:
+        """Take a place and return True, or return False because none is free."""
+        if self._inside >= PLACES:
+            return False
+        self._inside += 1
+        return True
+
+    async def wait(self) -> bool:
+        """Wait for a place and take it; return False if none came within MAX_WAIT_SECONDS."""
         if len(self._waiting) >= MAX_WAITING:
             return False
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -140,6 +147,12 @@ class Entrance:
             async with asyncio.timeout(MAX_WAIT_SECONDS):
                 await turn
         return not turn.cancelled()
+
+    def leave(self) -> None:
+        """Give a place back."""
+        self._inside -= 1
+        if self._waiting and self._inside < PLACES:
+            self._let_one_in()
 
     def _let_one_in(self) -> None:
         while self._waiting:

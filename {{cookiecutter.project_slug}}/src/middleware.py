@@ -1,8 +1,10 @@
-"""What every request gets, in one pure ASGI middleware: an id, headers, a log line, metrics.
+"""What every request meets, in one pure ASGI middleware: limits, an id, headers, log and metrics.
 
-One class instead of five, since each layer around the application costs every request:
+One class instead of six, since each layer around the application costs every request:
 BaseHTTPMiddleware alone takes two thirds of the throughput of a trivial route.
 """
+
+from __future__ import annotations
 
 import asyncio
 import contextlib
@@ -11,56 +13,67 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from src.observability.logging import AccessLog
 from src.observability.logging import request_id as current_request_id
 from src.observability.metrics import IN_PROGRESS, REQUESTS
+from src.security.policy import Entrance, WriteGuard
 
 logger = logging.getLogger(__name__)
 DRAIN_SECONDS = 2.0
-LOG_SECONDS = 0.02
 _ADDRESS = re.compile(rb"[0-9A-Fa-f:.]{2,45}")
 _USABLE_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
+_METHODS = frozenset(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
 
 
 class RequestMiddleware:
-    """Adds request ids, `headers` and X-Database; limits bodies; logs and counts each request."""
+    """Refuses what may not come in; adds ids, `headers` and X-Database; logs and counts all.
+
+    Who may write is decided before path and body are looked at. `cors` is put around the
+    application, and around the answers that are given in its place: a browser needs its headers on
+    those, too.
+    """
 
     def __init__(
         self,
         app: ASGIApp,
         *,
         headers: dict[str, str],
+        headers_of_data: dict[str, str],
         max_body_bytes: int,
         behind_edge: bool,
+        guard: WriteGuard,
+        cors: Callable[[ASGIApp], ASGIApp],
         serves_instead_of_postgresql: Callable[[], bool],
-        log: Callable[[Sequence[dict[str, Any]]], None],
+        log: AccessLog,
     ) -> None:
-        self._app = app
-        self._headers = [(k.lower().encode(), v.encode("latin-1")) for k, v in headers.items()]
+        self._app = cors(app)
+        self._cors = cors
+        self._headers = _encoded(headers)
+        self._headers_of_data = _encoded(headers_of_data)
+        self._names = frozenset(name for name, _ in self._headers + self._headers_of_data)
         self._behind_edge = behind_edge
         self._max_body_bytes = max_body_bytes
+        self._entrance = Entrance(guard)
         self._serves_instead_of_postgresql = serves_instead_of_postgresql
         self._log = log
-        self._events: list[dict[str, Any]] = []
-        self._logged_at = 0.0
-        self._process_id = secrets.token_hex(6)
+        self._id_prefix = secrets.token_hex(6) + "-"
         self._numbers = itertools.count(1)
-        self._in_progress = 0
-        IN_PROGRESS.set_function(lambda: self._in_progress)
+        IN_PROGRESS.set_function(self._entrance.in_progress)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             # the end of the lifespan: nothing may wait any longer
-            self._log_events(asyncio.get_running_loop())
+            self._log.flush()
             return
+        started = time.perf_counter()
         method = scope["method"]
         if method == "HEAD":
             # routes know GET; the server looks at its own scope, and sends no body
@@ -72,12 +85,12 @@ class RequestMiddleware:
         request_id = (
             given_id.decode()
             if given_id is not None and _USABLE_ID.fullmatch(given_id)
-            else f"{self._process_id}-{next(self._numbers)}"
+            else self._id_prefix + str(next(self._numbers))
         )
+        encoded_id = request_id.encode()
         length = received_headers.get(b"content-length", b"0")
         if length != b"0" or b"transfer-encoding" in received_headers:
             receive = self._limited(receive, length)
-        started = time.perf_counter()
         status = 0
 
         # no coroutine of its own, which would cost each message another turn
@@ -85,49 +98,55 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = message["headers"] = [*message["headers"]]
+                headers = [*message["headers"], (b"x-request-id", encoded_id)]
+                message["headers"] = headers
                 present = dict(headers)
-                headers += [header for header in self._headers if header[0] not in present]
-                headers.append((b"x-request-id", request_id.encode()))
+                is_data = present.get(b"content-type") == b"application/json"
+                own = self._headers_of_data if is_data else self._headers
+                if self._names.isdisjoint(present):
+                    headers += own
+                else:
+                    headers += [header for header in own if header[0] not in present]
                 if scope["path"].startswith("/api/") and self._serves_instead_of_postgresql():
                     headers.append((b"x-database", b"fallback"))
             return send(message)
 
         current_request_id.set(request_id)
-        self._in_progress += 1
+        is_inside = False
+        answer: ASGIApp = self._app
         try:
-            await self._app(scope, receive, send_with_headers)
+            refusal = self._entrance.refusal(scope)
+            # who asks how the server is does not wait in a crowd
+            if refusal is None and scope["path"] != "/" and not scope["path"].startswith("/health"):
+                is_inside = self._entrance.enter() or await self._entrance.wait()
+                if not is_inside:
+                    refusal = _crowded()
+            if refusal is not None:
+                answer = self._cors(refusal)
+            await answer(scope, receive, send_with_headers)
         except HTTPException as error:
             # receiving would ask a client that waits for "100 Continue" for its body
             if b"expect" not in received_headers:
                 await _drain(receive)
             # what follows on this connection may be the rest of the body
             close = {"Connection": "close"}
-            answer = JSONResponse({"detail": error.detail}, error.status_code, headers=close)
+            answer = self._cors(JSONResponse({"detail": error.detail}, error.status_code, close))
             await answer(scope, receive, send_with_headers)
         except Exception:  # the last line of defence: told to the client, and in full to the log
             logger.exception("request failed")
             if status:
                 raise
             detail = f"Internal error. The log tells more under the id {request_id}."
-            answer = JSONResponse({"detail": detail}, 500)
+            answer = self._cors(JSONResponse({"detail": detail}, 500))
             await answer(scope, receive, send_with_headers)
         finally:
-            self._in_progress -= 1
+            if is_inside:
+                self._entrance.leave()
             seconds = time.perf_counter() - started
             method = method if method in _METHODS else "other"
             route = getattr(scope.get("route"), "path", "none")
             REQUESTS.add(method, route, status, seconds)
-            self._log_soon(
-                {
-                    "event": "request",
-                    "method": method,
-                    "route": route,
-                    "status": status,
-                    "milliseconds": round(seconds * 1000, 1),
-                    "request_id": request_id,
-                }
-            )
+            self._log.add(method, route, status, seconds, encoded_id)
 
     def _limited(self, receive: Receive, declared_length: bytes) -> Receive:
         """Return what receives a body that is not too large; the rest becomes a 413."""
@@ -146,21 +165,14 @@ class RequestMiddleware:
 
         return limited_receive
 
-    def _log_soon(self, event: dict[str, Any]) -> None:
-        """Log at once, or in a crowd together with others: one at a time takes twice as long."""
-        if not self._events:
-            loop = asyncio.get_running_loop()
-            due = self._logged_at + LOG_SECONDS
-            if loop.time() >= due:
-                loop.call_soon(self._log_events, loop)
-            else:
-                loop.call_at(due, self._log_events, loop)
-        self._events.append(event)
 
-    def _log_events(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._logged_at = loop.time()
-        events, self._events = self._events, []
-        self._log(events)
+def _encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+
+
+def _crowded() -> JSONResponse:
+    detail = "Too many requests are waiting; nothing was stored."
+    return JSONResponse({"detail": detail}, 503, headers={"Retry-After": "2"})
 
 
 def _believe_the_edge(scope: Scope, headers: dict[bytes, bytes]) -> None:
@@ -180,6 +192,3 @@ async def _drain(receive: Receive) -> None:
         async with asyncio.timeout(DRAIN_SECONDS):
             while (await receive()).get("more_body"):
                 pass
-
-
-_METHODS = frozenset(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
