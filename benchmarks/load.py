@@ -18,6 +18,7 @@ class _Connection:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._request = request
         self._received = b""
+        self._length = 0
 
     def send(self) -> None:
         self.socket.sendall(self._request())
@@ -26,13 +27,23 @@ class _Connection:
         """Take what has come; return whether the answer is complete. Anything but a success ends the measurement."""
         part = self.socket.recv(65_536)
         self._received += part
-        head, separator, body = self._received.partition(b"\r\n\r\n")
-        if not part or (separator and not head.startswith(b"HTTP/1.1 2")):
+        self._length = self._length or self._length_of_answer()
+        if not part:
             raise AssertionError(f"The server answered {self._received!r}")
-        if not separator or len(body) < int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]):
+        if not self._length or len(self._received) < self._length:
             return False
-        self._received = b""
+        self._received, self._length = b"", 0
         return True
+
+    def _length_of_answer(self) -> int:
+        """Return how many bytes the answer has, head and body; 0 if that is not known yet."""
+        end_of_head = self._received.find(b"\r\n\r\n")
+        if end_of_head < 0:
+            return 0
+        if not self._received.startswith(b"HTTP/1.1 2"):
+            raise AssertionError(f"The server answered {self._received!r}")
+        start = self._received.index(b"content-length: ") + len(b"content-length: ")
+        return end_of_head + 4 + int(self._received[start : self._received.index(b"\r", start)])
 
 
 def answers_per_second(port: int, clients: int, seconds: float, request: Callable[[], bytes]) -> float:

@@ -11,6 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from src.config.settings import load_settings
+from src.main import create_app
 
 Start = Callable[[], TestClient]
 
@@ -140,6 +141,17 @@ def test_the_docs_need_no_other_host(client: TestClient) -> None:
         assert f"docs/{name}" in page
         assert client.get(f"/docs/{name}").status_code == 200
     assert client.get("/openapi.json").json()["info"]["title"]
+
+
+def test_the_schema_keeps_what_a_route_says_of_its_answers() -> None:
+    app = create_app()
+
+    @app.post("/orders", responses={403: {"description": "Not on Sundays"}})
+    async def order() -> None: ...
+
+    responses = app.openapi()["paths"]["/orders"]["post"]["responses"]
+    assert responses["403"]["description"] == "Not on Sundays"
+    assert responses["401"]["description"]
 
 
 def test_metrics_count_requests_by_route(client: TestClient) -> None:

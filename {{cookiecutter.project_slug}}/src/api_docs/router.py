@@ -113,11 +113,10 @@ def _complete(schema: dict[str, Any], needs_token: bool) -> None:
             if "requestBody" in operation:
                 statuses += [400, 413]
             for status, error in errors(*statuses).items():
-                description = error["description"]
-                operation["responses"][str(status)] = {
-                    "description": description,
-                    "content": problem,
-                }
+                # what a route says itself of an answer is more exact
+                operation["responses"].setdefault(
+                    str(status), {"description": error["description"], "content": problem}
+                )
             for response in operation["responses"].values():
                 headers = response.setdefault("headers", {})
                 headers["X-Request-ID"] = _REQUEST_ID
