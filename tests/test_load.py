@@ -115,24 +115,31 @@ def test_who_cannot_come_in_soon_is_told_to_come_again(project: BakedProject) ->
     (project.path / "crowded.py").write_text(CROWDED_APP)
 
     answers: list[tuple[str, int, str]] = []
+    headers = {"Origin": "https://good.example", "Access-Control-Request-Method": "GET"}
 
     async def ask(name: str, client: httpx2.AsyncClient) -> None:
-        answer = await client.get("/slow")
+        answer = await client.request("OPTIONS" if name == "preflight" else "GET", "/slow")
+        assert answer.headers["Access-Control-Allow-Origin"] == "https://good.example"
         answers.append((name, answer.status_code, answer.headers.get("Retry-After", "")))
 
     async def crowd(url: str) -> None:
         async with (
-            httpx2.AsyncClient(base_url=url, timeout=30, trust_env=False) as client,
+            httpx2.AsyncClient(base_url=url, timeout=30, trust_env=False, headers=headers) as client,
             asyncio.TaskGroup() as group,
         ):
-            for name in ("inside", "waits", "waits", "waits", "one too many"):
+            for name in ("inside", "waits", "waits", "preflight", "waits", "one too many"):
                 group.create_task(ask(name, client))
                 await asyncio.sleep(0.1)
 
-    with project.boot(in_place=True, app="crowded:app") as server:
+    with project.boot({"CORS_ORIGINS": "https://good.example"}, in_place=True, app="crowded:app") as server:
         server.settled()
         asyncio.run(crowd(server.url))
-    assert answers == [("one too many", 503, "2"), *[("waits", 503, "2")] * 3, ("inside", 200, "")]
+    assert answers == [
+        ("preflight", 200, ""),
+        ("one too many", 503, "2"),
+        *[("waits", 503, "2")] * 3,
+        ("inside", 200, ""),
+    ]
 
 
 ROUTES = """

@@ -389,7 +389,8 @@ def test_a_page_of_the_named_origin_learns_what_became_of_its_request(guarded: S
 def test_every_kind_of_answer_carries_the_security_headers(project: BakedProject, space: Server) -> None:
     (project.path / "raising.py").write_text(RAISING)
     big = b"Content-Length: 2000000"
-    with project.boot({"DATABASE_URL": "nonsense", "DATABASE_FALLBACK": "strict"}, app="raising:app") as server:
+    environ = {"DATABASE_URL": "nonsense", "DATABASE_FALLBACK": "strict", "CORS_ORIGINS": ORIGIN}
+    with project.boot(environ, app="raising:app") as server:
         server.settled()
         asked = {
             b"GET /docs": 200, b"GET /docs/swagger-ui.css": 200, b"GET /metrics": 200, b"GET /openapi.json": 200,
@@ -397,8 +398,8 @@ def test_every_kind_of_answer_carries_the_security_headers(project: BakedProject
             b"GET /api/items": 503, b"GET /health": 503, b"GET /health/ready": 503, b"GET /": 200,
         }  # fmt: skip
         for line, status in asked.items():
-            answer = request(server.port, line)
-            assert answer.status == status, line
+            answer = request(server.port, line, b"Origin: " + ORIGIN.encode())
+            assert (answer.status, answer.headers["access-control-allow-origin"]) == (status, ORIGIN), line
             check_headers(answer)
         check_headers(request(server.port, b"POST " + ITEMS, big, b"Expect: 100-continue"))
         part = request(server.port, b"GET /docs/swagger-ui.css", b"Range: bytes=0-9")

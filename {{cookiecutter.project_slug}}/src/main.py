@@ -77,7 +77,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Choose the database in the background while the application already answers."""
     # what is loaded by now stays, so that the garbage collector need not look at it ever again
     gc.freeze()
-    # with Python's own 700, some dozen requests at a time would start it over and over
+    # Python's own 700 or 2,000 are reached over and over by some dozen requests at a time
     gc.set_threshold(GC_THRESHOLD)
     about = read_about()
     app.title, app.description = about.title, about.description

@@ -6,8 +6,6 @@ BaseHTTPMiddleware alone takes two thirds of the throughput of a trivial route.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import itertools
 import logging
 import re
@@ -25,15 +23,15 @@ from src.observability.metrics import IN_PROGRESS, REQUESTS
 from src.security.policy import Entrance, WriteGuard
 
 logger = logging.getLogger(__name__)
-DRAIN_SECONDS = 2.0
 _ADDRESS = re.compile(rb"[0-9A-Fa-f:.]{2,45}")
 _USABLE_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 _METHODS = frozenset(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
 
 
 class RequestMiddleware:
-    """Refuses what may not come in; adds ids, `headers` and X-Database; logs and counts all.
+    """Refuses what may not come in; adds ids, headers and X-Database; logs and counts all.
 
+    `headers`, or for JSON `headers_of_data`, are those that an answer gets unless it has its own.
     Who may write is decided before path and body are looked at. `cors` is put around the
     application, and around the answers that are given in its place: a browser needs its headers on
     those, too.
@@ -64,7 +62,8 @@ class RequestMiddleware:
         self._log = log
         self._id_prefix = secrets.token_hex(6) + "-"
         self._numbers = itertools.count(1)
-        IN_PROGRESS.set_function(self._entrance.in_progress)
+        self._in_progress = 0
+        IN_PROGRESS.set_function(lambda: self._in_progress)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -112,25 +111,17 @@ class RequestMiddleware:
             return send(message)
 
         current_request_id.set(request_id)
+        self._in_progress += 1
         is_inside = False
         answer: ASGIApp = self._app
         try:
             refusal = self._entrance.refusal(scope)
-            # who asks how the server is does not wait in a crowd
-            if refusal is None and scope["path"] != "/" and not scope["path"].startswith("/health"):
+            if refusal is None and _may_have_to_wait(scope):
                 is_inside = self._entrance.enter() or await self._entrance.wait()
                 if not is_inside:
                     refusal = _crowded()
             if refusal is not None:
                 answer = self._cors(refusal)
-            await answer(scope, receive, send_with_headers)
-        except HTTPException as error:
-            # receiving would ask a client that waits for "100 Continue" for its body
-            if b"expect" not in received_headers:
-                await _drain(receive)
-            # what follows on this connection may be the rest of the body
-            close = {"Connection": "close"}
-            answer = self._cors(JSONResponse({"detail": error.detail}, error.status_code, close))
             await answer(scope, receive, send_with_headers)
         except Exception:  # the last line of defence: told to the client, and in full to the log
             logger.exception("request failed")
@@ -140,6 +131,7 @@ class RequestMiddleware:
             answer = self._cors(JSONResponse({"detail": detail}, 500))
             await answer(scope, receive, send_with_headers)
         finally:
+            self._in_progress -= 1
             if is_inside:
                 self._entrance.leave()
             seconds = time.perf_counter() - started
@@ -170,6 +162,12 @@ def _encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
     return [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
 
 
+def _may_have_to_wait(scope: Scope) -> bool:
+    """Return False for who asks how the server is, and for browsers that ask what they may."""
+    path = scope["path"]
+    return path != "/" and not path.startswith("/health") and scope["method"] != "OPTIONS"
+
+
 def _crowded() -> JSONResponse:
     detail = "Too many requests are waiting; nothing was stored."
     return JSONResponse({"detail": detail}, 503, headers={"Retry-After": "2"})
@@ -184,11 +182,3 @@ def _believe_the_edge(scope: Scope, headers: dict[bytes, bytes]) -> None:
     address = headers.get(b"x-forwarded-for", b"").rpartition(b",")[2].strip()
     if _ADDRESS.fullmatch(address):
         scope["client"] = (address.decode(), 0)
-
-
-async def _drain(receive: Receive) -> None:
-    """Read on for a moment: most clients look for an answer only after they have sent all."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(DRAIN_SECONDS):
-            while (await receive()).get("more_body"):
-                pass

@@ -1,5 +1,6 @@
 """What stops the start, what the application says of itself, who may write, what answers carry."""
 
+import asyncio
 import base64
 import json
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from fastapi.testclient import TestClient
 
 from src.config.settings import load_settings
 from src.main import create_app
+from src.security.policy import Entrance, WriteGuard
 
 Start = Callable[[], TestClient]
 
@@ -151,7 +153,7 @@ def test_the_schema_keeps_what_a_route_says_of_its_answers() -> None:
 
     responses = app.openapi()["paths"]["/orders"]["post"]["responses"]
     assert responses["403"]["description"] == "Not on Sundays"
-    assert responses["401"]["description"]
+    assert responses["403"]["content"] == responses["401"]["content"]
 
 
 def test_metrics_count_requests_by_route(client: TestClient) -> None:
@@ -236,6 +238,21 @@ def test_pages_of_the_named_origins_may_call_the_api(
     answer = start().get("/health", headers={"Origin": origin})
     assert answer.status_code == 200
     assert (answer.headers.get("Access-Control-Allow-Origin") in (origin, "*")) is allowed
+
+
+def test_who_leaves_just_when_its_turn_comes_keeps_no_place() -> None:
+    async def crowd() -> None:
+        entrance = Entrance(WriteGuard(token=None, on_space=False))
+        while entrance.enter():
+            pass
+        waiting = asyncio.create_task(entrance.wait())
+        await asyncio.sleep(0)
+        entrance.leave()
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert entrance.enter()
+
+    asyncio.run(crowd())
 
 
 def test_a_large_body_is_refused_whether_or_not_it_says_how_large(client: TestClient) -> None:

@@ -114,9 +114,9 @@ def _complete(schema: dict[str, Any], needs_token: bool) -> None:
                 statuses += [400, 413]
             for status, error in errors(*statuses).items():
                 # what a route says itself of an answer is more exact
-                operation["responses"].setdefault(
-                    str(status), {"description": error["description"], "content": problem}
-                )
+                response = operation["responses"].setdefault(str(status), {})
+                response.setdefault("description", error["description"])
+                response.setdefault("content", problem)
             for response in operation["responses"].values():
                 headers = response.setdefault("headers", {})
                 headers["X-Request-ID"] = _REQUEST_ID

@@ -1,7 +1,6 @@
 """What browsers may do with an answer, who may write, and how much may come in at a time."""
 
 import asyncio
-import contextlib
 import hmac
 from collections import deque
 from collections.abc import Callable
@@ -39,7 +38,7 @@ def content_security_policy(
 ) -> str:
     """Return a policy: nothing from other hosts, framed only by the Hub, which shows Spaces so.
 
-    `extra` holds further directives for one page.
+    `loads` is the source of whatever has no directive of its own; `extra` holds further ones.
     """
     space = space or read_space()
     ancestors = ["'self'", "https://huggingface.co"]
@@ -111,10 +110,6 @@ class Entrance:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
-    def in_progress(self) -> int:
-        """Return how many requests are inside or wait."""
-        return self._inside + sum(not turn.done() for turn in self._waiting)
-
     def refusal(self, scope: Scope) -> JSONResponse | None:
         """Return the answer to a request that may not come in at all; None lets it pass."""
         if scope["method"] not in SAFE_METHODS and (refusal := self._guard.refusal(scope)):
@@ -137,15 +132,21 @@ class Entrance:
         return True
 
     async def wait(self) -> bool:
-        """Wait for a place and take it; return False if none came within MAX_WAIT_SECONDS."""
+        """Wait for a place and take it; return False if too many wait, or none comes in time."""
         if len(self._waiting) >= MAX_WAITING:
             return False
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         self._watch()
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(MAX_WAIT_SECONDS):
                 await turn
+        except TimeoutError:
+            pass
+        except asyncio.CancelledError:
+            if not turn.cancelled():
+                self.leave()
+            raise
         return not turn.cancelled()
 
     def leave(self) -> None:
