@@ -116,10 +116,11 @@ class RequestMiddleware:
         answer: ASGIApp = self._app
         try:
             refusal = self._entrance.refusal(scope)
-            if refusal is None and _may_have_to_wait(scope):
-                is_inside = self._entrance.enter() or await self._entrance.wait()
-                if not is_inside:
-                    refusal = _crowded()
+            if refusal is None:
+                is_inside = self._entrance.enter()
+                if not is_inside and _has_to_wait(scope):
+                    is_inside = await self._entrance.wait()
+                    refusal = None if is_inside else _crowded()
             if refusal is not None:
                 answer = self._cors(refusal)
             await answer(scope, receive, send_with_headers)
@@ -162,7 +163,7 @@ def _encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
     return [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
 
 
-def _may_have_to_wait(scope: Scope) -> bool:
+def _has_to_wait(scope: Scope) -> bool:
     """Return False for who asks how the server is, and for browsers that ask what they may."""
     path = scope["path"]
     return path != "/" and not path.startswith("/health") and scope["method"] != "OPTIONS"
