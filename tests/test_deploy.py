@@ -316,6 +316,8 @@ def test_an_interrupted_deploy_goes_on(hub: Hub, project: BakedProject, tmp_path
             [sys.executable, "-m", "tools.deploy", SPACE, *QUICK],
             cwd=project.path, env=bare_environment(tmp_path) | hub.environ, stdout=output, stderr=output,
         )  # fmt: skip
+    until(lambda: SPACE in hub.spaces)
+    hub.spaces[SPACE].states = [("BUILDING", "")]
     until(lambda: any(call.path.endswith("/runtime") for call in hub.calls))
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == 130

@@ -213,6 +213,18 @@ def project(project: BakedProject) -> BakedProject:
     return project
 
 
+def wait_for_processes(server: Server, count: int) -> None:
+    """Wait until that many processes serve: each begins the ids of its requests in its own way."""
+    server.client.headers["Connection"] = "close"
+    serve: set[str] = set()
+    deadline = time.monotonic() + 30
+    while len(serve) < count:
+        assert time.monotonic() < deadline, server.log()
+        answer = server.get("/health")
+        if answer.json()["status"] == "ok":
+            serve.add(answer.headers["X-Request-ID"].partition("-")[0])
+
+
 @pytest.mark.parametrize("route", ["/append", "/append-by-session"])
 def test_40_clients_that_change_one_row_lose_no_update(
     project: BakedProject, environ: dict[str, str], route: str
@@ -223,9 +235,7 @@ def test_40_clients_that_change_one_row_lose_no_update(
 
     # two processes: within one, a single thread writes to SQLite anyway
     with project.boot(environ | {"WEB_CONCURRENCY": "2"}, in_place=True, app="extra:app") as server:
-        server.client.headers["Connection"] = "close"
-        for _ in range(20):
-            server.health_when(lambda report: report["status"] == "ok")
+        wait_for_processes(server, 2)
         server.post("/api/items", json={"title": "counter"})
         answers = asyncio.run(change(server.url))
         assert {answer.status_code for answer in answers} == {200}, server.log()
