@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.bakery import BakedProject, Bakery
 from tests.support.postgres import Postgres
-from tests.support.server import Server
+from tests.support.server import Server, one_client_for_each_process, wait_until_ready
 
 pytestmark = pytest.mark.slow
 
@@ -213,18 +213,6 @@ def project(project: BakedProject) -> BakedProject:
     return project
 
 
-def wait_for_processes(server: Server, count: int) -> None:
-    """Wait until that many processes serve: each begins the ids of its requests in its own way."""
-    server.client.headers["Connection"] = "close"
-    serve: set[str] = set()
-    deadline = time.monotonic() + 30
-    while len(serve) < count:
-        assert time.monotonic() < deadline, server.log()
-        answer = server.get("/health")
-        if answer.json()["status"] == "ok":
-            serve.add(answer.headers["X-Request-ID"].partition("-")[0])
-
-
 @pytest.mark.parametrize("route", ["/append", "/append-by-session"])
 def test_40_clients_that_change_one_row_lose_no_update(
     project: BakedProject, environ: dict[str, str], route: str
@@ -235,7 +223,8 @@ def test_40_clients_that_change_one_row_lose_no_update(
 
     # two processes: within one, a single thread writes to SQLite anyway
     with project.boot(environ | {"WEB_CONCURRENCY": "2"}, in_place=True, app="extra:app") as server:
-        wait_for_processes(server, 2)
+        for process in one_client_for_each_process(server, 2):
+            wait_until_ready(process)
         server.post("/api/items", json={"title": "counter"})
         answers = asyncio.run(change(server.url))
         assert {answer.status_code for answer in answers} == {200}, server.log()

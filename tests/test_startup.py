@@ -1,24 +1,21 @@
 """Several processes of one deployment start at once: one migrates, none fails, and all serve the same database."""
 
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from tests.support.bakery import BakedProject, Bakery
 from tests.support.postgres import Postgres
-from tests.support.server import Server
+from tests.support.server import Server, one_client_for_each_process, wait_until_ready
 
 pytestmark = pytest.mark.slow
 
 # In each of the two copies.
 WORKERS = [4, 1]
 
-# All processes look for a database at the same moment, and tell which of them answers.
+# All processes look for a database at the same moment.
 APP = """
 import os
 import time
@@ -39,11 +36,6 @@ def choose_with_the_others(lifecycle):
 
 
 DatabaseLifecycle.choose = choose_with_the_others
-
-
-@app.get("/process")
-async def process() -> int:
-    return os.getpid()
 """
 
 # A second migration, slow enough that all processes are there before it is over, and that notes each time it is run.
@@ -84,28 +76,6 @@ def environ(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
         return notes | {"SQLITE_DIR": str(tmp_path / "shared")}
     postgres: Postgres = request.getfixturevalue("postgres")
     return notes | {"DATABASE_URL": postgres.create_database()}
-
-
-def one_client_for_each_process(server: Server, processes: int) -> Iterator[httpx2.Client]:
-    """Connect until each process of the server has answered; yield one connection to each."""
-    met: set[int] = set()
-    deadline = time.monotonic() + 60
-    while len(met) < processes:
-        assert time.monotonic() < deadline, f"only {len(met)} of {processes} processes answer:\n{server.log()}"
-        with httpx2.Client(base_url=server.url, timeout=30, trust_env=False) as client:
-            process = client.get("/process").json()
-            if process not in met:
-                met.add(process)
-                yield client
-
-
-def wait_until_ready(client: httpx2.Client) -> None:
-    """Return when the process at the other end serves a database; fail if it ever says that it cannot."""
-    deadline = time.monotonic() + 60
-    while (report := client.get("/health").json())["status"] != "ok":
-        assert report["status"] == "starting", report
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("again", range(3))

@@ -164,3 +164,28 @@ def wait_until_listening(
             time.sleep(0.02)
             continue
         raise AssertionError(f"{problem}:\n{log_file.read_text(encoding='utf-8', errors='replace')}")
+
+
+def one_client_for_each_process(server: Server, processes: int) -> Iterator[httpx2.Client]:
+    """Connect until each process of the server has answered; yield one connection to each.
+
+    Each begins the ids of its requests in its own way.
+    """
+    met: set[str] = set()
+    deadline = time.monotonic() + 60
+    while len(met) < processes:
+        assert time.monotonic() < deadline, f"only {len(met)} of {processes} processes answer:\n{server.log()}"
+        with httpx2.Client(base_url=server.url, timeout=30, trust_env=False) as client:
+            process = client.get("/health").headers["X-Request-ID"].partition("-")[0]
+            if process not in met:
+                met.add(process)
+                yield client
+
+
+def wait_until_ready(client: httpx2.Client) -> None:
+    """Return when the process at the other end serves a database; fail if it ever says that it cannot."""
+    deadline = time.monotonic() + 60
+    while (report := client.get("/health").json())["status"] != "ok":
+        assert report["status"] == "starting", report
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

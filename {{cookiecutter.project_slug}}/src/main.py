@@ -58,7 +58,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(
         RequestMiddleware,
         headers=security_headers(space),
-        headers_of_data=security_headers(space, loads="'none'"),
+        headers_of_data=security_headers(space, of_data=True),
         behind_edge=space.is_running_here,
         max_body_bytes=settings.max_body_bytes,
         guard=WriteGuard(

@@ -4,6 +4,7 @@ One class instead of six, since each layer around the application costs every re
 BaseHTTPMiddleware alone takes two thirds of the throughput of a trivial route.
 """
 
+# else each request would evaluate the annotations of the function inside __call__
 from __future__ import annotations
 
 import itertools

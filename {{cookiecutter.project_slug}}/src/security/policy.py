@@ -21,32 +21,32 @@ MAX_WAITING = 1_000
 MAX_WAIT_SECONDS = 5.0
 
 
-def security_headers(space: Space, *, loads: str = "'self'") -> dict[str, str]:
-    """Return the headers that an answer gets unless it brings its own.
-
-    `loads` is the source of whatever the answer may load: 'none' for data, which loads nothing.
-    """
+def security_headers(space: Space, *, of_data: bool = False) -> dict[str, str]:
+    """Return the headers that a page, or data, gets unless it brings its own."""
     return {
-        "Content-Security-Policy": content_security_policy(space, loads=loads),
+        "Content-Security-Policy": content_security_policy(space, of_data=of_data),
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "same-origin",
     }
 
 
 def content_security_policy(
-    space: Space | None = None, *, loads: str = "'self'", extra: str = ""
+    space: Space | None = None, *, of_data: bool = False, extra: str = ""
 ) -> str:
     """Return a policy: nothing from other hosts, framed only by the Hub, which shows Spaces so.
 
-    `loads` is the source of whatever has no directive of its own; `extra` holds further ones.
+    Data loads nothing at all. `extra` holds further directives for one page.
     """
     space = space or read_space()
     ancestors = ["'self'", "https://huggingface.co"]
     if space.host:
         ancestors.append(f"https://{space.host}")
-    directives = [f"default-src {loads}", f"frame-ancestors {' '.join(ancestors)}"]
-    if loads != "'none'":
-        directives += ["base-uri 'none'", "form-action 'self'", "object-src 'none'"]
+    directives = (
+        ["default-src 'none'"]
+        if of_data
+        else ["default-src 'self'", "base-uri 'none'", "form-action 'self'", "object-src 'none'"]
+    )
+    directives.append(f"frame-ancestors {' '.join(ancestors)}")
     return "; ".join(filter(None, [*directives, extra]))
 
 
