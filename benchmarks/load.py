@@ -9,12 +9,14 @@ import socket
 import time
 from collections.abc import Callable
 
+SECONDS_FOR_AN_ANSWER = 30
+
 
 class _Connection:
     """One client: a socket and the answer that is on its way."""
 
     def __init__(self, port: int, request: Callable[[], bytes]) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=SECONDS_FOR_AN_ANSWER)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._request = request
         self._received = b""
@@ -47,19 +49,30 @@ class _Connection:
 
 
 def answers_per_second(port: int, clients: int, seconds: float, request: Callable[[], bytes]) -> float:
-    """Return how many requests the server on `port` answers a second while `clients` keep asking."""
+    """Return how many requests the server on `port` answers a second while `clients` keep asking.
+
+    Every answer is waited for, so that no work is left over for the time in which another server is asked.
+    """
+    answered, unanswered = 0, clients
     with selectors.DefaultSelector() as selector:
         connections = [_Connection(port, request) for _ in range(clients)]
+        started = time.perf_counter()
         for connection in connections:
             selector.register(connection.socket, selectors.EVENT_READ, connection)
             connection.send()
-        answered, started = 0, time.perf_counter()
-        while (now := time.perf_counter()) < started + seconds:
-            for key, _ in selector.select(timeout=30):
+        while unanswered:
+            ready = selector.select(timeout=SECONDS_FOR_AN_ANSWER)
+            if not ready:
+                raise AssertionError(f"{unanswered} requests had no answer within {SECONDS_FOR_AN_ANSWER} s.")
+            for key, _ in ready:
                 connection = key.data
-                if connection.receive():
+                if not connection.receive():
+                    continue
+                if time.perf_counter() < started + seconds:
                     answered += 1
                     connection.send()
+                else:
+                    unanswered -= 1
         for connection in connections:
             connection.socket.close()
-    return answered / (now - started)
+    return answered / seconds

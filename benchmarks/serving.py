@@ -28,10 +28,6 @@ from tests.support.postgres import new_postgres
 from tests.support.server import Server, serve
 
 PEERS = Path(__file__).parent / "peers"
-ROUNDS = 3
-ITEM_STARTS = 3
-TRIVIAL_STARTS = 9
-SECONDS = 0.7
 CLIENTS = (16, 64)
 ROWS = 1_000
 
@@ -52,7 +48,23 @@ ITEM_APPS: Apps = {
 }
 TRIVIAL_APPS: Apps = {"bare": ("bare:app", QUIET), "trivial": ("trivial:app", AS_ON_A_SPACE)}
 
+WITHOUT_LIFECYCLE = frozenset(["textbook", "bypassed"])
+
 Request = Callable[[], bytes]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How often all servers are started, how often each start is measured, and for how long each time."""
+
+    starts: int
+    rounds: int
+    seconds: float
+
+
+ITEM_EXTENT = Extent(starts=3, rounds=3, seconds=0.7)
+TRIVIAL_EXTENT = Extent(starts=24, rounds=4, seconds=0.2)
+"""Shorter and more often, since what is looked for is a difference of a tenth."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,11 @@ class Served:
         return [one / other for one, other in zip(self.rounds[of], self.rounds[to], strict=True)]
 
 
+def sqlite_url() -> str:
+    """Name a file in the project's folder, which every server has for itself."""
+    return "sqlite:///./app.db"
+
+
 def http(method: str, path: str, body: bytes = b"") -> bytes:
     """One request as it goes over the wire."""
     head = [f"{method} {path} HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(body)}"]
@@ -79,11 +96,16 @@ CREATE = http("POST", "/api/items", json.dumps({"title": "A title", "description
 TRIVIAL = http("GET", "/trivial")
 
 
-def requests(server: Server) -> dict[str, Request]:
+def requests_for_items(server: Server) -> dict[str, Request]:
     """What is asked of a server; it gets the items that are asked for."""
     made = [server.post("/api/items", json={"title": f"Item {number}"}).json()["id"] for number in range(ROWS)]
     reads = itertools.cycle([http("GET", f"/api/items/{key}") for key in made])
     return {"list of 20": lambda: LIST, "read one": lambda: next(reads), "create": lambda: CREATE}
+
+
+def requests_for_nothing(server: Server) -> dict[str, Request]:
+    """The trivial route."""
+    return {"trivial": lambda: TRIVIAL}
 
 
 @contextmanager
@@ -96,54 +118,34 @@ def servers(apps: Apps, project: Path, new_url: Callable[[], str]) -> Iterator[d
             shutil.copytree(project, folder)
             shutil.copytree(PEERS, folder, dirs_exist_ok=True)
             started[name] = stack.enter_context(serve(folder, environ | {"DATABASE_URL": new_url()}, app=app))
+        for name in started.keys() - WITHOUT_LIFECYCLE:
+            assert started[name].settled()["status"] == "ok"  # noqa: S101
         yield started
 
 
-def by_turns(started: dict[str, Server], asked: dict[str, dict[str, Request]]) -> list[Served]:
-    """Ask every server for everything, one after the other, round after round, in an order that changes."""
-    situations = list(itertools.product(next(iter(asked.values())), CLIENTS))
-    served = [Served(name, clients, {app: [] for app in started}) for name, clients in situations]
-    for number in range(ROUNDS + 1):
-        for measured in served:
-            for app in random.sample(list(started), len(started)):
-                request = asked[app][measured.situation]
-                figure = answers_per_second(started[app].port, measured.clients, SECONDS, request)
-                if number > 0:  # the first round fills the caches
-                    measured.rounds[app].append(figure)
-    return served
-
-
-def joined(runs: list[list[Served]]) -> list[Served]:
-    """Return what was measured after each start as if it had been after one."""
-    return [
-        Served(
-            rows[0].situation,
-            rows[0].clients,
-            {app: [n for row in rows for n in row.rounds[app]] for app in rows[0].rounds},
-        )
-        for rows in zip(*runs, strict=True)
-    ]
-
-
-def serve_items(project: Path, new_url: Callable[[], str]) -> list[Served]:
-    """Measure the four applications on one database."""
-    runs = []
-    for _ in range(ITEM_STARTS):
-        with servers(ITEM_APPS, project, new_url) as started:
-            for name in ("ours", "logging"):
-                assert started[name].settled()["status"] == "ok"  # noqa: S101
-            runs.append(by_turns(started, {name: requests(server) for name, server in started.items()}))
-    return joined(runs)
-
-
-def serve_nothing(project: Path) -> list[Served]:
-    """Measure the trivial route."""
-    runs = []
-    for _ in range(TRIVIAL_STARTS):
-        with servers(TRIVIAL_APPS, project, lambda: "") as started:
-            started["trivial"].settled()
-            runs.append(by_turns(started, {name: {"trivial": lambda: TRIVIAL} for name in started}))
-    return joined(runs)
+def measure(
+    apps: Apps,
+    project: Path,
+    new_url: Callable[[], str],
+    requests: Callable[[Server], dict[str, Request]],
+    extent: Extent,
+) -> list[Served]:
+    """Ask every application for everything, one after the other, round after round, in an order that changes."""
+    table: dict[tuple[str, int], Served] = {}
+    for _ in range(extent.starts):
+        with servers(apps, project, new_url) as started:
+            asked = {name: requests(server) for name, server in started.items()}
+            for number in range(extent.rounds + 1):
+                for situation, clients in itertools.product(next(iter(asked.values())), CLIENTS):
+                    row = table.setdefault(
+                        (situation, clients), Served(situation, clients, {name: [] for name in started})
+                    )
+                    for name in random.sample(list(started), len(started)):
+                        request = asked[name][situation]
+                        figure = answers_per_second(started[name].port, clients, extent.seconds, request)
+                        if number > 0:  # the first round fills the caches
+                            row.rounds[name].append(figure)
+    return list(table.values())
 
 
 def show(title: str, table: list[Served]) -> None:
@@ -166,10 +168,10 @@ def main() -> None:
     """Print requests a second and the ratios that matter; the exit code is 1 when one of them is too low."""
     with tempfile.TemporaryDirectory() as folder, new_postgres() as postgres:
         project = Bakery(Path(folder))().path
-        trivial = serve_nothing(project)
+        trivial = measure(TRIVIAL_APPS, project, sqlite_url, requests_for_nothing, TRIVIAL_EXTENT)
         tables = {
-            "SQLite": serve_items(project, lambda: "sqlite:///./app.db"),
-            "PostgreSQL": serve_items(project, postgres.create_database),
+            "SQLite": measure(ITEM_APPS, project, sqlite_url, requests_for_items, ITEM_EXTENT),
+            "PostgreSQL": measure(ITEM_APPS, project, postgres.create_database, requests_for_items, ITEM_EXTENT),
         }
     for title, table in {**tables, "no database": trivial}.items():
         show(title, table)
