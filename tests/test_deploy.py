@@ -368,6 +368,17 @@ def test_a_secret_without_a_value_is_refused(hub: Hub, project: BakedProject) ->
     assert "API_TOKEN" in last_line(done)
 
 
+def test_a_secret_with_which_the_app_would_not_start_is_refused(hub: Hub, project: BakedProject) -> None:
+    give_secrets(project, "API_TOKEN=short\nPOOL_SIZE=many\nMINE=x\n")
+    done = deploy(project, hub, environ={"LOG_LEVEL": "loud"})
+    assert (done.returncode, hub.calls) == (2, [])
+    assert "API_TOKEN must be at least 8 characters." in done.stdout
+    assert "POOL_SIZE must be a whole number from 1 to 100." in done.stdout
+    assert "LOG_LEVEL" not in done.stdout
+    assert "MINE" not in done.stdout
+    assert "many" not in done.stdout
+
+
 def test_ignored_folders_of_its_owner_stay_here(hub: Hub, project: BakedProject) -> None:
     inner = project.path / "notes"
     inner.mkdir()

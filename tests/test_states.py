@@ -1,5 +1,6 @@
 """Started as a real process in every state of DATABASE_URL, the project comes up, works and says what it does."""
 
+import html
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -109,6 +110,25 @@ def test_with_a_broken_url_sqlite_serves_and_says_why(project: BakedProject, kin
 def test_with_an_sqlite_url_that_file_serves(project: BakedProject) -> None:
     with project.boot({"DATABASE_URL": "sqlite:///./data/mine.db"}, in_place=True) as server:
         check_served_by_sqlite(server, project, status="ok", reason=None, file="mine.db")
+
+
+@pytest.mark.parametrize(
+    ("host", "advice"),
+    [
+        (
+            "db.abcdefghijkl.supabase.co:1/app?hostaddr=127.0.0.1",
+            "use the connection string of Supabase's session pooler",
+        ),
+        ("127.0.0.1:1/app", "names a port that Spaces may block"),
+    ],
+    ids=["supabase", "port"],
+)
+def test_a_space_that_cannot_reach_a_server_says_what_to_do(project: BakedProject, host: str, advice: str) -> None:
+    with project.boot({"SPACE_ID": "me/my-space", "DATABASE_URL": f"postgresql://app:{SECRET}@{host}"}) as server:
+        report = server.settled()
+        check_report(report, status="degraded", reason="refused")
+        for told in (report["database"]["detail"], server.get("/").text, server.log()):
+            assert advice in html.unescape(told)
 
 
 Away = Callable[[Postgres, dict[str, int]], str]

@@ -35,6 +35,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.tqdm import disable_progress_bars
 from pathspec import GitIgnoreSpec
 
+from src.config.settings import setting_problems
 from tools.front_matter import SPACE, front_matter_problems
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -253,6 +254,7 @@ class Deploy:
         if readme:
             problems += [f"README.md, front matter: {one}" for one in front_matter_problems(readme)]
         secrets = read_secrets(self.folder, self.again)
+        problems += [f"{SECRETS_FILE}: {one}" for one in setting_problems(secrets)]
         token = get_token()
         if not token:
             problems.append(

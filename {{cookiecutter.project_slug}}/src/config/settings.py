@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, StringConstraints, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -89,9 +89,23 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        names = dict.fromkeys(str(problem["loc"][0]) for problem in error.errors())
-        problems = (f"{n.upper()} must be {Settings.model_fields[n].description}." for n in names)
-        raise SystemExit(" ".join(problems)) from None
+        raise SystemExit(" ".join(_sentences(error).values())) from None
+
+
+def setting_problems(variables: Mapping[str, Any]) -> list[str]:
+    """Return a sentence about each variable with which the application would not start."""
+    values = {name.lower(): value for name, value in variables.items()}
+    try:
+        Settings(**values)
+    except ValidationError as error:
+        # what is wrong in the environment of this process is another matter
+        return [text for name, text in _sentences(error).items() if name in values]
+    return []
+
+
+def _sentences(error: ValidationError) -> dict[str, str]:
+    names = dict.fromkeys(str(problem["loc"][0]) for problem in error.errors())
+    return {n: f"{n.upper()} must be {Settings.model_fields[n].description}." for n in names}
 
 
 def read_space(environ: Mapping[str, str] = os.environ) -> Space:

@@ -28,6 +28,7 @@ CAUSES = {
     "disk_full": "the disk is full or failing",
     "locked": "another process keeps the database locked",
 }
+NOT_REACHED = frozenset(["dns", "refused", "timeout", "unreachable"])
 
 # Without a connection there is no SQLSTATE, only libpq's text. The order matters: of several
 # hosts that failed in different ways, the one that answered says most.

@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from src import __version__
 from src.config.settings import Settings, read_space
 from src.database import handover, postgresql, promotion, sqlite
-from src.database.errors import CAUSES, DatabaseUnavailable, connection_reason
+from src.database.errors import CAUSES, NOT_REACHED, DatabaseUnavailable, connection_reason
 from src.database.handover import Busy
 from src.database.opening import CannotServe, Opened, bounded, is_memory, open_postgresql, ping
 from src.database.report import (
@@ -148,18 +148,18 @@ class DatabaseLifecycle:
             self._serve_sqlite(self._resolution.reason)
             return
         reason: str = self._resolution.reason or "unparseable"
-        advice, cause = self._resolution.message, None
+        cause: BaseException | None = None
         if self._resolution.url is not None:
             try:
                 self._choose_postgresql(self._resolution.url)
                 return
             except CannotServe as error:
-                reason, advice, cause = error.reason, "", error.__cause__
+                reason, cause = error.reason, error.__cause__
                 self._may_fall_back = self._may_fall_back and not error.reached
         if self._may_fall_back:
             self._serve_sqlite(reason)
         else:
-            self._serve_nothing(reason, advice, cause)
+            self._serve_nothing(reason, cause)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -339,7 +339,7 @@ class DatabaseLifecycle:
             else:
                 opened = self._files.open_fallback(connections)
         except CannotServe as error:
-            self._serve_nothing(error.reason, cause=error.__cause__)
+            self._serve_nothing(error.reason, error.__cause__)
             return
         if reason is None and opened.schema_newer:
             reason = "schema_newer"
@@ -375,7 +375,7 @@ class DatabaseLifecycle:
     def _describe_sqlite(self, reason: str | None, in_memory: bool, persistent: bool) -> str:
         return describe_sqlite(
             reason,
-            advice=self._resolution.message,
+            advice=self._advice(reason),
             in_memory=in_memory,
             persistent=persistent,
             asked_for=self._asked_for_sqlite,
@@ -383,9 +383,14 @@ class DatabaseLifecycle:
 
     # the gate and the report
 
-    def _serve_nothing(
-        self, reason: str, advice: str = "", cause: BaseException | None = None
-    ) -> None:
+    def _advice(self, reason: str | None) -> str:
+        """Return what to do about DATABASE_URL, or "" if the reason does not lie in it."""
+        if reason not in CAUSES:
+            return self._resolution.message
+        return self._resolution.advice if reason in NOT_REACHED else ""
+
+    def _serve_nothing(self, reason: str, cause: BaseException | None = None) -> None:
+        advice = self._advice(reason)
         self._database.close(f"No database serves: {CAUSES.get(reason, advice)}", wait=False)
         self._announce(
             Report(

@@ -55,7 +55,7 @@ def describe_postgresql(*, schema_newer: bool, pending_rows: int, rows_from_befo
 def describe_sqlite(
     reason: str | None, *, advice: str, in_memory: bool, persistent: bool, asked_for: bool
 ) -> str:
-    """Return the sentences for SQLite serving; `advice` says what DATABASE_URL lacks."""
+    """Return the sentences for SQLite serving; `advice` says what to do about DATABASE_URL."""
     sentences = ["SQLite serves." if asked_for else "SQLite serves instead of PostgreSQL."]
     if reason == "locked" and not asked_for:
         sentences.append("Another process uses its file too: a restart moves the rows.")
@@ -63,10 +63,11 @@ def describe_sqlite(
         sentences.append(
             "Its rows have another schema than PostgreSQL: a newer version moves them."
         )
-    elif reason in CAUSES:
-        sentences.append(f"Cause: {CAUSES[reason]}.")
-    elif advice:
-        sentences.append(advice)
+    else:
+        if reason in CAUSES:
+            sentences.append(f"Cause: {CAUSES[reason]}.")
+        if advice:
+            sentences.append(advice)
     if in_memory:
         sentences.append("It lives in memory: every row is lost when the process ends.")
     elif not persistent:
@@ -77,5 +78,7 @@ def describe_sqlite(
 def describe_nothing(reason: str, advice: str) -> str:
     """Return the sentences for no database serving."""
     if reason in CAUSES:
-        return f"No database serves: {CAUSES[reason]}. It is tried again."
-    return f"No database serves. {advice}".strip()
+        sentences = [f"No database serves: {CAUSES[reason]}.", advice, "It is tried again."]
+    else:
+        sentences = ["No database serves.", advice]
+    return " ".join(filter(None, sentences))

@@ -37,8 +37,8 @@ from src.database.url.vocabulary import (
     Parts,
     Reason,
     UnusableURLError,
+    advise_on_space,
     decode,
-    explain_postgresql,
     explain_problem,
     refuse_control_characters,
 )
@@ -54,6 +54,8 @@ class Resolution:
     reason: Reason | None
     repairs: tuple[str, ...]
     message: str
+    advice: str = ""
+    """What may keep the server from being reached, and what to do about it."""
     transaction_pooler: bool = False
 
     def __repr__(self) -> str:
@@ -106,13 +108,15 @@ class DatabaseURLResolver:
         refuse_incomplete(parts, hosts)
         pooled = is_transaction_pooler(parts, hosts, ports)
         query = read_parameters(parts.parameters, len(hosts), repairs, pooled=pooled)
+        advice = advise_on_space(hosts, ports) if self._on_space else ""
         return Resolution(
             url=build_postgresql_url(parts, hosts, ports, query),
             backend="postgresql",
             source="environment",
             reason=None,
             repairs=tuple(dict.fromkeys(repairs)),
-            message=explain_postgresql(hosts, ports, on_space=self._on_space),
+            message=advice or "DATABASE_URL names a PostgreSQL database.",
+            advice=advice,
             transaction_pooler=pooled,
         )
 

@@ -108,13 +108,11 @@ def refuse_control_characters(text: str) -> None:
         raise UnusableURLError("control_characters")
 
 
-def explain_postgresql(hosts: list[str], ports: list[int | None], *, on_space: bool) -> str:
-    """Return what to know about a PostgreSQL URL before it is used."""
-    if on_space and any(_SUPABASE_DIRECT.fullmatch(host) for host in hosts):
+def advise_on_space(hosts: list[str], ports: list[int | None]) -> str:
+    """Return why a Space may not reach these hosts, and what to do; "" if it should."""
+    if any(_SUPABASE_DIRECT.fullmatch(host) for host in hosts):
         return _SUPABASE_ON_SPACE
-    if on_space and not _OPEN_PORTS.issuperset(ports):
-        return _PORT_ON_SPACE
-    return "DATABASE_URL names a PostgreSQL database."
+    return "" if _OPEN_PORTS.issuperset(ports) else _PORT_ON_SPACE
 
 
 def explain_problem(reason: Reason, value: str = "") -> str:
