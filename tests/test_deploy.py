@@ -406,6 +406,8 @@ REFUSALS: list[tuple[str, Refused, str]] = [
     ("POST /api/spaces/.*/commit/main", Refused(403, "Forbidden"), "may not write to example/my-space"),
     ("POST /api/spaces/.*/commit/main", Refused(409, "Conflict"), "taken or just changing"),
     ("POST /api/spaces/.*/secrets", Refused(403, "Forbidden"), "may not write to example/my-space"),
+    ("POST /api/spaces/.*/secrets", Refused(400, "MY-KEY is not allowed"), "mend what it names"),
+    ("POST /api/spaces/.*/commit/main", Refused(412, "A commit has happened since"), "refuses the request (412)"),
     ("POST /api/repos/create", Refused(500, "Internal"), "https://status.huggingface.co"),
 ]
 
@@ -419,11 +421,29 @@ def test_what_the_hub_refuses_is_one_sentence(
     done = deploy(project, hub)
     assert done.returncode == 1
     assert said in last_line(done)
+    assert f"hub      {refusal.message}\n" in done.stdout
     assert sentences_after_the_steps(done) == 1
 
 
+def test_a_secret_that_is_a_variable_too_is_refused_before_it_takes_the_space_down(
+    hub: Hub, project: BakedProject, space: Space
+) -> None:
+    space.variables["LOG_LEVEL"] = "info"
+    give_secrets(project, "LOG_LEVEL=debug\nMINE=something\n")
+    done = deploy(project, hub)
+    assert (done.returncode, space.secrets) == (1, {})
+    assert last_line(done).startswith("LOG_LEVEL: a variable of the Space, too")
+
+
+def test_what_the_hub_says_of_a_space_that_cannot_start_is_shown(hub: Hub, project: BakedProject, space: Space) -> None:
+    space.states, space.problem = [("BUILDING", ""), ("CONFIG_ERROR", "")], "Collision on names."
+    done = deploy(project, hub)
+    assert done.returncode == 1
+    assert "hub      Collision on names.\n" in done.stdout
+
+
 def sentences_after_the_steps(done: subprocess.CompletedProcess[str]) -> int:
-    steps = ("check ", "create ", "secrets ", "upload ", "build ", "log ", "health ", "online ")
+    steps = ("check ", "create ", "secrets ", "upload ", "build ", "log ", "hub ", "health ", "online ")
     return sum(not line.startswith(steps) for line in done.stdout.splitlines())
 
 
@@ -603,8 +623,24 @@ def test_the_workflow_tests_and_then_deploys_main_alone(workflow: dict[Any, Any]
     assert job["needs"] == "test"
     for condition in ("github.event_name == 'push'", "github.ref == 'refs/heads/main'"):
         assert condition in job["if"]
-    assert [step["run"] for step in job["steps"] if "run" in step] == ["make deploy"]
+    assert [step["run"] for step in job["steps"] if "run" in step][1:] == ["make deploy"]
     assert job["concurrency"] == {"group": "deploy", "cancel-in-progress": False}
+
+
+@pytest.mark.parametrize(("answers", "newest"), [("echo abc123", "newest=abc123\n"), ("exit 1", "")])
+def test_the_workflow_puts_no_old_commit_over_a_newer_one(
+    workflow: dict[Any, Any], tmp_path: Path, answers: str, newest: str
+) -> None:
+    ask, make_deploy = [step for step in workflow["jobs"]["deploy"]["steps"] if "run" in step]
+    assert make_deploy["if"] == f"steps.{ask['id']}.outputs.newest == github.sha"
+    # GitHub's own client cannot be had without GitHub: this one answers, or fails, in its place
+    (tmp_path / "gh").write_text(f"#!/bin/sh\n{answers}\n")
+    (tmp_path / "gh").chmod(0o755)
+    output = tmp_path / "output"
+    output.touch()
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "GITHUB_REPOSITORY": "me/my-space", "GITHUB_OUTPUT": str(output)}
+    done = subprocess.run(["bash", "-e", "-c", ask["run"]], env=environ, check=False)  # noqa: S603, S607
+    assert (done.returncode == 0, output.read_text()) == (newest != "", newest)
 
 
 def test_the_workflow_does_nothing_until_a_variable_switches_it_on(workflow: dict[Any, Any]) -> None:

@@ -39,6 +39,25 @@ async def broken(name: str) -> None:
 MARKER = "marker-7f3a"
 
 
+TALKATIVE = """
+import logging
+import httpx2
+from fastapi import Request
+from src.database.session import DatabaseDep
+from src.main import app
+
+logger = logging.getLogger("src.mine")
+
+@app.get("/told")
+async def told(request: Request, database: DatabaseDep) -> int:
+    async with httpx2.AsyncClient() as client:
+        await client.get(f"{request.base_url}health/live?key=marker-7f3a")
+    logging.getLogger("uvicorn.error").debug("< X-API-Token: marker-7f3a")
+    await database.read(lambda session: logger.debug("told"))
+    return 1
+"""
+
+
 @pytest.fixture
 def probed(project: BakedProject) -> BakedProject:
     """The project with routes that tell who asked, and that break."""
@@ -198,6 +217,51 @@ def test_a_thousand_requests_give_a_thousand_lines_without_secrets(probed: Baked
     assert MARKER not in log
     told = [json.loads(line).get("exception", "") for line in log.splitlines()]
     assert sum("Traceback" in exception and "broken\nforged é" in exception for exception in told) == 200
+
+
+def test_libraries_tell_no_url_or_header_however_much_is_logged(project: BakedProject) -> None:
+    (project.path / "talkative.py").write_text(TALKATIVE)
+    with project.boot({"LOG_FORMAT": "json", "LOG_LEVEL": "debug"}, app="talkative:app") as server:
+        server.settled()
+        answer = server.get("/told")
+        assert answer.status_code == 200
+        server.stop()
+        log = server.log()
+    assert MARKER not in log
+    (told,) = [line for line in map(json.loads, log.splitlines()) if line["logger"] == "src.mine"]
+    # also in the thread that works on the database
+    assert (told["event"], told["request_id"]) == ("told", answer.headers["X-Request-ID"])
+
+
+@pytest.mark.parametrize("reads", [False, True], ids=["nobody-reads", "a-late-reader"])
+def test_the_end_waits_a_moment_for_a_slow_reader_of_the_log(project: BakedProject, *, reads: bool) -> None:
+    code = """
+from src.observability.logging import Stderr
+stderr = Stderr()
+for number in range(40):
+    stderr.write("x" * 3900 + "\\n")
+stderr.write("the last line\\n")
+print("done", flush=True)
+"""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], cwd=project.path, stdout=pipe, stderr=pipe) as process:  # noqa: S603
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            process.stdout.readline()
+            if reads:
+                time.sleep(0.3)
+                assert process.stderr.read().endswith(b"the last line\n")
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
+
+
+def test_without_a_stderr_the_app_starts(project: BakedProject) -> None:
+    command = [sys.executable, "-c", "import os; os.close(2); os.execvp('python', ['python', '-c', 'import src.main'])"]
+    environ = bare_environment(project.path) | {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    done = subprocess.run(command, cwd=project.path, env=environ, stdout=subprocess.PIPE, check=False)  # noqa: S603
+    assert done.returncode == 0
 
 
 @pytest.fixture

@@ -64,7 +64,8 @@ def opened(bake: Bakery) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def guarded(bake: Bakery) -> Iterator[Server]:
     """The app where writing needs a token, and where pages of one other origin may use it."""
-    with bake().boot({"API_TOKEN": TOKEN, "CORS_ORIGINS": ORIGIN}) as server:
+    # with blanks around it, as pasted values have them
+    with bake().boot({"API_TOKEN": f" {TOKEN}\n", "CORS_ORIGINS": ORIGIN}) as server:
         server.settled()
         yield server
         assert "Traceback" not in server.log()
@@ -112,6 +113,14 @@ def test_a_body_that_is_too_large_is_refused_however_it_is_announced(opened: Ser
     assert post(opened, body).status == 413
     chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (size, body)
     assert request(opened.port, b"POST " + ITEMS, b"Transfer-Encoding: chunked", body=chunks).status == 413
+
+
+@pytest.mark.parametrize(("digits", "status"), [(b"0" * 5000 + b"14", 201), (b"9" * 19, 413), (b"9" * 5000, 400)])
+def test_a_length_of_many_digits_is_a_number_like_any_other(opened: Server, digits: bytes, status: int) -> None:
+    answer = request(opened.port, b"POST " + ITEMS, JSON, b"Content-Length: " + digits, body=b'{"title": "x"}')
+    assert answer.status == status
+    if status != 400:  # which the server gives before the app is asked
+        check_headers(answer)
 
 
 def test_who_asks_before_sending_too_much_is_refused_without_being_asked_for_it(opened: Server) -> None:

@@ -58,6 +58,8 @@ class Space:
     states: list[tuple[str, str]] = field(default_factory=lambda: [("NO_APP_FILE", "")])
     """Stage and the commit that runs (`new` for the newest): one for each question, the last one for all further."""
     logs: dict[str, list[str]] = field(default_factory=lambda: {"build": [], "run": []})
+    problem: str = ""
+    """What the Hub says is wrong."""
     address: str | None = None
     """Where its app really answers."""
 
@@ -394,6 +396,7 @@ class Hub:
         stage, sha = states.pop(0) if len(states) > 1 else states[0]
         hardware = {"current": "cpu-basic", "requested": "cpu-basic"}
         runtime = {"stage": stage, "hardware": hardware, "gcTimeout": 172800, "storage": None}
+        runtime |= {"errorMessage": self._space(name).problem} if self._space(name).problem else {}
         return runtime | ({"sha": self.repositories[f"spaces/{name}"].sha if sha == "new" else sha} if sha else {})
 
     @route("GET", rf"/api/{_SPACE}/logs/(?P<kind>build|run)")

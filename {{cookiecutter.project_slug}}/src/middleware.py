@@ -26,6 +26,8 @@ from src.security.policy import Entrance, WriteGuard
 logger = logging.getLogger(__name__)
 _ADDRESS = re.compile(rb"[0-9A-Fa-f:.]{2,45}")
 _USABLE_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
+# int() refuses thousands of them
+_MOST_DIGITS = 18
 _METHODS = frozenset(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
 
 
@@ -144,7 +146,10 @@ class RequestMiddleware:
 
     def _limited(self, receive: Receive, declared_length: bytes) -> Receive:
         """Return what receives a body that is not too large; the rest becomes a 413."""
-        is_too_large = declared_length.isdigit() and int(declared_length) > self._max_body_bytes
+        digits = declared_length.lstrip(b"0")
+        is_too_large = digits.isdigit() and (
+            len(digits) > _MOST_DIGITS or int(digits) > self._max_body_bytes
+        )
         received = 0
 
         async def limited_receive() -> Message:

@@ -179,7 +179,8 @@ ENDS = {
     ),
     "CONFIG_ERROR": (
         None,
-        "The Hub cannot use the front matter of README.md: compare it with {docs}.",
+        "The Hub cannot use the Space's settings, or the front matter of README.md: compare it "
+        "with {docs}.",
     ),
     "NO_APP_FILE": (
         None,
@@ -232,6 +233,11 @@ class Deploy:
     def say(self, step: str, text: str) -> None:
         """Print a line, in which no secret that is known here can be read."""
         print(f"{step:<8} {self.redact(text)}", flush=True)
+
+    def quote(self, words: str) -> None:
+        """Print what the Hub itself says, if anything."""
+        if words:
+            self.say("hub", " ".join(words.split()))
 
     def redact(self, text: str) -> str:
         """Return the text without known secrets, passwords in URLs, tokens of the Hub, controls."""
@@ -309,6 +315,12 @@ class Deploy:
         if not secrets:
             self.say("secrets", f"none given ({SECRETS_FILE})")
             return
+        variables = self.api.get_space_variables(self.space) if info else {}
+        if doubles := sorted(secrets.keys() & variables):
+            raise Stop(
+                f"{', '.join(doubles)}: a variable of the Space, too, and the Hub starts none with "
+                f"both: delete it at {self.page}/settings, then make deploy."
+            )
         there = self.api.get_space_secrets(self.space) if info else {}
         wanted = [name for name in secrets if name not in there or name in self.again]
         kept = [name for name in secrets if name not in wanted]
@@ -366,19 +378,20 @@ class Deploy:
         self.say("upload", f"{summary}: commit {commit.oid[:7]}")
         return commit.oid
 
-    def running(self) -> tuple[str, str]:
-        """Return the Space's stage and the commit that runs, which may be none."""
+    def running(self) -> tuple[str, str, str]:
+        """Return the Space's stage, the commit that runs and what is wrong, each "" if nothing."""
         runtime = self.api.get_space_runtime(self.space)
-        return str(runtime.stage), str(runtime.raw.get("sha") or "")
+        sha, problem = (str(runtime.raw.get(name) or "") for name in ("sha", "errorMessage"))
+        return str(runtime.stage), sha, problem
 
     def wait(self, commit: str) -> None:
         """Return when the commit runs; raise Stop when it cannot, or not in time."""
-        start, shown, stage, sha = time.monotonic(), "", "", ""
+        start, shown, stage, sha, problem = time.monotonic(), "", "", "", ""
         stages = set()
         while True:
             waited = time.monotonic() - start
             try:
-                stage, sha = self.running()
+                stage, sha, problem = self.running()
                 stages.add(stage)
                 state = f"{stage}, {f'commit {sha[:7]}' if sha else 'nothing'} serves"
             except (httpx2.TransportError, HfHubHTTPError) as error:
@@ -396,6 +409,7 @@ class Deploy:
             if stage in ENDS and is_known:
                 log, sentence = ENDS[stage]
                 self.show_log(log)
+                self.quote(problem)
                 raise Stop(sentence.format(page=self.page, docs=DOCS))
             if state != shown:
                 self.say("build", f"{state} ({waited:.0f} s)")
@@ -479,7 +493,8 @@ def explain(error: Exception, space: str) -> str:
                 f"{space}, name this repository, the branch main and the workflow ci.yml."
             )
         sentences = {
-            400: "The Hub refuses the request (400): update huggingface-hub, then try again.",
+            400: "The Hub refuses the request (400): mend what it names, or update "
+            "huggingface-hub.",
             401: "The Hub does not know the token (401): make one that may write at "
             "https://huggingface.co/settings/tokens and set HF_TOKEN.",
             402: "A new Docker Space needs a paid plan (402): PRO for a person, Team or Enterprise "
@@ -491,8 +506,9 @@ def explain(error: Exception, space: str) -> str:
             "minute, or name another with SPACE=user/name.",
             429: "Too many requests for the Hub (429): wait five minutes, then make deploy.",
         }
-        unwell = f"The Hub is not well ({status}): see https://status.huggingface.co, try later."
-        return sentences.get(status, unwell)
+        if status < 500:
+            return sentences.get(status, f"The Hub refuses the request ({status}): try again.")
+        return f"The Hub is not well ({status}): see https://status.huggingface.co, try later."
     if isinstance(error, httpx2.TimeoutException):
         return "The Hub did not answer in time: make deploy goes on from here."
     if isinstance(error, httpx2.HTTPError):
@@ -519,8 +535,9 @@ def main() -> int:
     set_client_factory(lambda: httpx2.Client(follow_redirects=True, timeout=REQUEST_TIMEOUT))
     names = arguments.secrets.replace(",", " ").split()
     seconds, poll = arguments.timeout_minutes * 60, arguments.poll_seconds
+    deploy = Deploy(ROOT, arguments.space, names, seconds, poll, dry=arguments.dry_run)
     try:
-        Deploy(ROOT, arguments.space, names, seconds, poll, dry=arguments.dry_run).run()
+        deploy.run()
     except Stop as stop:
         print(stop, file=sys.stderr)
         return stop.code
@@ -528,6 +545,7 @@ def main() -> int:
         print("Interrupted: what was sent stays, and make deploy goes on.", file=sys.stderr)
         return 130
     except (httpx2.HTTPError, OIDCError, OSError, json.JSONDecodeError, UnicodeError) as error:
+        deploy.quote(str(getattr(error, "server_message", None) or ""))
         print(explain(error, arguments.space), file=sys.stderr)
         return 1
     return 0

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 from src.database.errors import DatabaseUnavailable
@@ -73,7 +74,9 @@ class Lane:
     async def _run(self, job: Callable[[], Result], if_abandoned: Exception) -> Result:
         loop = asyncio.get_running_loop()
         try:
-            work = loop.run_in_executor(self._executor, _without_stop_iteration, job)
+            work = loop.run_in_executor(
+                self._executor, copy_context().run, _without_stop_iteration, job
+            )
         except RuntimeError:
             self._turn.release()
             raise DatabaseUnavailable("The database is being changed.", retry_after=1) from None

@@ -36,14 +36,11 @@ class Stderr:
     def __init__(self) -> None:
         try:
             self._descriptor = sys.stderr.fileno()
-        except (AttributeError, OSError):  # closed before the start, or no real file
+        except (AttributeError, OSError, ValueError):  # closed before the start, or no real file
             self._descriptor = -1
         self._unread = bytearray()
         self._lock = threading.Lock()
         self._helper: threading.Thread | None = None
-        self._poll = select.poll()
-        if self._descriptor >= 0:
-            self._poll.register(self._descriptor, select.POLLOUT)
         atexit.register(self._end)
 
     def write(self, text: str) -> None:
@@ -69,7 +66,7 @@ class Stderr:
     def _write_what_fits(self) -> bool:
         """Return whether all was written. A pipe with any room takes PIPE_BUF bytes at once."""
         while self._unread:
-            if not self._poll.poll(0):
+            if not self._has_room(within=0):
                 return False
             end = self._unread.rfind(b"\n", 0, select.PIPE_BUF) + 1 or select.PIPE_BUF
             try:
@@ -80,17 +77,24 @@ class Stderr:
             del self._unread[:written]
         return True
 
+    def _has_room(self, within: float) -> bool:
+        """Return whether the reader takes more, after so many seconds at most."""
+        # one for each call, because two threads may not wait on the same one
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLOUT)
+        return bool(poll.poll(within * 1000))
+
     def _end(self) -> None:
         """Give a slow reader a moment for the last lines, which tell why the process ended."""
         deadline = time.monotonic() + SECONDS_FOR_LAST_LINES
         while self._unread and time.monotonic() < deadline:
-            self._poll.poll(100)
+            self._has_room(within=0.1)
             with self._lock:
                 self._write_what_fits()
 
     def _help(self) -> None:
         while True:
-            self._poll.poll(1000)
+            self._has_room(within=1)
             with self._lock:
                 if self._write_what_fits():
                     self._helper = None
@@ -121,7 +125,8 @@ def configure_logging(settings: Settings, stderr: Stderr, *, use_json: bool) -> 
         if use_json
         else [
             structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+                colors=sys.stderr is not None and sys.stderr.isatty(),
+                exception_formatter=structlog.dev.plain_traceback,
             )
         ]
     )
@@ -133,17 +138,19 @@ def configure_logging(settings: Settings, stderr: Stderr, *, use_json: bool) -> 
         )
     )
     logging.root.handlers = [handler]
-    logging.root.setLevel(settings.log_level.upper())
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    # what libraries tell below this holds the URLs and headers of requests, with all their secrets
+    logging.root.setLevel(max(level, logging.WARNING))
+    logging.getLogger("src").setLevel(level)
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).handlers = []
         logging.getLogger(name).propagate = True
+        logging.getLogger(name).setLevel(max(level, logging.INFO))
     # uvicorn's lines about WebSockets show query strings, too
     logging.getLogger("uvicorn.error").addFilter(lambda record: "WebSocket" not in str(record.msg))
     access = logging.getLogger("uvicorn.access")
     access.handlers = []
     access.propagate = False
-    # Alembic tells of every step at INFO; only what it warns of matters at start
-    logging.getLogger("alembic").setLevel("WARNING")
 
 
 def _add_request_id(logger: Any, method: str, event: EventDict) -> EventDict:

@@ -35,6 +35,7 @@ REMEDIES = {
     "refused": _RUNS,
     "timeout": _RUNS,
     "unreachable": _RUNS,
+    "schema_newer": "Deploy the newer version of this application, which moves the rows.",
     "starting_up": "Wait a moment.",
     "too_many_connections": "Close connections of other programs, or set POOL_SIZE to less.",
     "read_only": "Let the database accept writes: it may be full, or a copy of another one.",
