@@ -8,6 +8,7 @@ import pytest
 
 from tests.support import disks
 from tests.support.bakery import BakedProject
+from tests.support.postgres import Postgres
 from tests.support.server import Server
 
 pytestmark = pytest.mark.slow
@@ -59,6 +60,19 @@ def test_the_home_of_a_user_who_does_not_exist_is_a_folder_like_any_other(
     with project.boot(environ, in_place=True) as server:
         assert server.settled()["status"] == "ok"
         assert create(server, "stored") == 201
+
+
+def test_a_directory_that_may_not_be_entered_is_passed_over(
+    project: BakedProject, postgres: Postgres, tmp_path: Path
+) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o000)
+    environ = {"SQLITE_DIR": str(closed / "inside"), "DATABASE_URL": postgres.create_database()}
+    prefix = disks.without_roots_rights()
+    with project.boot(environ, prefix=prefix) as server:
+        assert server.settled()["status"] == "ok"
+    with project.boot(environ | {"DATABASE_URL": "postgresql://a:b@127.0.0.1:1/c"}, prefix=prefix) as server:
+        assert server.settled()["database"]["backend"] == "sqlite"
 
 
 def test_on_a_full_disk_no_write_is_acknowledged_that_was_not_stored(project: BakedProject, tmp_path: Path) -> None:

@@ -530,6 +530,40 @@ def test_rows_of_an_asked_for_sqlite_move_by_command_only(project: BakedProject,
     assert len(files(project, "promoted")) == 1
 
 
+INTERRUPTED = """
+import sys
+import psycopg
+from src.commands import main
+
+commit = psycopg.Connection.commit
+
+def commit_and_be_interrupted(self):
+    moved = self.execute("SELECT to_regclass('items') IS NOT NULL AND EXISTS (SELECT FROM items)").fetchone()[0]
+    commit(self)
+    if moved:
+        raise KeyboardInterrupt
+
+psycopg.Connection.commit = commit_and_be_interrupted
+sys.argv = ["promote", "promote"]
+main()
+"""
+
+
+def test_a_command_that_is_interrupted_as_it_commits_moves_no_row_twice(project: BakedProject, login: Login) -> None:
+    with project.boot({}, in_place=True) as server:
+        server.settled()
+        create(server, "once")
+    login.allow()
+    environ = {"DATABASE_URL": login.url}
+    cut = project.run("python", "-c", INTERRUPTED, environ=environ, check=False)
+    assert "run this again" in cut.stdout, cut.stdout
+    again = project.run("python", "-m", "src.commands", "promote", environ=environ, check=False)
+    assert again.returncode == 0, again.stdout
+    with project.boot(environ, in_place=True) as server:
+        assert ok(server)["pending_rows"] == 0
+        assert server.titles() == ["once"]
+
+
 def test_the_command_says_what_is_missing_and_leaves_files_in_use_alone(project: BakedProject, login: Login) -> None:
     unset = project.run("python", "-m", "src.commands", "promote", check=False)
     assert unset.returncode == 1

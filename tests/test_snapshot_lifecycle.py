@@ -257,3 +257,19 @@ def test_killed_during_a_hand_over_and_the_disk_lost_every_row_arrives_once(
         login.allow()
         server.health_when(lambda report: report["status"] == "ok", within=10)
         assert sorted(server.titles()) == ["first", "second"]
+
+
+def test_rows_that_no_timer_kept_are_in_a_snapshot_before_they_move(
+    project: BakedProject, fallback: dict[str, str], login: Login
+) -> None:
+    app = app_that_dies(project, "before", "promotion", "copy_tables")
+    rarely = fallback | {"SNAPSHOT_INTERVAL": "3600"}
+    with project.boot(rarely, in_place=True, app=app) as server:
+        assert server.settled()["status"] == "degraded"
+        create(server, "of the last moment")
+        login.allow()
+        assert server.process.wait(20) == -signal.SIGKILL
+    lose_the_disk(project)
+    with project.boot(rarely, in_place=True) as server:
+        assert server.settled()["status"] == "ok"
+        assert server.titles() == ["of the last moment"]

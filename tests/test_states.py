@@ -131,6 +131,21 @@ def test_a_space_that_cannot_reach_a_server_says_what_to_do(project: BakedProjec
             assert advice in html.unescape(told)
 
 
+def test_a_server_that_lets_its_user_see_nothing_is_there_and_sqlite_does_not_stand_in(
+    project: BakedProject, postgres: Postgres
+) -> None:
+    url = postgres.create_database()
+    with project.boot({"DATABASE_URL": url}) as server:
+        assert server.settled()["status"] == "ok"
+    name = url.rpartition("/")[2]
+    with postgres.connect() as connection:
+        connection.execute(f"CREATE ROLE {name}_guest LOGIN PASSWORD '{SECRET}'")
+    stranger = postgres.url(name, user=f"{name}_guest", password=SECRET)
+    with project.boot({"DATABASE_URL": stranger}, in_place=True) as server:
+        check_report(server.settled(), status="unavailable", backend=None, reason="migration_failed")
+        assert "permission denied" in server.log()
+
+
 Away = Callable[[Postgres, dict[str, int]], str]
 AWAY: dict[str, tuple[Away, str]] = {
     "refused": (lambda postgres, ports: f"postgresql://app:{SECRET}@127.0.0.1:1/app", "refused"),

@@ -1,5 +1,6 @@
 """Processes that find their disks read-only, or full, in a mount namespace of their own."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,11 @@ def small(folder: str, *, kilobytes: int, full_beside: str | None = None) -> lis
     """
     fill = f"; cp {full_beside}/* {folder}; cat /dev/zero >{folder}/filler 2>/dev/null" if full_beside else ""
     return in_namespace(f"mount -t tmpfs -o size={kilobytes}k none {folder}{fill}")
+
+
+def without_roots_rights() -> list[str]:
+    """A prefix for a command that may enter only what its user may enter, even if that is root."""
+    return ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from src.config.settings import load_settings
 from src.database import handover, migrations, promotion
-from src.database.errors import CAUSES, connection_reason
+from src.database.errors import CAUSES, OutcomeUnknown, connection_reason
 from src.database.lifecycle import DatabaseLifecycle
 from src.database.opening import CannotServe, build_engine, is_memory
 from src.database.resolver import DatabaseURLResolver
@@ -108,6 +108,8 @@ def main() -> int:
             sys.exit("The application is using these files: stop it, then try again.")
         except promotion.SchemasDiffer:
             sys.exit("The SQLite file is of a newer version of this application: use that one.")
+        except OutcomeUnknown:
+            sys.exit("Cut off as the rows were being stored: run this again, which finds out.")
         except CannotServe as error:
             sys.exit(f"Nothing more was moved: {CAUSES[error.reason]}.")
         except SQLAlchemyError as error:

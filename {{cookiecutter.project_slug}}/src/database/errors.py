@@ -99,7 +99,12 @@ def connection_reason(error: BaseException) -> str:
         return error.reason
     if isinstance(error, TimeoutError):
         return "timeout"
-    return running_reason(error) or _reason_in_text(str(getattr(error, "orig", error)))
+    if reason := running_reason(error):
+        return reason
+    if getattr(getattr(error, "orig", None), "sqlstate", None):
+        # the server answered: it is there, but this role may not see or change what it has to
+        return "migration_failed"
+    return _reason_in_text(str(getattr(error, "orig", error)))
 
 
 def running_reason(error: BaseException) -> str | None:

@@ -132,12 +132,14 @@ def owning(files: Iterable[Path], mine: Claim | None = None) -> Iterator[None]:
 
 def find(state: State, directories: Iterable[Path]) -> list[Path]:
     """Return the files in this state."""
-    return [
-        file
-        for directory in directories
-        for file in sorted(directory.glob(f"{state}-*.db"))
-        if _NAME.fullmatch(file.name)
-    ]
+    found: list[Path] = []
+    for directory in directories:
+        try:
+            files = sorted(directory.glob(f"{state}-*.db"))
+        except OSError:  # who may not look into it has written nothing there
+            continue
+        found += [file for file in files if _NAME.fullmatch(file.name)]
+    return found
 
 
 def new_file(directory: Path, file_id: UUID | None = None) -> Path:

@@ -289,7 +289,9 @@ class DatabaseLifecycle:
             self._open(engine, self._serving_report)
             self._put_off_handover()
             raise Busy from None
-        self._snapshots.end()
+        # if this process and its disk end meanwhile, the next one finds the rows in a snapshot
+        has_rows = any(promotion.count_rows(engine).values())
+        self._snapshots.end(last_within=CHECK_SECONDS if has_rows else 0.0)
         if is_memory(engine.url):
             self._handed_over_memory[uuid4()] = engine
         else:

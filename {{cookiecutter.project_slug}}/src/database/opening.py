@@ -121,7 +121,9 @@ def open_postgresql(
                 reason = connection_reason(error)
             expired = time.monotonic() + pause >= deadline
             if reason not in TRANSIENT or expired or not may_retry(pause):
-                raise CannotServe(reason, reached=reason == "read_only") from None
+                is_there = reason in ("read_only", "migration_failed")
+                cause = error if reason == "migration_failed" else None
+                raise CannotServe(reason, reached=is_there) from cause
             pause = min(2 * pause, 2.0)
     return Opened(engine) if is_current else _migrated(engine)
 

@@ -314,8 +314,10 @@ def _transaction(source: Engine, target: Engine) -> Iterator[tuple[Connection, C
             connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
             yield rows, connection
             is_committing = True
-    except DBAPIError as error:
-        if is_committing and error.connection_invalidated:
+    except BaseException as error:
+        # Ctrl-C, too, comes through a COMMIT that the server carries out all the same
+        was_refused = isinstance(error, DBAPIError) and not error.connection_invalidated
+        if is_committing and not was_refused:
             raise OutcomeUnknown("Nobody knows whether the rows were moved.") from error
         raise
 

@@ -109,6 +109,12 @@ class Snapshots:
             else:
                 self._trouble, self.taken_at, kept[0] = None, started, state
 
+        def take_last() -> None:
+            try:
+                take()
+            finally:
+                claim.release()
+
         def take_in_turn() -> None:
             while not stopping.wait(self._interval_seconds):
                 take()
@@ -117,7 +123,7 @@ class Snapshots:
         SNAPSHOT_AGE.set_function(
             lambda: float("nan") if self.taken_at is None else time.monotonic() - self.taken_at
         )
-        self._taking, self._stopping = take, threading.Event()
+        self._taking, self._stopping = take_last, threading.Event()
         stopping = self._stopping
         self._thread = threading.Thread(target=take_in_turn, name="snapshots", daemon=True)
         self._thread.start()
@@ -127,11 +133,12 @@ class Snapshots:
         self._stopping.set()
         if self._thread is None:
             return
+        deadline = time.monotonic() + last_within
         self._thread.join(timeout=max(last_within, 1.0))
         self._thread = None
         if last_within > 0:
             try:
-                bounded(self._taking, last_within)
+                bounded(self._taking, deadline - time.monotonic())
             except TimeoutError:
                 logger.error("there was no time for the last snapshot")
 
