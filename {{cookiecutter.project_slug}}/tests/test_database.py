@@ -207,6 +207,8 @@ def test_migrations_go_down_and_up_again_and_match_the_models(
     command.check(config)
 
 
+# FastAPI silences this itself, for the whole process: threads that do so end each other's silence
+@pytest.mark.filterwarnings("ignore:The 'alias' attribute")
 def test_processes_that_start_together_migrate_once(
     database_url: str, start: Callable[[], TestClient]
 ) -> None:
