@@ -37,9 +37,7 @@ async def broken(name: str) -> None:
     raise RuntimeError("broken\\nforged é")
 """
 MARKER = "marker-7f3a"
-
-
-TALKATIVE = """
+TALKATIVE = f"""
 import logging
 import httpx2
 from fastapi import Request
@@ -51,8 +49,8 @@ logger = logging.getLogger("src.mine")
 @app.get("/told")
 async def told(request: Request, database: DatabaseDep) -> int:
     async with httpx2.AsyncClient() as client:
-        await client.get(f"{request.base_url}health/live?key=marker-7f3a")
-    logging.getLogger("uvicorn.error").debug("< X-API-Token: marker-7f3a")
+        await client.get(str(request.base_url) + "health/live?key={MARKER}")
+    logging.getLogger("uvicorn.error").debug("< X-API-Token: {MARKER}")
     await database.read(lambda session: logger.debug("told"))
     return 1
 """

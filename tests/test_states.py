@@ -127,7 +127,9 @@ def test_a_space_that_cannot_reach_a_server_says_what_to_do(project: BakedProjec
     with project.boot({"SPACE_ID": "me/my-space", "DATABASE_URL": f"postgresql://app:{SECRET}@{host}"}) as server:
         report = server.settled()
         check_report(report, status="degraded", reason="refused")
-        for told in (report["database"]["detail"], server.get("/").text, server.log()):
+        page = server.get("/").text
+        server.stop()  # the line follows the report
+        for told in (report["database"]["detail"], page, server.log()):
             assert advice in html.unescape(told)
 
 
@@ -143,6 +145,7 @@ def test_a_server_that_lets_its_user_see_nothing_is_there_and_sqlite_does_not_st
     stranger = postgres.url(name, user=f"{name}_guest", password=SECRET)
     with project.boot({"DATABASE_URL": stranger}, in_place=True) as server:
         check_report(server.settled(), status="unavailable", backend=None, reason="migration_failed")
+        server.stop()  # the line follows the report
         assert "permission denied" in server.log()
 
 

@@ -392,11 +392,12 @@ class Hub:
     def runtime(self, request: Request, name: str) -> Any:
         """Say what runs."""
         self._may_read(request)
-        states = self._space(name).states
+        space = self._space(name)
+        states = space.states
         stage, sha = states.pop(0) if len(states) > 1 else states[0]
         hardware = {"current": "cpu-basic", "requested": "cpu-basic"}
         runtime = {"stage": stage, "hardware": hardware, "gcTimeout": 172800, "storage": None}
-        runtime |= {"errorMessage": self._space(name).problem} if self._space(name).problem else {}
+        runtime |= {"errorMessage": space.problem} if space.problem else {}
         return runtime | ({"sha": self.repositories[f"spaces/{name}"].sha if sha == "new" else sha} if sha else {})
 
     @route("GET", rf"/api/{_SPACE}/logs/(?P<kind>build|run)")

@@ -101,10 +101,11 @@ def connection_reason(error: BaseException) -> str:
         return "timeout"
     if reason := running_reason(error):
         return reason
-    if getattr(getattr(error, "orig", None), "sqlstate", None):
+    origin = getattr(error, "orig", error)
+    if getattr(origin, "sqlstate", None):
         # the server answered: it is there, but this role may not see or change what it has to
         return "migration_failed"
-    return _reason_in_text(str(getattr(error, "orig", error)))
+    return _reason_in_text(str(origin))
 
 
 def running_reason(error: BaseException) -> str | None:
