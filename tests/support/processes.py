@@ -23,7 +23,8 @@ def bare_environment(home: str | Path) -> dict[str, str]:
 def free_port() -> int:
     """A TCP port that nobody listens on, below those that the system hands out to clients of its own accord."""
     while True:
-        port = random.randrange(10_000, 32_000)  # noqa: S311
+        # not of the generator that a test may seed: processes that seed it alike would choose alike
+        port = random.SystemRandom().randrange(10_000, 32_000)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

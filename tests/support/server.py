@@ -17,6 +17,10 @@ from tests.support.leaks import check_no_secret_in, secrets_in_headers, secrets_
 from tests.support.processes import bare_environment, end, free_port, is_listening
 
 SECONDS_TO_LISTEN = 15
+# Most tests wait for what the app finds out by looking at its database: let it look often.
+LOOKING_OFTEN = {"DATABASE_CHECK_SECONDS": "0.2"}
+# For tests whose PostgreSQL is away and stays away: SQLite serves after a second, not after ten.
+IMPATIENT = {"DATABASE_CONNECT_SECONDS": "1"}
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ def serve(
     """Start the app in `folder` with a bare environment, wait until it listens, and end it afterwards.
 
     `command` replaces uvicorn's command line; it must serve on the given `port`. `prefix` is put before it, such as
-    `unshare` or `setpriv` with their arguments. At the end no secret that the app was given, or that `client` sent,
+    `unshare` or `setpriv` with their arguments. It looks at its database often unless `environ` says how often. At the end no secret that the app was given, or that `client` sent,
     may be anywhere in its log.
     """
     environ = environ or {}
@@ -129,7 +133,7 @@ def serve(
             process = subprocess.Popen(  # noqa: S603
                 [*prefix, *command],
                 cwd=folder,
-                env=bare_environment(home) | dict(environ),
+                env=bare_environment(home) | LOOKING_OFTEN | dict(environ),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -31,6 +31,12 @@ class Settings(BaseSettings):
     database_fallback: Literal["auto", "strict"] = Field(
         default="auto", description="auto or strict"
     )
+    database_connect_seconds: float = Field(
+        default=10, ge=1, le=300, description="a number of seconds from 1 to 300"
+    )
+    database_check_seconds: float = Field(
+        default=2, ge=0.1, le=60, description="a number of seconds from 0.1 to 60"
+    )
     sqlite_dir: str | None = Field(default=None, description="the path of a directory")
     snapshot_url: SecretStr | None = Field(
         default=None, description="a directory, or a URL such as hf://buckets/user/bucket/folder"

@@ -48,9 +48,7 @@ from src.observability.metrics import (
 
 logger = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 10.0
 CHECK_SECONDS = 3.0
-INTERVAL_SECONDS = 2.0
 INTERVAL_WHILE_DOWN_SECONDS = 0.5
 STOP_SECONDS = 20.0
 LONGEST_PAUSE_BETWEEN_HANDOVERS_SECONDS = 300.0
@@ -165,7 +163,9 @@ class DatabaseLifecycle:
         while not self._stopping.is_set():
             begun = time.monotonic()
             self._step(self._tick)
-            pause = INTERVAL_SECONDS if self._database.is_open else INTERVAL_WHILE_DOWN_SECONDS
+            pause = self._settings.database_check_seconds
+            if not self._database.is_open:
+                pause = min(pause, INTERVAL_WHILE_DOWN_SECONDS)
             self._wake.wait(max(0.1, begun + pause - time.monotonic()))
             self._wake.clear()
 
@@ -214,7 +214,8 @@ class DatabaseLifecycle:
 
     def _choose_postgresql(self, url: URL) -> None:
         """Serve PostgreSQL once the rows that wait for it are in it; raise CannotServe."""
-        seconds = CONNECT_SECONDS if self._may_fall_back else CHECK_SECONDS
+        connect_seconds = self._settings.database_connect_seconds
+        seconds = connect_seconds if self._may_fall_back else CHECK_SECONDS
         opened = self._reach_postgresql(url, seconds, retry=True)
         try:
             self._files.fetch_waiting(opened.engine)
