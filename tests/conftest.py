@@ -1,8 +1,11 @@
 """Fixtures for the tests of the template. What they are made of is in `tests/support`."""
 
+import gc
+import signal
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
 import pytest
@@ -10,6 +13,10 @@ import pytest
 from tests.support.bakery import BakedProject, Bakery
 from tests.support.machine import REQUIRE_EVERYTHING
 from tests.support.postgres import PASSWORD, Login, Postgres, new_postgres
+from tests.support.progress import Progress
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
@@ -61,11 +68,43 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return postgres.create_database()
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Show what runs, and let the programs that tests start be interrupted."""
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    # A process of xdist has no terminal, and whoever asks for each test's name wants pytest's own lines.
+    if terminal is not None and not hasattr(config, "workerinput") and config.get_verbosity() <= 0:
+        config.pluginmanager.register(Progress(terminal))
+    # A shell lets what it starts in the background ignore Ctrl-C, and so would everything that the tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Starting a PostgreSQL takes longer than the quick loop should."""
+    # What the imports left behind is not looked at again after each test.
+    gc.collect()
+    gc.freeze()
     for item in items:
         if {"postgres", "login"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    """Collect what a test left open while its name is known: later, the warning would fail whatever test runs then."""
+    result = yield
+    left: list[str] = []
+
+    def note(unraisable: "UnraisableHookArgs") -> None:
+        left.append(str(unraisable.exc_value))
+
+    hook, sys.unraisablehook = sys.unraisablehook, note
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
+    assert not left, f"{item.nodeid} left something open: {left}"
+    return result
 
 
 @pytest.hookimpl(wrapper=True)

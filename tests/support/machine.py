@@ -8,13 +8,15 @@ from functools import cache
 import pytest
 
 REQUIRE_EVERYTHING = bool(os.environ.get("REQUIRE_EVERYTHING"))
+# Debian's packages, where they are not named like the program.
+PACKAGES = {"cc": "gcc libc6-dev", "chattr": "e2fsprogs", "node": "nodejs", "unshare": "util-linux"}
 
 
 def need(program: str, purpose: str) -> str:
-    """The path of a program, or a skipped test that says what it would have been good for."""
+    """The path of a program, or a skipped test that says what to install, and what it would have been good for."""
     found = shutil.which(program)
     if found is None:
-        pytest.skip(f"{program} is not installed: {purpose}")
+        pytest.skip(f"{program} is not installed (apt install {PACKAGES.get(program, program)}): {purpose}")
     return found
 
 

@@ -113,8 +113,8 @@ def serve(
     """Start the app in `folder` with a bare environment, wait until it listens, and end it afterwards.
 
     `command` replaces uvicorn's command line; it must serve on the given `port`. `prefix` is put before it, such as
-    `unshare` or `setpriv` with their arguments. It looks at its database often unless `environ` says how often. At the end no secret that the app was given, or that `client` sent,
-    may be anywhere in its log.
+    `unshare` or `setpriv` with their arguments. It looks at its database often, unless `environ` says how often. At
+    the end no secret that the app was given, or that `client` sent, may be anywhere in its log.
     """
     environ = environ or {}
     secrets = secrets_of(environ)

@@ -1,0 +1,72 @@
+"""The suite itself: a failure is told at once and blamed on the right test, and a skip says what to install."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.bakery import ROOT
+from tests.support.processes import bare_environment
+
+CONFTEST = "from tests.conftest import pytest_configure, pytest_runtest_teardown\n"
+OPTIONS = ["-q", "-rfE", "-p", "no:cacheprovider", "-p", "no:schemathesis", "-W", "error"]
+
+
+def run_suite(folder: Path, tests: str, *options: str) -> str:
+    """What somebody reads who runs these tests with the hooks of ours."""
+    (folder / "conftest.py").write_text(CONFTEST)
+    (folder / "test_example.py").write_text(tests)
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-m", "pytest", *OPTIONS, *options, "test_example.py"],
+        cwd=folder,
+        env=bare_environment(folder) | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize("processes", [[], ["-n", "2"]], ids=["one process", "two processes"])
+def test_a_failure_is_named_at_once_and_again_at_the_end(tmp_path: Path, processes: list[str]) -> None:
+    shown = run_suite(tmp_path, "def test_sum():\n    assert 1 + 1 == 3\n", *processes)
+    at_once, _, later = shown.partition("= FAILURES =")
+    assert "FAILED test_example.py::test_sum (call): assert (1 + 1) == 3" in at_once
+    *_, failure, last = later.strip().splitlines()
+    assert failure.startswith("FAILED test_example.py::test_sum")
+    assert last.startswith("1 failed in ")
+
+
+def test_what_many_tests_lack_is_one_line_that_says_what_to_install(tmp_path: Path) -> None:
+    tests = """
+import pytest
+from tests.support.machine import need
+
+@pytest.mark.parametrize("purpose", ["one thing", "another"])
+def test_that_needs(purpose, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    need("node", purpose)
+"""
+    shown = run_suite(tmp_path, tests)
+    assert "   2 tests: node is not installed (apt install nodejs)\n" in shown
+    assert shown.count("nodejs") == 1
+
+
+def test_what_a_test_leaves_open_fails_this_test_and_no_later_one(tmp_path: Path) -> None:
+    # a cycle keeps the file until the collector comes, which may be while any test runs
+    tests = """
+def test_that_leaves_a_file_open(tmp_path):
+    cycle = [open(tmp_path / "file", "w")]
+    cycle.append(cycle)
+
+def test_that_comes_later():
+    import gc
+    gc.collect()
+"""
+    shown = run_suite(tmp_path, tests)
+    assert "test_example.py::test_that_leaves_a_file_open left something open: [" in shown
+    assert "1 error" in shown
+    assert "2 passed" in shown
