@@ -1,5 +1,6 @@
 """`make demo` shows a Space that answers, stops cleanly, and says plainly what is in its way."""
 
+import importlib.util
 import os
 import pty
 import select
@@ -15,7 +16,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.support.bakery import ROOT
+from tests.support.bakery import ROOT, TEMPLATE_FOLDER, copy_template
 from tests.support.machine import need
 from tests.support.processes import end, is_listening, reserved
 
@@ -37,6 +38,7 @@ def read_until(output: int, expected: str | None) -> str:
             if not part:
                 break
             shown += part
+    assert expected is None or expected.encode() in shown, f"It ended, and had printed:\n{shown.decode()}"
     return shown.decode()
 
 
@@ -60,8 +62,9 @@ def test_the_demo_says_where_it_answers_and_ctrl_c_stops_it_cleanly() -> None:
         shown += read_until(demo.stdout.fileno(), None)
         assert demo.wait(30) == 0
         demo.stdout.close()
-    assert "Traceback" not in shown
-    assert not is_listening(PORT)
+        assert "Traceback" not in shown
+        # as long as the port is ours
+        assert not is_listening(PORT)
 
 
 def test_ctrl_c_on_a_terminal_lets_make_succeed(tmp_path: Path) -> None:
@@ -80,9 +83,10 @@ def test_ctrl_c_on_a_terminal_lets_make_succeed(tmp_path: Path) -> None:
         os.write(ours, b"\x03")
         shown += read_until(ours, None)
         assert make.wait(30) == 0, shown
-    os.close(ours)
-    assert "Traceback" not in shown
-    assert not is_listening(PORT)
+        os.close(ours)
+        assert "Traceback" not in shown
+        # as long as the port is ours
+        assert not is_listening(PORT)
 
 
 def test_a_taken_port_is_told_in_one_sentence() -> None:
@@ -93,3 +97,23 @@ def test_a_taken_port_is_told_in_one_sentence() -> None:
         done = subprocess.run(DEMO, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
     assert done.returncode == 1
     assert done.stderr == f"Port {PORT} is taken on this machine. Stop what uses it, then run this again.\n"
+
+
+def test_bytecode_that_comes_and_goes_in_the_template_does_not_stop_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = importlib.util.spec_from_file_location("demo", ROOT / "tools" / "demo.py")
+    assert spec is not None
+    assert spec.loader is not None
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    checkout = copy_template(tmp_path / "checkout")
+    cache = checkout / TEMPLATE_FOLDER / "src" / "__pycache__"
+    cache.mkdir()
+    # listed, and not there: Python writes bytecode under another name first
+    (cache / "main.cpython-311.pyc.1").symlink_to("nowhere")
+    monkeypatch.setattr(demo, "ROOT", checkout)
+    monkeypatch.setattr(demo, "FOLDER", tmp_path / "demo")
+    project: Path = demo.render()
+    assert (project / "src" / "main.py").is_file()
+    assert not (project / "src" / "__pycache__").exists()

@@ -85,7 +85,17 @@ def render() -> Path:
     config = FOLDER / "cookiecutter.yaml"
     config.write_text(json.dumps({"replay_dir": str(FOLDER / "replay")}))
     options = {"no_input": True, "overwrite_if_exists": True, "output_dir": str(FOLDER), "config_file": str(config)}
-    return Path(cookiecutter(str(ROOT), **options))
+    return Path(cookiecutter(str(copy_template(FOLDER / "template")), **options))
+
+
+def copy_template(destination: Path) -> Path:
+    """Copy the template without caches: a test or a tool may be writing them, and files that vanish stop a render."""
+    destination.mkdir(exist_ok=True)
+    shutil.copy(ROOT / "cookiecutter.json", destination)
+    for folder in ("hooks", "{{cookiecutter.project_slug}}"):
+        caches = shutil.ignore_patterns("__pycache__", ".*_cache")
+        shutil.copytree(ROOT / folder, destination / folder, ignore=caches)
+    return destination
 
 
 def serve(project: Path) -> None:
