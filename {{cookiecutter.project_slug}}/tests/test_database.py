@@ -146,13 +146,13 @@ def test_work_that_committed_by_itself_is_not_run_again(client: TestClient) -> N
 def test_a_session_that_takes_too_long_is_rolled_back_and_keeps_nobody_out(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("src.database.session.MAX_SESSION_SECONDS", 0.3)
+    monkeypatch.setattr("src.database.session.MAX_SESSION_SECONDS", 0.1)
     app = client.app
     assert isinstance(app, FastAPI)
 
     @app.post("/slow")
     def slow(session: SessionDep) -> str:
-        time.sleep(0.8)
+        time.sleep(0.4)
         session.add(Item(title="too late"))
         session.flush()
         return "stored"
