@@ -3,6 +3,7 @@
 import os
 import random
 import sqlite3
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.bakery import BakedProject, Bakery
+from tests.support.bakery import BakedProject
 from tests.support.load import Told, clients, write
 from tests.support.postgres import Postgres
 from tests.support.processes import free_port
@@ -21,8 +22,7 @@ from tests.support.server import Server
 
 pytestmark = pytest.mark.slow
 
-KILLS = 20
-RESTARTS = 10
+KILLS = [5, pytest.param(20, marks=pytest.mark.thorough)]
 
 # The steps of a hand-over, and on which side of each of them the app is killed.
 STEPS = [
@@ -33,6 +33,21 @@ STEPS = [
     ("src.database.promotion.record", "after"),
     ("src.database.promotion.promote", "after"),
     ("src.database.handover.finish", "after"),
+]
+
+# Rows on their way, and rows that have arrived. test_promotion.py dies at other steps, and looks at more.
+REPRESENTATIVES = [
+    ("src.database.promotion.record", "after", "while PostgreSQL is there"),
+    ("src.database.promotion.promote", "after", "while PostgreSQL is away again"),
+]
+
+DEATHS = [
+    pytest.param(*death, marks=() if death in REPRESENTATIVES else pytest.mark.thorough)
+    for death in [
+        (*step, restart)
+        for step in STEPS
+        for restart in ("while PostgreSQL is there", "while PostgreSQL is away again")
+    ]
 ]
 
 # Stops at a step for longer than the test takes, and leaves a file that says so.
@@ -73,17 +88,15 @@ def chance() -> random.Random:
     return random.Random(seed)  # noqa: S311
 
 
-@pytest.fixture
-def project(bake: Bakery, tmp_path: Path) -> BakedProject:
-    """A private copy, which is started again and again."""
-    return bake().copy_to(tmp_path)
-
-
-def kill_again_and_again(project: BakedProject, environ: dict[str, str], port: int, chance: random.Random) -> None:
-    """Start the app and kill it at a random moment, many times."""
-    for _ in range(KILLS):
+def kill_again_and_again(
+    kills: int, project: BakedProject, environ: dict[str, str], port: int, told: Told, chance: random.Random
+) -> None:
+    """Start the app and kill it at a random moment of its start, or after it has stored more, many times."""
+    for number in range(kills):
         with project.boot(environ, in_place=True, port=port) as server:
-            time.sleep(chance.uniform(0, 2))
+            if number % 2:
+                wait_for_more(told, server)
+            time.sleep(chance.uniform(0, 0.5))
             server.kill()
 
 
@@ -107,7 +120,7 @@ def let_in(postgres: Postgres, url: str, allowed: bool) -> None:
 
 def wait_until(holds: Callable[[], bool], server: Server) -> None:
     """Return as soon as something holds; fail with the server's log if it does not in time."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 30
     while not holds():
         assert time.monotonic() < deadline, server.log()
         time.sleep(0.05)
@@ -125,41 +138,45 @@ def is_all_in_postgresql(report: dict[str, Any]) -> bool:
     return report["status"] == "ok" and database["backend"] == "postgresql" and not database["pending_rows"]
 
 
-def test_on_sqlite_whenever_the_app_is_killed(project: BakedProject, chance: random.Random) -> None:
+@pytest.mark.parametrize("kills", KILLS)
+def test_on_sqlite_whenever_the_app_is_killed(project: BakedProject, chance: random.Random, kills: int) -> None:
     port = free_port()
     with clients(4, write, port) as told:
-        kill_again_and_again(project, {}, port, chance)
+        kill_again_and_again(kills, project, {}, port, told, chance)
     told.check(titles_in_sqlite(project.path / "data" / "app.db"))
 
 
+@pytest.mark.parametrize("kills", KILLS)
 def test_on_postgresql_whenever_it_is_stopped_and_the_app_is_killed(
-    project: BakedProject, postgres: Postgres, chance: random.Random
+    project: BakedProject, postgres: Postgres, chance: random.Random, kills: int
 ) -> None:
     url, port = postgres.create_database(), free_port()
     moments = random.Random(chance.random())  # noqa: S311 - of its own: two threads would share the order otherwise
+    enough = threading.Event()
 
     def restart_again_and_again() -> None:
-        for _ in range(RESTARTS):
-            time.sleep(moments.uniform(0, 3))
+        while not enough.wait(moments.uniform(0, 1)):
             # an app that starts meanwhile serves SQLite, and its rows are moved afterwards
             let_in(postgres, url, False)
-            time.sleep(moments.uniform(0, 2))
-            moments.choice([postgres.stop, lambda: postgres.stop("immediate"), postgres.kill])()
             time.sleep(moments.uniform(0, 1))
+            moments.choice([postgres.stop, lambda: postgres.stop("immediate"), postgres.kill])()
+            time.sleep(moments.uniform(0, 0.5))
             postgres.start()
             let_in(postgres, url, True)
 
     with ThreadPoolExecutor(1) as other, clients(4, write, port) as told:
         restarting = other.submit(restart_again_and_again)
-        kill_again_and_again(project, {"DATABASE_URL": url}, port, chance)
+        try:
+            kill_again_and_again(kills, project, {"DATABASE_URL": url}, port, told, chance)
+        finally:
+            enough.set()
         restarting.result()
     with project.boot({"DATABASE_URL": url}, in_place=True) as server:
-        server.health_when(is_all_in_postgresql)
+        server.health_when(is_all_in_postgresql, within=30)
     told.check(titles_in_postgresql(postgres, url))
 
 
-@pytest.mark.parametrize("restart", ["while PostgreSQL is there", "while PostgreSQL is away again"])
-@pytest.mark.parametrize(("step", "side"), STEPS)
+@pytest.mark.parametrize(("step", "side", "restart"), DEATHS)
 def test_on_both_wherever_the_app_is_killed_while_rows_are_moved(
     project: BakedProject, postgres: Postgres, step: str, side: str, restart: str
 ) -> None:
@@ -179,7 +196,7 @@ def test_on_both_wherever_the_app_is_killed_while_rows_are_moved(
             if is_away:
                 wait_for_more(told, server)
                 let_in(postgres, url, True)
-            server.health_when(is_all_in_postgresql)
+            server.health_when(is_all_in_postgresql, within=30)
             wait_for_more(told, server)
     told.check(titles_in_postgresql(postgres, url))
     assert {path.name.partition("-")[0] for path in project.path.glob("data/*.db")} == {"promoted"}

@@ -17,7 +17,7 @@ from tests.support import disks
 from tests.support.bakery import BakedProject
 from tests.support.killing import app_that_dies
 from tests.support.postgres import Login, Postgres
-from tests.support.server import Server
+from tests.support.server import IMPATIENT, Server
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ def degraded(server: Server) -> None:
 
 
 def ok(server: Server) -> dict[str, object]:
-    report = server.health_when(lambda report: report["status"] == "ok", within=10)
+    report = server.health_when(lambda report: report["status"] == "ok", within=30)
     assert report["database"]["backend"] == "postgresql"
     database: dict[str, object] = report["database"]
     return database
@@ -48,7 +48,7 @@ def files(project: BakedProject, state: str) -> list[Path]:
 def test_rows_move_while_the_app_serves(project: BakedProject, postgres: Postgres) -> None:
     url = postgres.create_database()
     postgres.stop()
-    with project.boot({"DATABASE_URL": url}, in_place=True) as server:
+    with project.boot({"DATABASE_URL": url} | IMPATIENT, in_place=True) as server:
         degraded(server)
         paths = [create(server, f"item {number}") for number in range(30)]
         server.patch(paths[1], json={"title": "changed"})
@@ -82,6 +82,7 @@ def test_clients_of_a_hand_over_see_a_pause_and_nothing_else(project: BakedProje
                 moved_at = number
             if moved_at and number > moved_at + 20:
                 break
+        assert moved_at, server.log()
         statuses = {answer.status_code for answer in answers.values()}
         assert statuses <= {201, 503}
         assert all(int(answer.headers["Retry-After"]) > 0 for answer in answers.values() if answer.status_code == 503)
@@ -92,7 +93,7 @@ def test_clients_of_a_hand_over_see_a_pause_and_nothing_else(project: BakedProje
 def test_rows_move_at_the_next_start(project: BakedProject, postgres: Postgres) -> None:
     url = postgres.create_database()
     postgres.stop()
-    with project.boot({"DATABASE_URL": url}, in_place=True) as server:
+    with project.boot({"DATABASE_URL": url} | IMPATIENT, in_place=True) as server:
         degraded(server)
         create(server, "before")
         server.kill()
@@ -121,6 +122,8 @@ def test_rows_in_memory_move_too(project: BakedProject, login: Login) -> None:
         assert server.titles() == ["in memory"]
 
 
+# so many that moving them takes longer than the log is silent
+@pytest.mark.thorough
 def test_many_rows_move_in_bounded_memory_with_progress_in_the_log(project: BakedProject, login: Login) -> None:
     with project.boot({"DATABASE_URL": login.url}, in_place=True) as server:
         degraded(server)
@@ -282,12 +285,15 @@ def test_large_rows_move_in_bounded_memory(own_tables: BakedProject, login: Logi
                 connection.execute("INSERT INTO z_authors VALUES (?, ?, NULL, ?)", (number, f"author {number}", notes))
         process = psutil.Process(server.process.pid)
         before = most = process.memory_info().rss
+        unready = 0
         login.allow()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while server.health()["status"] != "ok":
             assert time.monotonic() < deadline, server.log()[-2000:]
             most = max(most, process.memory_info().rss)
+            unready += server.get("/health/ready").status_code == 503
             time.sleep(0.02)
+        assert unready > 0
         assert (most - before) / 2**20 < 60
     with login.postgres.connect(login.url) as moved:
         assert moved.execute("SELECT count(*) FROM z_authors WHERE notes ? 'large'").fetchone() == (60,)
@@ -350,7 +356,12 @@ def test_what_no_column_of_postgresql_can_hold_stays_and_the_rest_moves(project:
 
 
 @pytest.mark.parametrize(
-    ("module", "name", "moment"), [("handover", "begin", "after"), ("handover", "finish", "before")]
+    ("module", "name", "moment"),
+    [
+        # that a newer version migrates such rows is also the end of the story of one that could not, further down
+        pytest.param("handover", "begin", "after", marks=pytest.mark.thorough),
+        ("handover", "finish", "before"),
+    ],
 )
 def test_rows_whose_move_was_cut_short_arrive_once_though_a_newer_version_starts(
     project: BakedProject, login: Login, module: str, name: str, moment: str
@@ -360,7 +371,7 @@ def test_rows_whose_move_was_cut_short_arrive_once_though_a_newer_version_starts
         degraded(server)
         create(server, "of the older version")
         login.allow()
-        assert server.process.wait(20) == -signal.SIGKILL
+        assert server.process.wait(30) == -signal.SIGKILL
     (project.path / "migrations" / "versions" / "0002_own.py").write_text(OWN_MIGRATION)
     with project.boot(environ, in_place=True) as server:
         assert ok(server)["pending_rows"] == 0
@@ -432,7 +443,7 @@ def test_rows_that_a_newer_version_cannot_migrate_wait_and_the_log_says_why(
         degraded(server)
         create(server, "of the older version")
         login.allow()
-        assert server.process.wait(20) == -signal.SIGKILL
+        assert server.process.wait(30) == -signal.SIGKILL
     migration = project.path / "migrations" / "versions" / "0002_own.py"
     migration.write_text(FAILS_ON_SQLITE)
     with project.boot(environ, in_place=True) as server:
@@ -477,6 +488,7 @@ def test_a_search_index_that_only_sqlite_has_is_no_row_to_move(project: BakedPro
 
 SLOW_WORK = """
 import time
+from pathlib import Path
 
 from src.database.session import DatabaseDep
 from src.items.models import Item
@@ -484,9 +496,11 @@ from src.main import app
 
 
 @app.post("/slow")
-async def slow(database: DatabaseDep, title: str, seconds: float) -> None:
+async def slow(database: DatabaseDep, title: str) -> None:
     def work(session):
-        time.sleep(seconds)
+        Path("begun").touch()
+        while not Path("may-end").exists():
+            time.sleep(0.02)
         session.add(Item(title=title))
 
     await database.write(work)
@@ -500,11 +514,16 @@ def test_work_under_way_when_postgresql_returns_is_waited_for(project: BakedProj
         ThreadPoolExecutor(1) as client,
     ):
         degraded(server)
-        slow = client.submit(server.post, "/slow", params={"title": "slow", "seconds": 8})
-        time.sleep(0.5)
-        login.allow()
+        slow = client.submit(server.post, "/slow", params={"title": "slow"})
+        try:
+            server.health_when(lambda _: (project.path / "begun").exists())
+            login.allow()
+            # a hand-over has waited for the work, and has given up for now
+            server.health_when(lambda report: report["database"]["reason"] == "locked")
+        finally:
+            (project.path / "may-end").touch()
         assert slow.result().status_code == 200, server.log()
-        server.health_when(lambda report: report["status"] == "ok")
+        ok(server)
         assert server.titles() == ["slow"]
 
 
@@ -632,9 +651,16 @@ STEPS = [
     ("handover", "finish", "after"),
 ]
 
+# Rows that have not arrived yet, and rows that have. test_acknowledged_writes.py dies at other steps, under load.
+REPRESENTATIVES = [("handover", "begin", "after", "away"), ("handover", "finish", "before", "away")]
 
-@pytest.mark.parametrize("next_start", ["there", "away"])
-@pytest.mark.parametrize(("module", "name", "moment"), STEPS, ids=["-".join(step) for step in STEPS])
+DEATHS = [
+    pytest.param(*death, id="-".join(death), marks=() if death in REPRESENTATIVES else pytest.mark.thorough)
+    for death in [(*step, next_start) for step in STEPS for next_start in ("there", "away")]
+]
+
+
+@pytest.mark.parametrize(("module", "name", "moment", "next_start"), DEATHS)
 def test_killed_at_any_step_of_a_hand_over_every_answer_stays_true(
     project: BakedProject, login: Login, module: str, name: str, moment: str, next_start: str
 ) -> None:
@@ -646,7 +672,7 @@ def test_killed_at_any_step_of_a_hand_over_every_answer_stays_true(
         for title in sorted(expected):
             create(server, title)
         login.allow()
-        assert server.process.wait(20) == -signal.SIGKILL
+        assert server.process.wait(30) == -signal.SIGKILL
     if next_start == "away":
         login.refuse()
         with project.boot(environ, in_place=True) as server:
