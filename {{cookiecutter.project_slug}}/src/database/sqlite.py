@@ -35,6 +35,12 @@ def configure(engine: Engine) -> None:
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA temp_store = MEMORY")
 
+    @event.listens_for(engine, "reset")
+    def end_transaction(connection: Any, record: ConnectionPoolEntry, state: Any) -> None:
+        # SQLite goes on with a transaction whose COMMIT failed; SQLAlchemy takes it for ended
+        if connection.in_transaction:
+            connection.rollback()
+
     @event.listens_for(engine, "begin")
     def begin_as_asked(connection: Connection) -> None:
         options = connection.get_execution_options()
