@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.support.bakery import BakedProject, Bakery
-from tests.support.javascript import install_packages
+from tests.support.javascript import installed_packages
 from tests.support.machine import need
 from tests.support.parsing import front_matter, parse
 from tests.support.terminal import type_answers
@@ -65,10 +65,10 @@ ReadYaml = Callable[[str], Any]
 
 
 @pytest.fixture(scope="module")
-def javascript_yaml(tmp_path_factory: pytest.TempPathFactory) -> ReadYaml:
+def javascript_yaml() -> ReadYaml:
     """A function that reads YAML with js-yaml."""
     node = need("node", "it runs js-yaml")
-    folder = install_packages(tmp_path_factory.mktemp("javascript"))
+    folder = installed_packages()
 
     def read(text: str) -> Any:
         command = [node, "read_yaml.cjs"]

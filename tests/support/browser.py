@@ -26,14 +26,17 @@ WIDTHS = {"wide": 1280, "narrow": 360}
 def chromium() -> Iterator[Browser]:
     """Yield a browser that finds the app's servers at HOST, or skip."""
     program = need("chromium", "it opens the status page and the API docs")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(
             executable_path=program,
             # Chromium's sandbox refuses root and containers; only our own pages are opened.
             args=["--no-sandbox", "--no-proxy-server", f"--host-resolver-rules=MAP {HOST} 127.0.0.1"],
-        )
+            # a slow machine may need long for its first start
+            timeout=120_000,
+        ) as browser,
+    ):
         yield browser
-        browser.close()
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,17 @@ def new_context(
 
 
 @contextmanager
-def visit(browser: Browser, server: Server, path: str = "/", **options: Any) -> Iterator[Visit]:
-    """Open a page of the app in a fresh profile; `options` are Playwright's, such as `color_scheme`."""
+def visit(
+    browser: Browser, server: Server, path: str = "/", *, stop_clock: bool = False, **options: Any
+) -> Iterator[Visit]:
+    """Open a page of the app in a fresh profile; `options` are Playwright's, such as `color_scheme`.
+
+    Where the clock is stopped, the page's timers wait for `page.clock.run_for`.
+    """
     with new_context(browser, **options) as (context, problems):
+        if stop_clock:
+            context.clock.install(time=0)
+            context.clock.pause_at(1_000)
         page = context.new_page()
         page.goto(f"http://{HOST}:{server.port}{path}")
         yield Visit(page, problems)
