@@ -11,6 +11,7 @@ import time
 import traceback
 from contextlib import closing
 from pathlib import Path
+from typing import Self
 
 from src.database.snapshots import KEPT, Snapshot, SnapshotError, SnapshotStore
 
@@ -28,6 +29,18 @@ class Ledger:
         self.connection.execute("PRAGMA journal_mode = WAL")
         for table in ("debits", "credits"):
             self.connection.execute(f"CREATE TABLE IF NOT EXISTS {table} (amount INTEGER, note TEXT)")
+
+    def __enter__(self) -> Self:
+        """Nothing more than what the constructor did."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """Close it, which is no mistake a second time."""
+        self.connection.close()
 
     def write(self, amount: int, note: str = "") -> None:
         """Make one transaction."""
@@ -67,17 +80,18 @@ def restored(store: SnapshotStore, which: str, folder: Path) -> list[int] | None
 
 def play_through(url: str, folder: str) -> None:
     """Ask everything of a store that an application does."""
-    store, ledger, back = SnapshotStore(url), Ledger(Path(folder, "app.db")), Path(folder, "back")
+    store, back = SnapshotStore(url), Path(folder, "back")
     assert restored(store, "app", back) is None
     assert store.stems("app") == {}
 
-    first = take(store, ledger, FALLBACK)
-    amounts = list(range(KEPT + 1))
-    for amount in amounts:
-        # random and long, so that it is more than one chunk of anything
-        ledger.write(amount, os.urandom(50_000).hex())
-        assert take(store, ledger).number == first.number + amount + 1
-    assert store.take(ledger.path, APP) is None
+    with Ledger(Path(folder, "app.db")) as ledger:
+        first = take(store, ledger, FALLBACK)
+        amounts = list(range(KEPT + 1))
+        for amount in amounts:
+            # random and long, so that it is more than one chunk of anything
+            ledger.write(amount, os.urandom(50_000).hex())
+            assert take(store, ledger).number == first.number + amount + 1
+        assert store.take(ledger.path, APP) is None
     assert restored(SnapshotStore(url), "app", back) == amounts
     assert restored(store, FALLBACK, back) == []
 
@@ -90,27 +104,30 @@ def play_through(url: str, folder: str) -> None:
 
 def take_without_end(url: str, file: str) -> None:
     """Write and take snapshots until somebody kills this process; print each amount that is safe."""
-    store, ledger = SnapshotStore(url), Ledger(Path(file))
-    (amount,) = ledger.connection.execute("SELECT coalesce(max(amount), 0) FROM debits").fetchone()
-    while True:
-        amount += 1
-        ledger.write(amount, "x" * 500_000)
-        take(store, ledger)
-        print(amount, flush=True)
+    store = SnapshotStore(url)
+    with Ledger(Path(file)) as ledger:
+        (amount,) = ledger.connection.execute("SELECT coalesce(max(amount), 0) FROM debits").fetchone()
+        while True:
+            amount += 1
+            ledger.write(amount, "x" * 500_000)
+            take(store, ledger)
+            print(amount, flush=True)
 
 
 def write_without_end(file: str) -> None:
     """Make 200 transactions a second until somebody ends this process."""
-    ledger, amount, begun = Ledger(Path(file)), 1, time.monotonic()
-    while True:
-        amount += 1
-        ledger.write(amount)
-        time.sleep(max(0.0, begun + amount / 200 - time.monotonic()))
+    amount, begun = 1, time.monotonic()
+    with Ledger(Path(file)) as ledger:
+        while True:
+            amount += 1
+            ledger.write(amount)
+            time.sleep(max(0.0, begun + amount / 200 - time.monotonic()))
 
 
 def be_refused(url: str, folder: str) -> None:
     """Take a snapshot, which must fail, and print all that a log would tell."""
-    try:
-        SnapshotStore(url).take(Ledger(Path(folder, "app.db")).path, APP)
-    except SnapshotError:
-        traceback.print_exc()
+    with Ledger(Path(folder, "app.db")) as ledger:
+        try:
+            SnapshotStore(url).take(ledger.path, APP)
+        except SnapshotError:
+            traceback.print_exc()
