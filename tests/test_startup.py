@@ -13,14 +13,15 @@ from tests.support.server import Server, one_client_for_each_process, wait_until
 pytestmark = pytest.mark.slow
 
 # In each of the two copies.
-WORKERS = [4, 1]
+FEW, MANY = (2, 1), (4, 1)
 
-# All processes look for a database at the same moment.
+# All processes look for a database at the same moment, and note when they are where one lets the others wait.
 APP = """
 import os
 import time
 import alembic.command
 import psycopg
+from src.database import handover, migrations
 from src.database.lifecycle import DatabaseLifecycle
 from src.main import app
 
@@ -35,10 +36,21 @@ def choose_with_the_others(lifecycle):
     choose(lifecycle)
 
 
+def noting(wait_for_the_others):
+    def note_and_wait(*arguments):
+        with open(os.environ["WAITING"], "a") as waiting:
+            waiting.write(f"{os.getpid()}\\n")
+        return wait_for_the_others(*arguments)
+
+    return note_and_wait
+
+
 DatabaseLifecycle.choose = choose_with_the_others
+handover.changing = noting(handover.changing)
+migrations.locked = noting(migrations.locked)
 """
 
-# A second migration, slow enough that all processes are there before it is over, and that notes each time it is run.
+# A second migration that is not over before all processes are there, and that notes each time it is run.
 MIGRATION = """
 import os
 import time
@@ -50,7 +62,12 @@ down_revision = "0001"
 def upgrade() -> None:
     with open(os.environ["NOTES"], "a") as notes:
         notes.write("migrated\\n")
-    time.sleep(4)
+    deadline = time.monotonic() + 30
+    while len(set(open(os.environ["WAITING"]).readlines())) < int(os.environ["PROCESSES"]):
+        assert time.monotonic() < deadline, "the others do not come"
+        time.sleep(0.01)
+    # all are at the door, and would be in if it were open
+    time.sleep(float(os.environ["LASTS"]))
 
 
 def downgrade() -> None:
@@ -71,34 +88,45 @@ def projects(bake: Bakery, tmp_path: Path) -> list[BakedProject]:
 @pytest.fixture(params=["postgresql", "sqlite"])
 def environ(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
     """An empty database that all processes share."""
-    notes = {"NOTES": str(tmp_path / "notes"), "READY": str(tmp_path / "ready"), "PROCESSES": str(sum(WORKERS))}
+    notes = {name.upper(): str(tmp_path / name) for name in ("notes", "ready", "waiting")}
     if request.param == "sqlite":
-        return notes | {"SQLITE_DIR": str(tmp_path / "shared")}
+        # SQLite itself keeps others waiting for two seconds, and then lets them fail
+        return notes | {"SQLITE_DIR": str(tmp_path / "shared"), "LASTS": "2.5"}
     postgres: Postgres = request.getfixturevalue("postgres")
-    return notes | {"DATABASE_URL": postgres.create_database()}
+    return notes | {"DATABASE_URL": postgres.create_database(), "LASTS": "0.5"}
 
 
-@pytest.mark.parametrize("again", range(3))
+@pytest.mark.parametrize(
+    ("workers", "again"),
+    [(FEW, 0), *(pytest.param(MANY, again, marks=pytest.mark.thorough) for again in range(2))],
+    ids=["few", "many", "many-again"],
+)
 def test_all_that_start_at_once_serve_the_database_that_one_of_them_made(
-    projects: list[BakedProject], environ: dict[str, str], again: int
+    projects: list[BakedProject], environ: dict[str, str], workers: tuple[int, ...], again: int
 ) -> None:
     def start(number: int) -> Server:
         # uvicorn kills workers that take five seconds to say a word, as they may where so many begin at once
-        settings = {"WEB_CONCURRENCY": str(WORKERS[number]), "UVICORN_TIMEOUT_WORKER_HEALTHCHECK": "60"}
+        settings = {
+            "WEB_CONCURRENCY": str(workers[number]),
+            "UVICORN_TIMEOUT_WORKER_HEALTHCHECK": "60",
+            "PROCESSES": str(sum(workers)),
+        }
         return stack.enter_context(projects[number].boot(environ | settings, in_place=True, app="extra:app"))
 
-    with ExitStack() as stack, ThreadPoolExecutor(len(WORKERS)) as threads:
-        servers = list(threads.map(start, range(len(WORKERS))))
+    with ExitStack() as stack, ThreadPoolExecutor(len(workers)) as threads:
+        servers = list(threads.map(start, range(len(workers))))
         stored: set[str] = set()
-        for server, processes in zip(servers, WORKERS, strict=True):
+        for server, processes in zip(servers, workers, strict=True):
             for client in one_client_for_each_process(server, processes):
                 wait_until_ready(client)
                 title = str(len(stored))
                 assert client.post("/api/items", json={"title": title}).status_code == 201
                 stored.add(title)
                 assert {item["title"] for item in client.get("/api/items").json()["items"]} == stored
-        assert len(stored) == sum(WORKERS)
+        assert len(stored) == sum(workers)
+        for server in servers:
+            server.stop()  # what is logged follows what is reported
         log = "".join(server.log() for server in servers)
     assert Path(environ["NOTES"]).read_text() == "migrated\n"
-    assert log.count("database ok") == sum(WORKERS)
+    assert log.count("database ok") == sum(workers)
     assert not [trouble for trouble in ("[warning", "[error", "Traceback") if trouble in log], log
