@@ -5,6 +5,7 @@ import math
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.bakery import BakedProject
+from tests.support.bakery import BakedProject, Bakery
 from tests.support.postgres import Login, Postgres
 from tests.support.processes import bare_environment, end, free_port
 from tests.support.server import Server, wait_until_listening
@@ -56,6 +57,14 @@ async def told(request: Request, database: DatabaseDep) -> int:
 """
 
 
+@pytest.fixture(scope="module")
+def served(bake: Bakery) -> Iterator[Server]:
+    """The app with its default settings, for tests that only ask."""
+    with bake().boot() as server:
+        server.settled()
+        yield server
+
+
 @pytest.fixture
 def probed(project: BakedProject) -> BakedProject:
     """The project with routes that tell who asked, and that break."""
@@ -82,16 +91,14 @@ def access_lines(log: str) -> list[dict[str, object]]:
     return [line for line in lines if line.get("logger") == "access"]
 
 
-def test_the_readme_lists_every_metric_and_no_other(project: BakedProject) -> None:
-    with project.boot() as server:
-        server.settled()
-        families = list(text_string_to_metric_families(server.get("/metrics").text))
+def test_the_readme_lists_every_metric_and_no_other(bake: Bakery, served: Server) -> None:
+    families = list(text_string_to_metric_families(served.get("/metrics").text))
     ours = {
         family.name + ("_total" if family.type == "counter" else "")
         for family in families
         if not family.name.startswith(("process_", "python_")) and not family.name.endswith("_created")
     }
-    assert ours == documented(project)
+    assert ours == documented(bake())
     assert all(family.documentation for family in families)
 
 
@@ -157,7 +164,9 @@ def test_metrics_count_snapshots_and_their_age(project: BakedProject, tmp_path: 
     store.mkdir()
     with project.boot({"SNAPSHOT_URL": str(store), "SNAPSHOT_INTERVAL": "1"}) as server:
         server.settled()
-        assert math.isnan(measure(server)["database_snapshot_age_seconds"])
+        begun = measure(server)
+        # on a busy machine a second, and with it the first snapshot, may have passed
+        assert math.isnan(begun["database_snapshot_age_seconds"]) or begun["database_snapshots_total taken"]
         server.health_when(lambda report: "newest snapshot is" in report["database"]["detail"])
         taken = measure(server)
         assert taken["database_snapshots_total taken"] >= 1
@@ -169,52 +178,53 @@ def test_metrics_count_snapshots_and_their_age(project: BakedProject, tmp_path: 
         assert measure(server)["database_snapshots_total failed"] >= 1
 
 
-def test_paths_and_methods_of_strangers_make_no_new_labels(project: BakedProject) -> None:
-    with project.boot() as server:
-        server.settled()
-        for number in range(20):
-            server.get(f"/{MARKER}/{number}")
-            server.client.request(("PROPFIND", "PURGE")[number % 2], f"/{MARKER}")
-        text = server.get("/metrics").text
-        assert MARKER not in text
-        assert "PROPFIND" not in text
-        samples = measure(server)
-        assert samples["http_requests_total GET none 404"] == 20
-        assert sum(value for name, value in samples.items() if name.startswith("http_requests_total other")) == 20
+def test_paths_and_methods_of_strangers_make_no_new_labels(served: Server) -> None:
+    def count() -> tuple[float, float]:
+        samples = measure(served)
+        others = (value for name, value in samples.items() if name.startswith("http_requests_total other"))
+        return samples.get("http_requests_total GET none 404", 0), sum(others)
+
+    before = count()
+    for number in range(20):
+        served.get(f"/{MARKER}/{number}")
+        served.client.request(("PROPFIND", "PURGE")[number % 2], f"/{MARKER}")
+    assert count() == (before[0] + 20, before[1] + 20)
+    text = served.get("/metrics").text
+    assert MARKER not in text
+    assert "PROPFIND" not in text
 
 
-def test_metrics_can_be_closed(project: BakedProject) -> None:
-    with project.boot({"METRICS": "off"}) as server:
+def test_metrics_can_be_closed(bake: Bakery) -> None:
+    with bake().boot({"METRICS": "off"}) as server:
         assert '<li hidden><a href="metrics">' in server.get("/").text
         assert server.get("/metrics").status_code == 404
 
 
-def test_a_thousand_requests_give_a_thousand_lines_without_secrets(probed: BakedProject) -> None:
+@pytest.mark.parametrize("count", [200, pytest.param(1000, marks=pytest.mark.thorough)])
+def test_each_request_gives_one_line_without_secrets(probed: BakedProject, count: int) -> None:
     paths = ["/health/live", "/api/items", f"/broken/{MARKER}", f"/{MARKER}", "/api/items/no-uuid"]
     secrets = {"X-API-Token": MARKER, "Authorization": f"Bearer {MARKER}", "Cookie": f"session={MARKER}"}
     with probed.boot({"LOG_FORMAT": "json"}, app="probe:app") as server:
         server.settled()
-        # a line follows its answer
-        time.sleep(0.5)
-        asked = len(access_lines(server.log()))
 
         def ask(number: int) -> httpx2.Response:
             return server.get(f"{paths[number % len(paths)]}?token={MARKER}", headers=secrets)
 
-        answers = [ask(number) for number in range(500)]
+        answers = [ask(number) for number in range(count // 2)]
         with ThreadPoolExecutor(8) as clients:
-            answers += clients.map(ask, range(500, 1000))
+            answers += clients.map(ask, range(count // 2, count))
         server.stop()
         log = server.log()
-    lines = access_lines(log)[asked:]
-    assert len(lines) == 1000
+    # but for those of settled()
+    lines = [line for line in access_lines(log) if line["route"] != "/health"]
+    assert len(lines) == count
     assert sorted((str(line["request_id"]), line["status"]) for line in lines) == sorted(
         (answer.headers["X-Request-ID"], answer.status_code) for answer in answers
     )
     assert all({"method", "route", "milliseconds"} <= set(line) for line in lines)
     assert MARKER not in log
     told = [json.loads(line).get("exception", "") for line in log.splitlines()]
-    assert sum("Traceback" in exception and "broken\nforged é" in exception for exception in told) == 200
+    assert sum("Traceback" in exception and "broken\nforged é" in exception for exception in told) == count / len(paths)
 
 
 def test_libraries_tell_no_url_or_header_however_much_is_logged(project: BakedProject) -> None:
@@ -233,9 +243,13 @@ def test_libraries_tell_no_url_or_header_however_much_is_logged(project: BakedPr
 
 @pytest.mark.parametrize("reads", [False, True], ids=["nobody-reads", "a-late-reader"])
 def test_the_end_waits_a_moment_for_a_slow_reader_of_the_log(project: BakedProject, *, reads: bool) -> None:
-    code = """
-from src.observability.logging import Stderr
-stderr = Stderr()
+    # where somebody reads, nothing shall depend on how long this machine lets the test wait for its turn
+    patience = 30 if reads else "logging.SECONDS_FOR_LAST_LINES"
+    code = f"""
+from src.observability import logging
+print(logging.SECONDS_FOR_LAST_LINES)
+logging.SECONDS_FOR_LAST_LINES = {patience}
+stderr = logging.Stderr()
 for number in range(40):
     stderr.write("x" * 3900 + "\\n")
 stderr.write("the last line\\n")
@@ -246,11 +260,12 @@ print("done", flush=True)
         assert process.stdout is not None
         assert process.stderr is not None
         try:
-            process.stdout.readline()
+            assert float(process.stdout.readline()) >= 1
+            assert process.stdout.readline() == b"done\n"
             if reads:
                 time.sleep(0.3)
                 assert process.stderr.read().endswith(b"the last line\n")
-            assert process.wait(10) == 0
+            assert process.wait(30) == 0
         finally:
             process.kill()
 
@@ -276,7 +291,7 @@ def unread(project: BakedProject) -> Iterator[tuple[subprocess.Popen[bytes], htt
     )
     try:
         wait_until_listening(process, port, Path(os.devnull))
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False) as client:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
             yield process, client
     finally:
         end(process)
@@ -289,18 +304,33 @@ def lost_lines(client: httpx2.Client) -> float:
     return float(lost)
 
 
+def ask_in_one_go(client: httpx2.Client, request_ids: list[str]) -> None:
+    """Send a request with each of these ids on one connection, many before their answers: all of them are a success."""
+    with socket.create_connection(("127.0.0.1", client.base_url.port or 0), timeout=30) as connection:
+        for start in range(0, len(request_ids), 50):
+            some = request_ids[start : start + 50]
+            head = "GET /health/live HTTP/1.1\r\nHost: x\r\nX-Request-ID: {}\r\n\r\n"
+            connection.sendall("".join(map(head.format, some)).encode())
+            answers = b""
+            while answers.count(b"HTTP/1.1 200 OK\r\n") < len(some):
+                received = connection.recv(65536)
+                assert received, answers
+                answers += received
+            assert answers.count(b"HTTP/1.1") == len(some)
+
+
 def test_a_log_that_nobody_reads_stops_no_request(unread: tuple[subprocess.Popen[bytes], httpx2.Client]) -> None:
     process, client = unread
     assert process.stderr is not None
     # several times what fits into a pipe, and all of it is there for a reader who comes late
-    ids = [client.get("/health/live").headers["X-Request-ID"] for _ in range(1000)]
+    ids = [f"request-{number}" for number in range(1000)]
+    ask_in_one_go(client, ids)
     read: set[str] = set()
     while not set(ids) <= read:
         line = json.loads(process.stderr.readline())
         read.add(line.get("request_id", ""))
     # more than is kept
-    for _ in range(3500):
-        assert client.get("/health/live", headers={"X-Request-ID": "x" * 64}).status_code == 200
+    ask_in_one_go(client, ["x" * 64] * 3500)
     assert lost_lines(client) > 0
 
 
@@ -309,15 +339,16 @@ def test_a_log_that_was_closed_stops_no_request(unread: tuple[subprocess.Popen[b
     assert process.stderr is not None
     process.stderr.close()
     assert {client.get("/health/live").status_code for _ in range(50)} == {200}
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while lost_lines(client) < 50:
         assert time.monotonic() < deadline
+        time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == -signal.SIGTERM
 
 
-def test_start_and_stop_are_one_line_each(project: BakedProject) -> None:
-    with project.boot({"LOG_FORMAT": "json"}) as server:
+def test_start_and_stop_are_one_line_each(bake: Bakery) -> None:
+    with bake().boot({"LOG_FORMAT": "json"}) as server:
         version = server.settled()["status"] and server.health()["version"]
         server.stop()
         lines = [json.loads(line) for line in server.log().splitlines()]
