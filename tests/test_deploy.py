@@ -31,7 +31,7 @@ from tests.support.hub import (
 )
 from tests.support.leaks import check_no_secret_in
 from tests.support.processes import bare_environment
-from tests.support.server import serve
+from tests.support.server import IMPATIENT, serve
 from tests.test_front_matter import HOSTILE
 
 SPACE = f"{OWNER}/my-space"
@@ -70,6 +70,8 @@ class Builder:
         self.hub = hub
         self.folder = folder
         self.started: list[str] = []
+        # for who asks seldom
+        self.says_nothing_until_it_serves = False
         self._running = ExitStack()
         self._threads: list[threading.Thread] = []
         hub.after_change = self.begin
@@ -91,9 +93,14 @@ class Builder:
             assert isinstance(content, bytes), path
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(content)
-        server = self._running.enter_context(serve(folder, {"SPACE_ID": name, **space.secrets}))
+        environ = {"SPACE_ID": name, **IMPATIENT, **space.secrets}
+        server = self._running.enter_context(serve(folder, environ))
         space.address = server.url
-        space.states = [("APP_STARTING", ""), ("RUNNING", repository.sha)]
+        if self.says_nothing_until_it_serves:
+            server.settled()
+            space.states = [("RUNNING", repository.sha)]
+        else:
+            space.states = [("APP_STARTING", ""), ("RUNNING", repository.sha)]
 
     def stop(self) -> None:
         """End all apps, whose logs must not hold a secret."""
@@ -123,6 +130,25 @@ def deploy(
     return done
 
 
+def when(holds: Callable[[], bool], then: Callable[[], object]) -> None:
+    """Do something in the background as soon as something is true."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 60
+        while not holds():
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.02)
+        then()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def asked(hub: Hub, path: str) -> int:
+    """How often somebody asked the Hub for what ends like this."""
+    return sum(call.path.endswith(path) for call in hub.calls)
+
+
 def last_line(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout.splitlines()[-1]
 
@@ -146,6 +172,12 @@ def space(hub: Hub, bake: Bakery) -> Space:
     return hub.spaces[SPACE]
 
 
+def with_the_rest_thorough(cases: Sequence[tuple[Any, ...]], first: int) -> list[Any]:
+    """The cases, of which `make test` runs the first ones only: each is a process of its own."""
+    rest = [pytest.param(*case, marks=pytest.mark.thorough) for case in cases[first:]]
+    return [*cases[:first], *rest]
+
+
 # from nothing to online
 
 
@@ -153,6 +185,8 @@ def space(hub: Hub, bake: Bakery) -> Space:
 def test_a_fresh_project_goes_online_with_one_command(hub: Hub, builder: Builder, project: BakedProject) -> None:
     give_secrets(project, f"API_TOKEN={API_TOKEN}\nDATABASE_URL='{DATABASE_URL}'\n")
     make_venv_ready(project)
+    # `make deploy` asks every five seconds
+    builder.says_nothing_until_it_serves = True
     done = project.run("make", "deploy", environ=hub.environ, timeout=120)
     check_no_secret_in(done.stdout.encode(), SECRETS)
     steps = [line.split()[0] for line in done.stdout.splitlines()]
@@ -282,8 +316,10 @@ def test_health_is_that_of_the_app_with_the_new_secret(hub: Hub, builder: Builde
     """After a change of a secret alone, the old container answers for a while."""
     assert "ok: " in deploy(project, hub, *PATIENT).stdout
     give_secrets(project, f"DATABASE_URL={DATABASE_URL}\n")
-    hub.after_change = lambda name: threading.Timer(1, builder.begin, [name]).start()
+    hub.calls.clear()
+    hub.after_change = lambda name: when(lambda: asked(hub, "/health") > 2, lambda: builder.begin(name))
     done = deploy(project, hub, *PATIENT)
+    assert "the old container still answers" in done.stdout
     assert "degraded: " in done.stdout
     assert len(builder.started) == 2
 
@@ -305,22 +341,22 @@ def test_the_token_goes_to_the_app_of_a_private_space_only(
     builder.begin(SPACE)
     done = deploy(project, hub, *PATIENT)
     assert done.returncode == 0, done.stdout
-    asked = [call for call in hub.calls if call.path == f"/served/{SPACE}/health"]
-    assert {call.headers.get("authorization") for call in asked} == {f"Bearer {TOKEN}" if private else None}
+    calls = [call for call in hub.calls if call.path == f"/served/{SPACE}/health"]
+    assert {call.headers.get("authorization") for call in calls} == {f"Bearer {TOKEN}" if private else None}
 
 
+@pytest.mark.slow
 def test_an_interrupted_deploy_goes_on(hub: Hub, project: BakedProject, tmp_path: Path) -> None:
     give_secrets(project)
+    hub.after_change = lambda name: setattr(hub.spaces[name], "states", [("BUILDING", "")])
     with tmp_path.joinpath("output").open("wb") as output:
         process = subprocess.Popen(  # noqa: S603
             [sys.executable, "-m", "tools.deploy", SPACE, *QUICK],
             cwd=project.path, env=bare_environment(tmp_path) | hub.environ, stdout=output, stderr=output,
         )  # fmt: skip
-    until(lambda: SPACE in hub.spaces)
-    hub.spaces[SPACE].states = [("BUILDING", "")]
-    until(lambda: any(call.path.endswith("/runtime") for call in hub.calls))
+    until(lambda: asked(hub, "/runtime") > 0)
     process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 130
+    assert process.wait(30) == 130
     text = tmp_path.joinpath("output").read_text()
     assert text.splitlines()[-1].startswith("Interrupted: ")
     assert "Traceback" not in text
@@ -399,20 +435,20 @@ def test_ignored_folders_of_its_owner_stay_here(hub: Hub, project: BakedProject)
 REFUSALS: list[tuple[str, Refused, str]] = [
     ("GET /api/spaces/.*", Refused(401, "Invalid credentials in Authorization header"), "does not know the token"),
     ("POST /api/repos/create", Refused(402, "Docker Spaces require PRO"), "paid plan"),
+    ("POST /api/spaces/.*/commit/main", Refused(409, "Conflict"), "taken or just changing"),
+    ("POST /api/spaces/.*/secrets", Refused(400, "MY-KEY is not allowed"), "mend what it names"),
+    ("POST /api/repos/create", Refused(500, "Internal"), "https://status.huggingface.co"),
     ("POST /api/repos/create", Refused(403, "Forbidden"), "may not write to example/my-space"),
     ("POST /api/repos/create", Refused(409, "You already created this repo"), "taken or just changing"),
     ("POST /api/repos/create", Refused(429, "Too many requests"), "wait five minutes"),
     ("GET /api/spaces/.*", Refused(429, "Too many requests"), "wait five minutes"),
     ("POST /api/spaces/.*/commit/main", Refused(403, "Forbidden"), "may not write to example/my-space"),
-    ("POST /api/spaces/.*/commit/main", Refused(409, "Conflict"), "taken or just changing"),
     ("POST /api/spaces/.*/secrets", Refused(403, "Forbidden"), "may not write to example/my-space"),
-    ("POST /api/spaces/.*/secrets", Refused(400, "MY-KEY is not allowed"), "mend what it names"),
     ("POST /api/spaces/.*/commit/main", Refused(412, "A commit has happened since"), "refuses the request (412)"),
-    ("POST /api/repos/create", Refused(500, "Internal"), "https://status.huggingface.co"),
 ]
 
 
-@pytest.mark.parametrize(("call", "refusal", "said"), REFUSALS)
+@pytest.mark.parametrize(("call", "refusal", "said"), with_the_rest_thorough(REFUSALS, 5))
 def test_what_the_hub_refuses_is_one_sentence(
     hub: Hub, project: BakedProject, call: str, refusal: Refused, said: str
 ) -> None:
@@ -468,12 +504,13 @@ def test_metadata_that_only_the_hub_refuses_is_shown_in_its_words(hub: Hub, proj
     assert last_line(done).startswith("The Hub refuses the front matter of README.md: ")
 
 
+@pytest.mark.slow
 def test_another_operation_without_end_is_not_waited_for_without_end(hub: Hub, project: BakedProject) -> None:
     words = "Cannot create repo: another conflicting operation is in progress"
     hub.refusals["POST /api/repos/create"] = Refused(409, words)
-    done = deploy(project, hub, "--timeout-minutes", "0.05")
+    done = deploy(project, hub, "--timeout-minutes", "0.03")
     assert done.returncode == 1
-    assert last_line(done) == "Not done after 0.05 minutes: make deploy goes on from here."
+    assert last_line(done) == "Not done after 0.03 minutes: make deploy goes on from here."
 
 
 def test_no_network_is_one_sentence(hub: Hub, project: BakedProject) -> None:
@@ -486,11 +523,12 @@ def test_no_network_is_one_sentence(hub: Hub, project: BakedProject) -> None:
 def test_a_hub_that_says_nothing_is_left_in_time(hub: Hub, project: BakedProject) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        done = deploy(project, hub, "--timeout-minutes", "0.05", environ={"HF_ENDPOINT": endpoint})
+        done = deploy(project, hub, "--timeout-minutes", "0.01", environ={"HF_ENDPOINT": endpoint})
     assert done.returncode == 1
-    assert last_line(done).startswith("Not done after 0.05 minutes")
+    assert last_line(done).startswith("Not done after 0.01 minutes")
 
 
+@pytest.mark.slow
 def test_something_else_than_the_hub_is_one_sentence(hub: Hub, project: BakedProject, bake: Bakery) -> None:
     with bake().boot() as server:
         done = deploy(project, hub, environ={"HF_ENDPOINT": f"{server.url}/docs?"})
@@ -508,16 +546,16 @@ SECRET_LOG = [
 ENDS: list[tuple[str, str]] = [
     ("BUILD_ERROR", "could not be built"),
     ("RUNTIME_ERROR", "The app ended"),
+    ("PAUSED", "is paused"),
     ("CONFIG_ERROR", "front matter"),
     ("NO_APP_FILE", "Dockerfile"),
-    ("PAUSED", "is paused"),
     ("STOPPED", "is stopped"),
     ("SLEEPING", "sleeps"),
     ("DELETING", "is being deleted"),
 ]
 
 
-@pytest.mark.parametrize(("stage", "said"), ENDS)
+@pytest.mark.parametrize(("stage", "said"), with_the_rest_thorough(ENDS, 3))
 def test_a_space_that_cannot_run_ends_it_with_one_sentence(
     hub: Hub, project: BakedProject, space: Space, stage: str, said: str
 ) -> None:
@@ -537,38 +575,42 @@ def test_an_error_of_the_time_before_the_push_is_not_taken_for_one(
     hub: Hub, builder: Builder, project: BakedProject, space: Space
 ) -> None:
     (project.path / "src" / "extra.py").write_text("# mends it\n")
-    hub.after_change = lambda name: threading.Timer(1, builder.begin, [name]).start()
+    hub.after_change = lambda name: when(lambda: asked(hub, "/runtime") > 1, lambda: builder.begin(name))
     space.states = [("BUILD_ERROR", OLD)]
     done = deploy(project, hub, *PATIENT)
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 def test_an_old_commit_that_still_runs_is_not_the_new_one(hub: Hub, project: BakedProject, space: Space) -> None:
     space.states = [("RUNNING", OLD)]
-    done = deploy(project, hub, "--timeout-minutes", "0.02")
+    done = deploy(project, hub, "--timeout-minutes", "0.05")
     assert done.returncode == 1
-    assert last_line(done).startswith("The old commit 0000000 still runs after 0.02 minutes: ")
+    assert last_line(done).startswith("The old commit 0000000 still runs after 0.05 minutes: ")
+    assert asked(hub, "/runtime") > 2
 
 
 def test_a_start_that_never_comes_ends_with_the_apps_log(hub: Hub, project: BakedProject, space: Space) -> None:
     space.states = [("APP_STARTING", "")]
     space.logs["run"] = ["listening on 8000"]
-    done = deploy(project, hub, "--timeout-minutes", "0.02")
+    # there is no time for a second question
+    done = deploy(project, hub, "--timeout-minutes", "1", "--poll-seconds", "61")
     assert done.returncode == 1
     assert "| listening on 8000" in done.stdout
-    assert last_line(done).startswith("The app has not started after 0.02 minutes: ")
+    assert last_line(done).startswith("The app has not started after 1 minutes: ")
 
 
 @pytest.mark.slow
 def test_a_hub_that_stumbles_while_it_builds_is_asked_again(hub: Hub, builder: Builder, project: BakedProject) -> None:
-    runtime = "GET /api/spaces/.*/runtime"
-    hub.refusals[runtime] = Refused(502, "Bad gateway")
-    threading.Timer(4, hub.refusals.clear).start()
+    hub.refusals = {"GET /api/spaces/.*/runtime": Refused(502, "Bad gateway")}
+    # the Hub may be going through the old ones at this moment
+    when(lambda: asked(hub, "/runtime") > 2, lambda: setattr(hub, "refusals", {}))
     done = deploy(project, hub, *PATIENT)
     assert done.returncode == 0
     assert "the Hub does not answer; asking again" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_space_that_runs_and_does_not_answer_is_a_failure(hub: Hub, project: BakedProject, space: Space) -> None:
     done = deploy(project, hub)
     assert done.returncode == 1
@@ -780,6 +822,7 @@ def test_every_choice_and_emoji_of_the_template_passes(problems_of: Callable[[st
         assert problems_of(readme.replace("🚀", emoji, 1)) == [], emoji
 
 
+@pytest.mark.slow
 def test_the_projects_own_tests_check_its_front_matter(bake: Bakery, tmp_path: Path) -> None:
     project = bake().copy_to(tmp_path)
     readme = project.path / "README.md"
