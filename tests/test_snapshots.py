@@ -645,7 +645,7 @@ def test_the_hub_keeps_snapshots_and_gives_them_back(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["datasets", "buckets"])
+@pytest.mark.parametrize("kind", [pytest.param("datasets", marks=pytest.mark.thorough), "buckets"])
 def test_a_missing_place_on_the_hub_is_an_error(hub_environ: dict[str, str], kind: str, tmp_path: Path) -> None:
     told = run(be_refused, f"hf://{kind}/example/missing/x", str(tmp_path), environ=hub_environ)
     assert "SNAPSHOT_URL could not be listed: it does not exist" in told
@@ -654,7 +654,7 @@ def test_a_missing_place_on_the_hub_is_an_error(hub_environ: dict[str, str], kin
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["datasets", "buckets"])
+@pytest.mark.parametrize("kind", ["datasets", pytest.param("buckets", marks=pytest.mark.thorough)])
 def test_a_token_that_may_only_read_is_refused_and_leaves_no_copy_on_the_disk(
     hub: Hub, hub_environ: dict[str, str], kind: str, tmp_path: Path
 ) -> None:
