@@ -6,13 +6,13 @@ import shlex
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx2
 import pytest
@@ -23,6 +23,8 @@ from tests.support.processes import is_listening, reserved
 
 PORT = 7860
 VERSIONS = ["3.13", "3.11"]
+# Of the older one, `make test` looks whether it serves.
+IMAGES = [VERSIONS[0], pytest.param(VERSIONS[1], marks=pytest.mark.thorough)]
 WITH_TEMP = ("--tmpfs", "/tmp")
 # The Hub hands all variables of a Space to the build.
 BUILD_ARGUMENT = "a-variable-of-the-space"
@@ -56,24 +58,45 @@ class Image:
         return layers
 
     @contextmanager
-    def serve(self, *options: str, **environ: str) -> Iterator[str]:
-        """A container with a read-only root; its name. It is removed afterwards, and shown when the block fails."""
-        name = f"space-{time.time_ns()}"
+    def serve(self, *options: str, **environ: str) -> Iterator["Container"]:
+        """A container with a read-only root. It is removed afterwards, and shown when the block fails."""
+        container = Container(self.engine, f"space-{uuid4().hex}")
         variables = [part for key, value in environ.items() for part in ("--env", f"{key}={value}")]
         options = ("--read-only", *(options or WITH_TEMP), "--publish", f"127.0.0.1:{PORT}:{PORT}", *variables)
+        # not another port of this machine: podman may be set up to share its network, and to publish nothing
         with reserved(PORT):
-            engine_output(self.engine, "run", "--detach", "--name", name, *options, self.name)
+            engine_output(self.engine, "run", "--detach", "--name", container.name, *options, self.name)
             try:
                 deadline = time.monotonic() + 15
                 while not is_listening(PORT):
                     assert time.monotonic() < deadline, "The container did not listen"
                     time.sleep(0.05)
-                yield name
+                yield container
             except BaseException:
-                sys.stderr.write(engine_output(self.engine, "logs", name))
+                sys.stderr.write(container.log())
                 raise
             finally:
-                engine_output(self.engine, "rm", "--force", name)
+                engine_output(self.engine, "rm", "--force", container.name)
+
+
+@dataclass(frozen=True)
+class Container:
+    """A running container."""
+
+    engine: str
+    name: str
+
+    def execute(self, *command: str) -> str:
+        """What a command in it prints."""
+        return engine_output(self.engine, "exec", self.name, *command)
+
+    def log(self) -> str:
+        """All that it printed."""
+        return engine_output(self.engine, "logs", self.name)
+
+    def client(self) -> httpx2.Client:
+        """A client of its app."""
+        return httpx2.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=20, trust_env=False)
 
 
 def engine_output(engine: str, *arguments: str) -> str:
@@ -98,7 +121,7 @@ def has_base_image(engine: str, version: str) -> bool:
     )
 
 
-@pytest.fixture(scope="module", params=VERSIONS)
+@pytest.fixture(scope="module", params=IMAGES)
 def image(request: pytest.FixtureRequest, bake: Bakery, tmp_path_factory: pytest.TempPathFactory) -> Image:
     """The image of a project in which somebody has worked, once for each Python that is offered."""
     version = str(request.param)
@@ -153,14 +176,15 @@ def test_the_dockerfile_and_the_front_matter_agree(bake: Bakery, version: str) -
     assert command == ["uvicorn", "src.main:app", "--host", "0.0.0.0", "--port", str(PORT)]  # noqa: S104
 
 
+@pytest.mark.parametrize("image", VERSIONS, indirect=True)
 def test_the_container_serves_with_a_read_only_root_as_an_ordinary_user(image: Image) -> None:
-    with image.serve() as container, client() as space:
+    with image.serve() as container, container.client() as space:
         assert settled(space)["database"]["backend"] == "sqlite"
         assert space.get("/").status_code == 200
         assert space.post("/api/items", json={"title": "In the image"}).status_code == 201
         assert [item["title"] for item in space.get("/api/items").json()["items"]] == ["In the image"]
         asked = "import os; print(os.getuid(), os.getgid(), os.environ['HOME'], os.getcwd())"
-        answer = engine_output(image.engine, "exec", container, "python", "-c", asked)
+        answer = container.execute("python", "-c", asked)
         assert answer.split() == ["1000", "1000", "/home/user", "/home/user/app"]
 
 
@@ -169,9 +193,9 @@ def test_the_health_check_of_the_image_tells_whether_it_serves(image: Image) -> 
     check = json.loads(re.findall(r"^HEALTHCHECK .* CMD (.*)$", dockerfile, re.MULTILINE)[0])
     elsewhere = [part.replace("/health/live", "/nowhere") for part in check]
     with image.serve() as container:
-        engine_output(image.engine, "exec", container, *check)
+        container.execute(*check)
         answers_404 = subprocess.run(  # noqa: S603
-            [image.engine, "exec", container, *elsewhere], capture_output=True, check=False
+            [image.engine, "exec", container.name, *elsewhere], capture_output=True, check=False
         )
     alone = subprocess.run(  # noqa: S603
         [image.engine, "run", "--rm", image.name, *check], capture_output=True, check=False
@@ -181,19 +205,23 @@ def test_the_health_check_of_the_image_tells_whether_it_serves(image: Image) -> 
 
 def test_requests_that_run_at_sigterm_finish_and_the_exit_code_is_0(image: Image) -> None:
     with image.serve() as container:
-        with client() as space:
+        with container.client() as space:
             settled(space)
         requests = [UnfinishedRequest(f"Number {number}") for number in range(5)]
-        time.sleep(0.5)
-        stopping = threading.Thread(target=engine_output, args=(image.engine, "stop", "--time", "30", container))
-        stopping.start()
-        time.sleep(1)
-        assert stopping.is_alive(), "The container stopped although requests were running"
-        answers = [request.finish() for request in requests]
-        stopping.join()
+        stop = [image.engine, "stop", "--time", "30", container.name]
+        with subprocess.Popen(stop, stdout=subprocess.DEVNULL) as stopping:  # noqa: S603
+            deadline = time.monotonic() + 30
+            while "Shutting down" not in container.log():
+                assert time.monotonic() < deadline, container.log()
+                time.sleep(0.05)
+            # it might end without waiting
+            time.sleep(0.5)
+            assert stopping.poll() is None, "The container stopped although requests were running"
+            answers = [request.finish() for request in requests]
+            assert stopping.wait(60) == 0
         assert [answer.split(" ", 2)[1] for answer in answers] == ["201"] * len(answers)
-        state = engine_output(image.engine, "inspect", "--format", "{{.State.ExitCode}}", container)
-        assert state.strip() == "0", engine_output(image.engine, "logs", container)
+        state = engine_output(image.engine, "inspect", "--format", "{{.State.ExitCode}}", container.name)
+        assert state.strip() == "0", container.log()
 
 
 def test_the_data_folder_and_the_code_belong_to_the_user(image: Image) -> None:
@@ -250,11 +278,11 @@ def test_what_the_user_may_write_is_its_own_and_nothing_else(image: Image) -> No
 
 
 def test_a_start_compiles_nothing_neither_ours_nor_the_standard_library(image: Image) -> None:
-    with image.serve(PYTHONVERBOSE="1") as container, client() as space:
+    with image.serve(PYTHONVERBOSE="1") as container, container.client() as space:
         settled(space)
         assert space.post("/api/items", json={"title": "A title"}).status_code == 201
         assert space.get("/docs").status_code == 200
-        log = engine_output(image.engine, "logs", container)
+        log = container.log()
     used = re.findall(r"^# \S+\.pyc matches (\S+\.py)$", log, re.MULTILINE)
     assert {"/home/user/app/src/main.py", "/home/user/app/migrations/env.py"} <= set(used)
     assert any("/asyncio/" in path for path in used)
@@ -290,7 +318,7 @@ def test_neither_history_nor_environment_of_the_image_holds_what_the_build_was_t
 def test_with_nothing_at_all_to_write_to_memory_serves_and_says_so(image: Image) -> None:
     # podman alone gives a read-only container temporary folders of its own accord.
     options = ("--read-only-tmpfs=false",) if image.engine == "podman" else ("--user", "1000")
-    with image.serve(*options), client() as space:
+    with image.serve(*options) as container, container.client() as space:
         report = settled(space)
         assert (report["status"], report["database"]["reason"]) == ("degraded", "no_writable_path")
         assert report["database"]["persistent"] is False
@@ -298,15 +326,10 @@ def test_with_nothing_at_all_to_write_to_memory_serves_and_says_so(image: Image)
 
 
 def test_any_other_user_may_run_it(image: Image) -> None:
-    with image.serve(*WITH_TEMP, "--user", "12345:0") as container, client() as space:
+    with image.serve(*WITH_TEMP, "--user", "12345:0") as container, container.client() as space:
         assert settled(space)["status"] == "ok"
         assert space.post("/api/items", json={"title": "By somebody"}).status_code == 201
-        assert engine_output(image.engine, "exec", container, "id", "-u").strip() == "12345"
-
-
-def client() -> httpx2.Client:
-    """A client of the container."""
-    return httpx2.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=20, trust_env=False)
+        assert container.execute("id", "-u").strip() == "12345"
 
 
 def settled(space: httpx2.Client) -> dict[str, Any]:
@@ -323,14 +346,21 @@ class UnfinishedRequest:
     """A request whose body is only half sent, so that it runs for as long as the test wants."""
 
     def __init__(self, title: str) -> None:
-        """Send the head and half of the body."""
+        """Send the head, and half of the body once the app asks for it."""
         body = json.dumps({"title": title}).encode()
         head = (
             f"POST /api/items HTTP/1.1\r\nHost: 127.0.0.1:{PORT}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
+            f"Content-Length: {len(body)}\r\nExpect: 100-continue\r\n\r\n"
         )
         self._connection = socket.create_connection(("127.0.0.1", PORT), timeout=20)
-        self._connection.sendall(head.encode() + body[:5])
+        self._connection.sendall(head.encode())
+        answer = b""
+        while not answer.endswith(b"\r\n\r\n"):
+            part = self._connection.recv(1024)
+            assert part, answer
+            answer += part
+        assert answer.startswith(b"HTTP/1.1 100 "), answer
+        self._connection.sendall(body[:5])
         self._rest = body[5:]
 
     def finish(self) -> str:
