@@ -30,6 +30,7 @@ BROKEN = {
     "bad-host": (f"postgresql://app:{SECRET}@db..example com:5432/app", "invalid_host"),
     "bad-port": (f"postgresql://app:{SECRET}@db.example.com:99999/app", "invalid_port"),
     "control": (f"postgresql://app:{SECRET}@db.example.com/app\x1b[31m", "control_characters"),
+    "tls": (f"postgresql://app:{SECRET}@db.example.com/app?sslmode=verify-identity&sslpassword={SECRET}", "tls"),
     "too-long": (f"postgresql://app:{SECRET}@db.example.com/{'a' * 70_000}", "too_long"),
 }
 # In `make test`, too. The others go the same way, and the resolver's own tests try them all.
@@ -112,6 +113,9 @@ def test_with_a_broken_url_sqlite_serves_and_says_why(project: BakedProject, kin
         check_served_by_sqlite(server, project, status="degraded", reason=reason, file="fallback-*.db")
         told = server.log() + server.get("/health").text + server.get("/").text
         assert SECRET not in told
+        if reason == "tls":
+            assert "DATABASE_URL sets sslmode to something that is not understood" in told
+            assert "could not be made" not in told
 
 
 def test_with_an_sqlite_url_that_file_serves(project: BakedProject) -> None:

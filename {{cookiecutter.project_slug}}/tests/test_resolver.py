@@ -3,9 +3,10 @@
 import random
 
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import event
 
 from src.database.resolver import DatabaseURLResolver, Resolution
+from src.database.session import build_engine
 
 PASTED = "postgresql://app:Vt7mQz29LkRw@db.example.com:5432/shop"
 MEANT = ("app", "Vt7mQz29LkRw", "db.example.com", 5432, "shop")
@@ -21,7 +22,18 @@ def resolve(value: str | None, **environ: str) -> Resolution:
 def received(resolution: Resolution) -> dict[str, object]:
     """Return what the driver would be given, without what is always added."""
     assert resolution.url is not None, resolution.reason
-    _, parameters = create_engine(resolution.url).dialect.create_connect_args(resolution.url)
+    parameters: dict[str, object] = {}
+    engine = build_engine(resolution.url)
+
+    @event.listens_for(engine, "do_connect")
+    def capture(
+        dialect: object, record: object, arguments: object, received: dict[str, object]
+    ) -> None:
+        parameters.update(received)
+        raise ConnectionRefusedError
+
+    with pytest.raises(ConnectionRefusedError):
+        engine.connect()
     return {
         name: value
         for name, value in parameters.items()
@@ -89,7 +101,7 @@ def test_a_password_arrives_as_it_was_meant(written: str, meant: str) -> None:
         ("u@/d?host=/cloudsql/p:r:i", {"host": "/cloudsql/p:r:i"}),
         ("u@a:1,b:2/d", {"host": "a,b", "port": "1,2"}),
         ("u@a/d?ssl=true&pgbouncer=true&x=y", {"host": "a", "sslmode": "require"}),
-        ("u@a/d?connect_timeout=9&sslmode=huh", {"host": "a", "connect_timeout": "9"}),
+        ("u@a/d?connect_timeout=9&tcp_user_timeout=huh", {"host": "a", "connect_timeout": "9"}),
     ],
 )
 def test_the_driver_receives_only_what_it_knows(address: str, expected: dict[str, object]) -> None:
@@ -142,6 +154,25 @@ def test_what_cannot_be_used_is_named(value: str | None, reason: str) -> None:
     assert resolution.reason == reason
     assert (resolution.backend, resolution.source) == ("sqlite", "fallback")
     assert resolution.url is None
+
+
+@pytest.mark.parametrize(
+    ("parameter", "named"),
+    [
+        ("sslmode=verify-identity", "sslmode"),
+        ("sslmode=", "sslmode"),
+        ("sslmode=require&sslmode=disable", "sslmode"),
+        ("channel_binding=requird", "channel_binding"),
+        ("ssl_verify=true", "ssl_verify"),
+        ("slsmode=verify-full", "sslmode"),
+        ("application_name=me,sslmode=verify-full", "sslmode"),
+    ],
+)
+def test_nothing_about_security_is_dropped(parameter: str, named: str) -> None:
+    """Without it the connection would be made all the same, only unencrypted or to anybody."""
+    resolution = resolve(f"{PASTED}?{parameter}")
+    assert (resolution.reason, resolution.url) == ("tls", None)
+    assert named in resolution.message
 
 
 def test_repairs_are_named_but_what_may_be_a_secret_is_not() -> None:

@@ -378,6 +378,7 @@ class DatabaseLifecycle:
     def _describe_sqlite(self, reason: str | None, in_memory: bool, persistent: bool) -> str:
         return describe_sqlite(
             reason,
+            cause=self._cause(reason),
             advice=self._advice(reason),
             in_memory=in_memory,
             persistent=persistent,
@@ -386,21 +387,25 @@ class DatabaseLifecycle:
 
     # the gate and the report
 
+    def _cause(self, reason: str | None) -> str:
+        """Return what is wrong with a database; "" if DATABASE_URL was refused unread."""
+        return "" if reason == self._resolution.reason else CAUSES.get(reason or "", "")
+
     def _advice(self, reason: str | None) -> str:
         """Return what to do about DATABASE_URL, or "" if the reason does not lie in it."""
-        if reason not in CAUSES:
+        if not self._cause(reason):
             return self._resolution.message
         return self._resolution.advice if reason in NOT_REACHED else ""
 
     def _serve_nothing(self, reason: str, cause: BaseException | None = None) -> None:
-        advice = self._advice(reason)
-        self._database.close(f"No database serves: {CAUSES.get(reason, advice)}", wait=False)
+        sentence, advice = self._cause(reason), self._advice(reason)
+        self._database.close(f"No database serves: {sentence or advice}", wait=False)
         self._announce(
             Report(
                 status="unavailable",
                 source=self._resolution.source,
                 reason=reason,
-                detail=describe_nothing(reason, advice),
+                detail=describe_nothing(sentence, advice),
                 repairs=self._resolution.repairs,
             ),
             cause if reason == "migration_failed" else None,
@@ -489,7 +494,7 @@ class DatabaseLifecycle:
             self._serving_report,
             status="unavailable",
             reason=reason,
-            detail=describe_nothing(reason, ""),
+            detail=describe_nothing(CAUSES[reason], ""),
             checked_at=now(),
         )
 

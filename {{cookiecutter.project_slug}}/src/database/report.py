@@ -4,8 +4,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
-from src.database.errors import CAUSES
-
 Status = Literal["ok", "degraded", "unavailable", "starting"]
 Backend = Literal["postgresql", "sqlite"]
 
@@ -53,7 +51,13 @@ def describe_postgresql(*, schema_newer: bool, pending_rows: int, rows_from_befo
 
 
 def describe_sqlite(
-    reason: str | None, *, advice: str, in_memory: bool, persistent: bool, asked_for: bool
+    reason: str | None,
+    *,
+    cause: str,
+    advice: str,
+    in_memory: bool,
+    persistent: bool,
+    asked_for: bool,
 ) -> str:
     """Return the sentences for SQLite serving; `advice` says what to do about DATABASE_URL."""
     sentences = ["SQLite serves." if asked_for else "SQLite serves instead of PostgreSQL."]
@@ -64,8 +68,8 @@ def describe_sqlite(
             "Its rows have another schema than PostgreSQL: a newer version moves them."
         )
     else:
-        if reason in CAUSES:
-            sentences.append(f"Cause: {CAUSES[reason]}.")
+        if cause:
+            sentences.append(f"Cause: {cause}.")
         if advice:
             sentences.append(advice)
     if in_memory:
@@ -75,10 +79,10 @@ def describe_sqlite(
     return " ".join(sentences)
 
 
-def describe_nothing(reason: str, advice: str) -> str:
-    """Return the sentences for no database serving."""
-    if reason in CAUSES:
-        sentences = [f"No database serves: {CAUSES[reason]}.", advice, "It is tried again."]
+def describe_nothing(cause: str, advice: str) -> str:
+    """Return the sentences for no database serving; without a cause, only its owner can help."""
+    if cause:
+        sentences = [f"No database serves: {cause}.", advice, "It is tried again."]
     else:
         sentences = ["No database serves.", advice]
     return " ".join(filter(None, sentences))

@@ -16,6 +16,7 @@ from src.database.url.building import (
     lift_parameters,
     read_parameters,
 )
+from src.database.url.security import refuse_security_outside
 from src.database.url.splitting import (
     Backend,
     is_transaction_pooler,
@@ -77,7 +78,7 @@ class DatabaseURLResolver:
         try:
             return self._read()
         except UnusableURLError as problem:
-            return self._fallback(problem.reason)
+            return self._fallback(problem.reason, problem.message)
         except Exception:
             # A mistake in a step may cost the database, but never the Space; and the exception's
             # text may quote the value, so it goes nowhere.
@@ -101,6 +102,7 @@ class DatabaseURLResolver:
         return self._postgresql(parts, repairs)
 
     def _postgresql(self, parts: Parts, repairs: list[str]) -> Resolution:
+        refuse_security_outside(self._value or "")
         lift_parameters(parts)
         refuse_placeholders(parts)
         hosts, ports = read_hosts(parts)
@@ -131,12 +133,12 @@ class DatabaseURLResolver:
             message="DATABASE_URL names a SQLite database.",
         )
 
-    def _fallback(self, reason: Reason) -> Resolution:
+    def _fallback(self, reason: Reason, message: str = "") -> Resolution:
         return Resolution(
             url=None,
             backend="sqlite",
             source="fallback",
             reason=reason,
             repairs=(),
-            message=explain_problem(reason, self._value or ""),
+            message=message or explain_problem(reason, self._value or ""),
         )

@@ -2,7 +2,7 @@
 
 User, password, hosts and database are lifted out of the query to their places. Of what is left,
 libpq's own parameters are kept, those that mean the same are translated, and the rest is dropped
-by name.
+by name, unless it is about security.
 """
 
 import re
@@ -10,20 +10,17 @@ from ipaddress import ip_address
 
 from sqlalchemy import URL
 
+from src.database.url.security import NAMES as SECURITY_NAMES
+from src.database.url.security import read_security, refuse_security_inside
 from src.database.url.vocabulary import Parts, UnusableURLError, decode, refuse_control_characters
 
-# All of libpq 18 but these, on purpose:
+# All of libpq 18 but what is about security (see security.py) and these, on purpose:
 # service, servicefile: point at a file that a container does not have, which fails every connect;
-# replication: turns the connection into one that runs no SQL;
-# sslkeylogfile: writes the session's keys to disk.
+# replication: turns the connection into one that runs no SQL.
 _KEPT = """
-application_name channel_binding client_encoding connect_timeout fallback_application_name
-gssdelegation gssencmode gsslib hostaddr keepalives keepalives_count keepalives_idle
-keepalives_interval krbsrvname load_balance_hosts max_protocol_version min_protocol_version
-oauth_client_id oauth_client_secret oauth_issuer oauth_scope options passfile require_auth
-requirepeer scram_client_key scram_server_key ssl_max_protocol_version ssl_min_protocol_version
-sslcert sslcertmode sslcompression sslcrl sslcrldir sslkey sslmode sslnegotiation sslpassword
-sslrootcert sslsni target_session_attrs tcp_user_timeout
+application_name client_encoding connect_timeout fallback_application_name hostaddr keepalives
+keepalives_count keepalives_idle keepalives_interval load_balance_hosts max_protocol_version
+min_protocol_version options target_session_attrs tcp_user_timeout
 """
 
 # A value of another kind makes every connect fail, with a text that quotes the value.
@@ -31,15 +28,7 @@ _WHOLE_NUMBERS = """
 connect_timeout keepalives keepalives_count keepalives_idle keepalives_interval tcp_user_timeout
 """
 CHOICES = {
-    "channel_binding": {"disable", "prefer", "require"},
-    "gssdelegation": {"0", "1"},
-    "gssencmode": {"disable", "prefer", "require"},
     "load_balance_hosts": {"disable", "random"},
-    "sslcertmode": {"disable", "allow", "require"},
-    "sslcompression": {"0", "1"},
-    "sslmode": {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"},
-    "sslnegotiation": {"postgres", "direct"},
-    "sslsni": {"0", "1"},
     "target_session_attrs": {
         "any",
         "read-write",
@@ -61,46 +50,37 @@ ALIASES = {
     "logintimeout": "connect_timeout",
     "pass": "password",
     "pwd": "password",
-    "requiressl": "ssl",
     "schema": "search_path",
     "searchpath": "search_path",
     "socket": "unix_sock",
-    "ssl-mode": "sslmode",
-    "ssl_mode": "sslmode",
     "unix_socket": "unix_sock",
     "username": "user",
 }
 LIFTED = frozenset({"user", "password", "host", "port", "database", "unix_sock"})
-TRANSLATED = frozenset({"ssl", "search_path"})
+TRANSLATED = frozenset({"search_path"})
 
 # Only names that tools are known to write may be shown in a report. Any other "name" may be the end
 # of a password that held a '?' or a '&'.
 _FOREIGN = """
 allowpublickeyretrieval async_fallback autocommit binaryparameters cache cached_statements charset
 check_same_thread command_timeout conn_health_checks conn_max_age connection_limit
-connectiontimeoutmillis default_query_exec_mode detect_types direct_tls disable_server_side_cursors
-driver echo encoding env isolation_level max_overflow maxpoolsize minpoolsize mode name pgbouncer
-plugin pool pool_max_conns pool_min_conns pool_pre_ping pool_recycle pool_size pool_timeout pooling
+connectiontimeoutmillis default_query_exec_mode detect_types disable_server_side_cursors driver echo
+encoding env isolation_level max_overflow maxpoolsize minpoolsize mode name pgbouncer plugin pool
+pool_max_conns pool_min_conns pool_pre_ping pool_recycle pool_size pool_timeout pooling
 prefer_simple_protocol prepare_threshold prepared_statement_cache_size prepared_statement_name_func
 prepared_statements preparethreshold readonly reaping_frequency replication rewritebatchedinserts
 safemodelevel server_settings serverversion service servicefile single_use_connections
-socket_timeout sockettimeout ssl_require sslaccept sslfactory sslidentity sslkeylogfile
-statement_cache_capacity statement_cache_size statement_timeout statuscolor stringtype supa
-target_server_type targetservertype tcpkeepalive timeout timezone tlsmode uri uselibpqcompat
-usepipelining useprivatekey useserverprepstmts workaround
+socket_timeout sockettimeout statement_cache_capacity statement_cache_size statement_timeout
+statuscolor stringtype supa target_server_type targetservertype tcpkeepalive timeout timezone uri
+uselibpqcompat usepipelining useserverprepstmts workaround
 """
 
 KEPT = frozenset(_KEPT.split())
 WHOLE_NUMBERS = frozenset(_WHOLE_NUMBERS.split())
-KNOWN = KEPT | LIFTED | TRANSLATED | frozenset(ALIASES) | frozenset(_FOREIGN.split())
+KNOWN = KEPT | LIFTED | TRANSLATED | SECURITY_NAMES | {*ALIASES, *_FOREIGN.split()}
 
 _SOCKET_FILE = re.compile(r"(?P<folder>.+)(?:/|%2F)\.s\.PGSQL\.(?P<port>\d+)", re.IGNORECASE)
 
-_SSL_MODES = {
-    **dict.fromkeys(["1", "true", "t", "yes", "y", "on", "required", "no-verify"], "require"),
-    **dict.fromkeys(["0", "false", "f", "no", "n", "off", "none", "disabled"], "disable"),
-    "preferred": "prefer",
-}
 _SCHEMA = re.compile(r"[A-Za-z_][\w$-]*(?:,\s*[A-Za-z_\"][\w$\"-]*)*", re.ASCII)
 _WHOLE_NUMBER = re.compile(r"-?\d{1,9}", re.ASCII)
 
@@ -147,8 +127,10 @@ def read_parameters(
     given: list[tuple[str, str]], hosts: int, repairs: list[str], *, pooled: bool
 ) -> dict[str, str]:
     """Return what psycopg is to receive beside user, password, hosts and database."""
-    kept: dict[str, str] = {}
-    for written, value in sorted(given, key=_order):
+    kept, others = read_security(given, repairs)
+    for written, value in sorted(others, key=_order):
+        if written != "options":
+            refuse_security_inside(value)
         name, value = _translate(ALIASES.get(written, written), value, pooled=pooled)
         if name in KEPT:
             refuse_control_characters(value)
@@ -224,16 +206,12 @@ def _hold(parts: Parts, name: str, value: str) -> None:
         parts.database = value
 
 
-def _order(parameter: tuple[str, str]) -> int:
-    """Put `ssl` first, so that an sslmode beside it wins, and last what is added to `options`."""
-    name = ALIASES.get(parameter[0], parameter[0])
-    return {"ssl": 0, "search_path": 2}.get(name, 1)
+def _order(parameter: tuple[str, str]) -> bool:
+    """Put last what is added to `options`."""
+    return ALIASES.get(parameter[0], parameter[0]) == "search_path"
 
 
 def _translate(name: str, value: str, *, pooled: bool) -> tuple[str, str]:
-    if name in {"ssl", "sslmode"}:
-        mode = value.partition("#")[0].strip().lower().replace("_", "-")
-        return "sslmode", _SSL_MODES.get(mode, mode)
     # `public` is where tables go anyway, and transaction poolers refuse `options`.
     if name == "search_path" and _SCHEMA.fullmatch(value) and value != "public" and not pooled:
         return "options", f"-c search_path={value}"

@@ -22,6 +22,7 @@ Reason: TypeAlias = Literal[
     "invalid_port",
     "control_characters",
     "too_long",
+    "tls",
 ]
 
 # A lone surrogate is a byte that was no UTF-8 in the environment; psycopg cannot encode it.
@@ -49,6 +50,7 @@ _PROBLEMS: dict[Reason, str] = {
     ),
     "control_characters": f"DATABASE_URL holds characters that cannot be sent: {_COPY}.",
     "too_long": f"DATABASE_URL is too long to be a URL: {_COPY}.",
+    "tls": "DATABASE_URL holds a parameter about security that is not understood: correct it.",
 }
 _WEB_ADDRESS = (
     "DATABASE_URL holds the address of a web page or an API: "
@@ -67,11 +69,15 @@ _OPEN_PORTS = {None, 80, 443, 8080, 5432, 6543}
 
 
 class UnusableURLError(Exception):
-    """Raised by a step that cannot go on; carries the reason's code."""
+    """Raised by a step that cannot go on; carries the reason's code.
 
-    def __init__(self, reason: Reason) -> None:
+    `message` says more than the code does; it is made of names that are known, never of values.
+    """
+
+    def __init__(self, reason: Reason, message: str = "") -> None:
         super().__init__(reason)
         self.reason: Reason = reason
+        self.message = message
 
 
 @dataclass(repr=False)
