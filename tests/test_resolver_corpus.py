@@ -11,12 +11,13 @@ from urllib.parse import quote
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import URL, create_engine, event
+from sqlalchemy import create_engine, event
 
 PROJECT = Path(__file__).parents[1] / "{{cookiecutter.project_slug}}"
 sys.path.insert(0, str(PROJECT))
 
 from src.database.resolver import DatabaseURLResolver, Resolution  # noqa: E402
+from src.database.session import build_engine  # noqa: E402
 from src.database.url.vocabulary import UnusableURLError  # noqa: E402
 
 CORPUS = [
@@ -51,10 +52,10 @@ class _CapturedError(Exception):
     """Stops a connection attempt before it leaves the process."""
 
 
-def what_the_driver_receives(url: URL) -> dict[str, Any]:
+def what_the_driver_receives(resolution: Resolution) -> dict[str, Any]:
     """Return the arguments with which psycopg would connect."""
     received: dict[str, Any] = {}
-    engine = create_engine(url)
+    engine = build_engine(resolution)
 
     @event.listens_for(engine, "do_connect")
     def capture(dialect: Any, record: Any, arguments: Any, parameters: dict[str, Any]) -> None:
@@ -80,7 +81,7 @@ def differences(resolution: Resolution, expected: dict[str, Any]) -> list[str]:
     if expected["expect"] == "sqlite":
         wanted = expected["database"] or ":memory:"
         return [] if (resolution.url.database or ":memory:") == wanted else ["path"]
-    return _driver_differences(what_the_driver_receives(resolution.url), expected)
+    return _driver_differences(what_the_driver_receives(resolution), expected)
 
 
 def _driver_differences(received: dict[str, Any], expected: dict[str, Any]) -> list[str]:
@@ -290,4 +291,4 @@ def test_an_encoded_password_arrives_as_it_is(password: str) -> None:
     if resolution.url is None:
         assert resolution.reason in {"placeholder", "unexpanded_variable"}
     else:
-        assert what_the_driver_receives(resolution.url)["password"] == password
+        assert what_the_driver_receives(resolution)["password"] == password

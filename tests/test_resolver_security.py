@@ -1,25 +1,32 @@
-"""A parameter about security is understood, or refuses the connection."""
+"""A parameter about security is understood or refused, and no URL or repr that is handed out holds a secret."""
 
+import os
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 import pytest
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, event, text
 
 PROJECT = Path(__file__).parents[1] / "{{cookiecutter.project_slug}}"
 sys.path.insert(0, str(PROJECT))
 
+from src.commands import engine_for_commands, postgresql_for_commands  # noqa: E402
+from src.database import opening  # noqa: E402
 from src.database.resolver import DatabaseURLResolver, Resolution  # noqa: E402
 from src.database.session import build_engine  # noqa: E402
 from src.database.url import building, security  # noqa: E402
 
+from tests.support.postgres import Postgres  # noqa: E402
+
 SERVER = "postgresql://app:Vt7mQz29LkRw@db.example.com:5432/shop"
-# It cannot occur in a code, a sentence or a keyword.
+# Both cannot occur in a code, a sentence or a keyword.
 VALUE = "Zq7wKv4Jx"
+SECRET = "Kw9Jx4Zq7"  # noqa: S105
 # What libpq itself has about encryption and login, in whichever version psycopg brings. One is dropped on purpose.
 OF_LIBPQ = [
     name
@@ -58,7 +65,7 @@ def received() -> Iterator[list[dict[str, Any]]]:
 def driver_receives(target: Any, received: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what the driver is given beside the address, when an engine is built from this."""
     with pytest.raises(_CapturedError):
-        build_engine(target.url).connect()
+        build_engine(target).connect()
     address = {"user", "password", "host", "port", "dbname", "context"}
     return {name: value for name, value in received[-1].items() if name not in ADDED | address}
 
@@ -240,3 +247,108 @@ def test_the_end_of_a_password_is_not_shown_as_a_name() -> None:
     """A '?' or '&' in a password makes a name of its end, which may happen to hold three such letters."""
     check_refused(resolve(f"ssl{VALUE}=1"))
     check_refused(resolve(f"{VALUE}tls"))
+
+
+SECRETS = [
+    ("password", SECRET),
+    ("sslpassword", SECRET),
+    ("passfile", f"/home/{SECRET}"),
+    ("oauth_client_secret", SECRET),
+    ("scram_client_key", SECRET),
+    ("scram_server_key", SECRET),
+    ("sslkey", f"pkcs11:object=key;pin-value={SECRET}"),
+    ("options", f"-c app.token={SECRET}"),
+    ("options", f"-c search_path=app -c app.token={SECRET}"),
+    ("options", f"endpoint={SECRET}"),
+]
+
+
+def shown(thing: Any) -> str:
+    """Return all that may be printed of a resolution, a URL or an engine."""
+    url = getattr(thing, "url", thing)
+    return f"{thing!r} {thing} {url!r} {url} {url.set(password='').render_as_string(False)}"
+
+
+@pytest.mark.parametrize(("name", "value"), SECRETS, ids=[f"{name}-{n}" for n, (name, _) in enumerate(SECRETS)])
+def test_a_secret_in_the_query_reaches_the_driver_and_nobody_else(
+    name: str, value: str, received: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the engine that a script, the start, a command and Alembic have."""
+    query = f"sslmode=require&{name}={quote(value, safe='')}"
+    monkeypatch.setenv("DATABASE_URL", f"{SERVER}?{query}")
+    resolution = DatabaseURLResolver(os.environ).resolve()
+    assert resolution.url is not None
+    assert SECRET not in shown(resolution)
+    engines = [build_engine(resolution)]
+
+    def keep(engine: Engine) -> None:
+        engines.append(engine)
+        engine.connect()
+
+    monkeypatch.setattr("src.database.migrations.is_current", keep)
+    with engine_for_commands() as engine:
+        engines.append(engine)
+    with postgresql_for_commands() as engine:
+        engines.append(engine)
+    with pytest.raises(_CapturedError):
+        opening.open_postgresql(resolution, connections=1, seconds=5.0, may_retry=lambda pause: False)
+    engines.append(build_engine(f"postgresql+psycopg://db.example.com/shop?{query}"))
+    assert len(engines) == 5
+    for engine in engines:
+        with pytest.raises(_CapturedError):
+            engine.connect()
+        assert received[-1][name] == value
+        assert received[-1]["sslmode"] == "require"
+        assert SECRET not in shown(engine)
+
+
+def test_alembic_gives_the_driver_what_the_query_held(
+    received: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    monkeypatch.setenv("DATABASE_URL", f"{SERVER}?sslpassword={SECRET}")
+    with pytest.raises(_CapturedError):
+        command.current(Config(PROJECT / "alembic.ini"))
+    assert received[-1]["sslpassword"] == SECRET
+    assert SECRET not in "".join(capsys.readouterr())
+
+
+def test_plain_settings_stay_where_everybody_looks_for_them() -> None:
+    resolution = resolve("options=-c%20statement_timeout%3D5000%20-c%20search_path%3Dapp&sslkey=/run/key.pem")
+    assert resolution.url is not None
+    assert resolution.url.query["options"] == "-c statement_timeout=5000 -c search_path=app"
+    assert resolution.url.query["sslkey"] == "/run/key.pem"
+    assert not resolution.secrets
+
+
+def test_a_resolution_without_a_place_says_what_to_do_instead() -> None:
+    for environ in ({}, {"DATABASE_URL": f"{SERVER}?sslmode=strict"}):
+        resolution = DatabaseURLResolver(environ).resolve()
+        with pytest.raises(ValueError, match="open_database") as refusal:
+            build_engine(resolution)
+        assert resolution.message in str(refusal.value)
+
+
+def test_a_resolution_that_names_sqlite_gives_its_engine(tmp_path: Path) -> None:
+    resolution = DatabaseURLResolver({"DATABASE_URL": f"sqlite:///{tmp_path}/shop.db"}).resolve()
+    with build_engine(resolution).connect() as connection:
+        assert connection.execute(text("PRAGMA foreign_keys")).scalar_one() == 1
+
+
+@pytest.mark.slow
+def test_no_engine_prepares_statements(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a transaction pooler they would be looked for on the wrong connection."""
+    url = f"{postgres.create_database()}?pgbouncer=true&options=-c%20app.token%3D{SECRET}"
+    monkeypatch.setenv("DATABASE_URL", url)
+    resolution = DatabaseURLResolver(os.environ).resolve()
+    assert resolution.transaction_pooler
+    with engine_for_commands() as command_engine, postgresql_for_commands() as other_engine:
+        for engine in (build_engine(resolution), command_engine, other_engine):
+            with engine.connect() as connection:
+                for number in range(8):
+                    assert connection.execute(text("SELECT :number + 0"), {"number": number}).scalar_one() == number
+                assert connection.execute(text("SELECT count(*) FROM pg_prepared_statements")).scalar_one() == 0
+                assert connection.execute(text("SHOW app.token")).scalar_one() == SECRET
+            engine.dispose()

@@ -19,7 +19,7 @@ class Bypass:
         assert resolution.url is not None  # noqa: S101
         self._database = database
         self._pool_size = DEFAULT_POOL_SIZE[resolution.backend]
-        self._engine = build_engine(resolution.url, pool_size=self._pool_size + 1)
+        self._engine = build_engine(resolution, pool_size=self._pool_size + 1)
         if resolution.backend == "postgresql":
             postgresql.configure_for_serving(self._engine, transaction_pooler=False)
         else:

@@ -18,7 +18,7 @@ from src.database import handover, migrations, promotion
 from src.database.errors import CAUSES, OutcomeUnknown, connection_reason
 from src.database.lifecycle import DatabaseLifecycle
 from src.database.opening import CannotServe, build_engine, is_memory
-from src.database.resolver import DatabaseURLResolver
+from src.database.resolver import DatabaseURLResolver, Resolution
 from src.database.session import Database
 from src.database.sqlite_files import ASKED_FOR_FILE, directories, find_place, path_of
 
@@ -47,7 +47,7 @@ def engine_for_commands() -> Iterator[Engine]:
 
     Stop with one sentence when DATABASE_URL is of no use: a command falls back to nothing.
     """
-    engine = build_engine(_asked_for_url())
+    engine = build_engine(_asked_for())
     try:
         yield engine
     finally:
@@ -60,20 +60,20 @@ def postgresql_for_commands() -> Iterator[Engine]:
     resolution = DatabaseURLResolver(os.environ).resolve()
     if resolution.url is None or resolution.backend != "postgresql":
         raise SystemExit(resolution.message or "DATABASE_URL names no PostgreSQL: set it first.")
-    engine = build_engine(resolution.url)
+    engine = build_engine(resolution)
     try:
         yield engine
     finally:
         engine.dispose()
 
 
-def _asked_for_url() -> URL:
+def _asked_for() -> Resolution | URL:
     resolution = DatabaseURLResolver(os.environ).resolve()
     url = resolution.url
     if url is None and resolution.reason not in ("unset", "empty"):
         raise SystemExit(resolution.message)
     if url is not None and (resolution.backend == "postgresql" or is_memory(url)):
-        return url
+        return resolution
     path = (
         find_place(ASKED_FOR_FILE, load_settings().sqlite_dir).path
         if url is None

@@ -23,7 +23,7 @@ def received(resolution: Resolution) -> dict[str, object]:
     """Return what the driver would be given, without what is always added."""
     assert resolution.url is not None, resolution.reason
     parameters: dict[str, object] = {}
-    engine = build_engine(resolution.url)
+    engine = build_engine(resolution)
 
     @event.listens_for(engine, "do_connect")
     def capture(
@@ -173,6 +173,14 @@ def test_nothing_about_security_is_dropped(parameter: str, named: str) -> None:
     resolution = resolve(f"{PASTED}?{parameter}")
     assert (resolution.reason, resolution.url) == ("tls", None)
     assert named in resolution.message
+
+
+def test_a_secret_in_the_query_reaches_the_driver_and_no_repr() -> None:
+    """SQLAlchemy shows the query of a URL wherever it shows the URL."""
+    resolution = resolve(f"{PASTED}?sslpassword=Kw9Jx4&options=-c%20app.token%3DKw9Jx4")
+    assert "Kw9Jx4" not in f"{resolution!r} {resolution.url!r} {build_engine(resolution)!r}"
+    given = received(resolution)
+    assert (given["sslpassword"], given["options"]) == ("Kw9Jx4", "-c app.token=Kw9Jx4")
 
 
 def test_repairs_are_named_but_what_may_be_a_secret_is_not() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import get_args
 from uuid import UUID, uuid4
 
-from sqlalchemy import URL, Engine
+from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from src import __version__
@@ -149,7 +149,7 @@ class DatabaseLifecycle:
         cause: BaseException | None = None
         if self._resolution.url is not None:
             try:
-                self._choose_postgresql(self._resolution.url)
+                self._choose_postgresql()
                 return
             except CannotServe as error:
                 reason, cause = error.reason, error.__cause__
@@ -203,20 +203,19 @@ class DatabaseLifecycle:
 
     # PostgreSQL
 
-    def _reach_postgresql(self, url: URL, seconds: float, *, retry: bool) -> Opened:
+    def _reach_postgresql(self, seconds: float, *, retry: bool) -> Opened:
         return open_postgresql(
-            url,
+            self._resolution,
             connections=self._pool_size("postgresql") + 1,
-            transaction_pooler=self._resolution.transaction_pooler,
             seconds=seconds,
             may_retry=lambda pause: retry and not self._stopping.wait(pause),
         )
 
-    def _choose_postgresql(self, url: URL) -> None:
+    def _choose_postgresql(self) -> None:
         """Serve PostgreSQL once the rows that wait for it are in it; raise CannotServe."""
         connect_seconds = self._settings.database_connect_seconds
         seconds = connect_seconds if self._may_fall_back else CHECK_SECONDS
-        opened = self._reach_postgresql(url, seconds, retry=True)
+        opened = self._reach_postgresql(seconds, retry=True)
         try:
             self._files.fetch_waiting(opened.engine)
             with self._files.owned() as files:
@@ -260,11 +259,13 @@ class DatabaseLifecycle:
 
     def _return_to_postgresql(self) -> None:
         """Hand over to the PostgreSQL that was away if it answers now."""
-        engine, url = self._engine, self._resolution.url
-        if engine is None or engine.dialect.name != "sqlite" or self._asked_for_sqlite or not url:
+        engine = self._engine
+        if engine is None or engine.dialect.name != "sqlite" or self._asked_for_sqlite:
+            return
+        if self._resolution.url is None:
             return
         try:
-            opened = self._reach_postgresql(url, CHECK_SECONDS, retry=False)
+            opened = self._reach_postgresql(CHECK_SECONDS, retry=False)
         except CannotServe as error:
             self._explain_fallback(engine, error.reason)
             return

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +19,8 @@ from sqlalchemy.pool import QueuePool
 
 from src.database import migrations, postgresql, sqlite
 from src.database.errors import DatabaseUnavailable, connection_reason, running_reason
+from src.database.resolver import Resolution
+from src.database.url.building import hide_secrets
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -50,15 +52,26 @@ class Opened:
     schema_newer: bool = False
 
 
-def build_engine(url: URL | str, *, pool_size: int = 5) -> Engine:
+def build_engine(target: Resolution | URL | str, *, pool_size: int = 5) -> Engine:
     """Return an engine with this backend's options; nothing is opened and no directory is made.
 
-    SQL parameters never appear in errors or logs (`hide_parameters`).
+    Of a resolution the driver also receives the secrets that its URL does not hold. SQL parameters
+    never appear in errors or logs (`hide_parameters`), nor does a secret in `engine.url`.
     """
-    url = make_url(url)
+    secrets: Mapping[str, str | tuple[str, ...]] = {}
+    if isinstance(target, Resolution):
+        if target.url is None:
+            raise ValueError(
+                f"{target.message} Until then SQLite serves, in a place that is chosen at start:"
+                " use open_database() from src.commands."
+            )
+        url, secrets = target.url, target.secrets
+    else:
+        url, secrets = hide_secrets(make_url(target))
     if url.get_backend_name() == "postgresql":
         engine = create_engine(
             url,
+            connect_args=dict(secrets),
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=5,
@@ -94,10 +107,9 @@ def is_memory(url: URL) -> bool:
 
 
 def open_postgresql(
-    url: URL,
+    resolution: Resolution,
     *,
     connections: int,
-    transaction_pooler: bool,
     seconds: float,
     may_retry: Callable[[float], bool],
 ) -> Opened:
@@ -108,8 +120,8 @@ def open_postgresql(
     deadline = time.monotonic() + seconds
     pause, reason = 0.25, ""
     while True:
-        engine = build_engine(url, pool_size=connections)
-        postgresql.configure_for_serving(engine, transaction_pooler=transaction_pooler)
+        engine = build_engine(resolution, pool_size=connections)
+        postgresql.configure_for_serving(engine, transaction_pooler=resolution.transaction_pooler)
         try:
             is_current = bounded(_is_current(engine), deadline - time.monotonic())
             break

@@ -5,7 +5,7 @@ step is a function in `src/database/url`; this page is the order in which they r
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from sqlalchemy import URL
@@ -13,6 +13,7 @@ from sqlalchemy import URL
 from src.database.url.building import (
     build_postgresql_url,
     build_sqlite_url,
+    hide_secrets,
     lift_parameters,
     read_parameters,
 )
@@ -58,6 +59,11 @@ class Resolution:
     advice: str = ""
     """What may keep the server from being reached, and what to do about it."""
     transaction_pooler: bool = False
+    secrets: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    """What the driver must receive beside the URL, in which SQLAlchemy would show it.
+
+    build_engine(resolution) passes it on, so build an engine from the whole resolution.
+    """
 
     def __repr__(self) -> str:
         return (
@@ -111,8 +117,9 @@ class DatabaseURLResolver:
         pooled = is_transaction_pooler(parts, hosts, ports)
         query = read_parameters(parts.parameters, len(hosts), repairs, pooled=pooled)
         advice = advise_on_space(hosts, ports) if self._on_space else ""
+        url, secrets = hide_secrets(build_postgresql_url(parts, hosts, ports, query))
         return Resolution(
-            url=build_postgresql_url(parts, hosts, ports, query),
+            url=url,
             backend="postgresql",
             source="environment",
             reason=None,
@@ -120,6 +127,7 @@ class DatabaseURLResolver:
             message=advice or "DATABASE_URL names a PostgreSQL database.",
             advice=advice,
             transaction_pooler=pooled,
+            secrets=secrets,
         )
 
     def _sqlite(self, rest: str, repairs: list[str]) -> Resolution:

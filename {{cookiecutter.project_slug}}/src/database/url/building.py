@@ -2,7 +2,8 @@
 
 User, password, hosts and database are lifted out of the query to their places. Of what is left,
 libpq's own parameters are kept, those that mean the same are translated, and the rest is dropped
-by name, unless it is about security.
+by name, unless it is about security. Whatever may be a secret stays out of the URL, because
+SQLAlchemy shows a URL's query in every repr.
 """
 
 import re
@@ -83,6 +84,20 @@ _SOCKET_FILE = re.compile(r"(?P<folder>.+)(?:/|%2F)\.s\.PGSQL\.(?P<port>\d+)", r
 
 _SCHEMA = re.compile(r"[A-Za-z_][\w$-]*(?:,\s*[A-Za-z_\"][\w$\"-]*)*", re.ASCII)
 _WHOLE_NUMBER = re.compile(r"-?\d{1,9}", re.ASCII)
+
+_SECRETS = {
+    *("password", "passfile", "sslpassword"),
+    *("oauth_client_secret", "scram_client_key", "scram_server_key"),
+}
+# Secrets unless they look like this. Any other setting may be a token that the server's own code
+# reads; a key that is no file may be the key itself, or a PKCS#11 address, which holds a PIN.
+_NO_SECRETS = {
+    "options": re.compile(
+        r"(?:\s*(?:-c\s*|--)(?:search_path|[a-z_]+_timeout|timezone|datestyle|jit)=\S*)+\s*",
+        re.IGNORECASE,
+    ),
+    "sslkey": re.compile(r"[\w./~][\w./~ -]*"),
+}
 
 # What a Space needs: an answer within seconds, and to notice a connection that died silently. The
 # last is in milliseconds: without it, a silent network can hold a query for many minutes.
@@ -167,6 +182,12 @@ def build_postgresql_url(
     )
 
 
+def hide_secrets(url: URL) -> tuple[URL, dict[str, str | tuple[str, ...]]]:
+    """Split a URL into one that may be shown and what the driver must be told beside it."""
+    secrets = {name: value for name, value in url.query.items() if _may_be_secret(name, value)}
+    return url.difference_update_query(secrets), secrets
+
+
 def build_sqlite_url(rest: str, repairs: list[str]) -> URL:
     """Return the URL with the path as it was written; the lifecycle makes it absolute."""
     if _CREDENTIALS_IN_PATH.match(rest):
@@ -178,6 +199,12 @@ def build_sqlite_url(rest: str, repairs: list[str]) -> URL:
     # `file:name?mode=memory` names a shared memory database, which lives no longer than any other.
     in_memory = path in _MEMORY_PATHS or "mode=memory" in query.split("&")
     return URL.create("sqlite", database=":memory:" if in_memory else path)
+
+
+def _may_be_secret(name: str, value: str | tuple[str, ...]) -> bool:
+    if name in _NO_SECRETS:
+        return not isinstance(value, str) or _NO_SECRETS[name].fullmatch(value) is None
+    return name in _SECRETS
 
 
 def _drop_parameters(query: str, repairs: list[str]) -> None:
