@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, Route, expect
-from src.database.errors import CAUSES
+from src.database.reasons import REASONS
 from src.database.resolver import DatabaseURLResolver
-from src.status_page.router import REMEDIES, REPAIRS
+from src.status_page.router import REPAIRS
 
 from tests.support.bakery import ROOT, BakedProject, Bakery
 from tests.support.browser import HOST, WIDTHS, Visit, axe_source, chromium, new_context, visit
@@ -385,7 +385,7 @@ def test_the_theme_is_the_hubs_or_the_browsers(server: Server, theme: str, schem
 
 def test_every_reason_has_a_remedy() -> None:
     about_the_url = {"auth_failed", "database_missing", "dns", "not_postgres", "tls"}
-    assert {*CAUSES, "schema_newer"} == REMEDIES.keys() | about_the_url
+    assert {code for code, reason in REASONS.items() if not reason.remedy} == about_the_url
 
 
 def test_every_repair_is_told_in_words() -> None:

@@ -15,9 +15,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from src.config.settings import load_settings
 from src.database import handover, migrations, promotion
-from src.database.errors import CAUSES, OutcomeUnknown, connection_reason
+from src.database.errors import OutcomeUnknown, connection_reason
 from src.database.lifecycle import DatabaseLifecycle
 from src.database.opening import CannotServe, build_engine, is_memory
+from src.database.reasons import REASONS
 from src.database.resolver import DatabaseURLResolver, Resolution
 from src.database.session import Database
 from src.database.sqlite_files import ASKED_FOR_FILE, directories, find_place, path_of
@@ -111,9 +112,9 @@ def main() -> int:
         except OutcomeUnknown:
             sys.exit("Cut off as the rows were being stored: run this again, which finds out.")
         except CannotServe as error:
-            sys.exit(f"Nothing more was moved: {CAUSES[error.reason]}.")
+            sys.exit(f"Nothing more was moved: {REASONS[error.reason].explanation}.")
         except SQLAlchemyError as error:
-            sys.exit(f"Nothing more was moved: {CAUSES[connection_reason(error)]}.")
+            sys.exit(f"Nothing more was moved: {REASONS[connection_reason(error)].explanation}.")
 
 
 def _tell(files: list[Path], refused: list[Path], target: Engine) -> int:

@@ -16,7 +16,7 @@ ALLOWED = {
     "health": {"database"},
     "observability": {"config", "observability"},
     "security": {"config"},
-    "status_page": {"config", "health", "security"},
+    "status_page": {"config", "database", "health", "security"},
     "api_docs": {"errors", "security"},
     "items": {"database", "errors", "items"},
     "errors": {"database"},

@@ -1,7 +1,6 @@
-"""What can go wrong with a database: one code each, one sentence each, and what a client is told.
+"""Which reason an error of a driver stands for, and what a client is told.
 
-The codes are the `reason` of the health report. The text of a driver is matched here and goes no
-further: it names hosts and users.
+The text of a driver is matched here and goes no further: it names hosts and users.
 """
 
 import re
@@ -9,26 +8,7 @@ import re
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-CAUSES = {
-    "refused": "the server refuses connections; it may not be running, or the port is wrong",
-    "timeout": "the server did not answer in time",
-    "dns": "the host name cannot be resolved",
-    "unreachable": "the server cannot be reached",
-    "auth_failed": "the server refused the user name or the password",
-    "database_missing": "the server has no database of that name",
-    "tls": "the encrypted connection could not be made; check sslmode and certificates",
-    "too_many_connections": "the server has no connection left",
-    "starting_up": "the server is starting up or shutting down",
-    "not_postgres": "what answers at that address is not PostgreSQL",
-    "connection_lost": "the connection to the server was lost",
-    "read_only": "the database accepts no writes",
-    "migration_failed": "the migrations could not be applied; the log says which",
-    "no_writable_path": "the place where its file belongs cannot be written to",
-    "corrupt": "the database file is damaged",
-    "disk_full": "the disk is full or failing",
-    "locked": "another process keeps the database locked",
-}
-NOT_REACHED = frozenset(["dns", "refused", "timeout", "unreachable"])
+from src.database.reasons import BY_SQLITE_CODE, BY_SQLSTATE, REASONS
 
 # Without a connection there is no SQLSTATE, only libpq's text. The order matters: of several
 # hosts that failed in different ways, the one that answered says most.
@@ -50,33 +30,6 @@ _CONNECTION_MESSAGES = (
 )
 # names of hosts, users and databases may hold any of these words
 _NAMES = re.compile(r"(\"|')[^\"']*\1")
-
-_SQLSTATES = {
-    "28": "auth_failed",
-    "3D": "database_missing",
-    "53300": "too_many_connections",
-    "53": "disk_full",
-    "57P": "starting_up",
-    "08": "connection_lost",
-    "25006": "read_only",
-    "57014": "timeout",
-    "55P03": "locked",
-    "40": "locked",
-    "XX001": "corrupt",
-    "XX002": "corrupt",
-}
-
-_SQLITE_CODES = {
-    5: "locked",
-    6: "locked",
-    8: "read_only",
-    9: "timeout",
-    10: "disk_full",
-    11: "corrupt",
-    13: "disk_full",
-    14: "no_writable_path",
-    26: "corrupt",
-}
 
 
 class DatabaseUnavailable(Exception):
@@ -109,22 +62,18 @@ def connection_reason(error: BaseException) -> str:
 
 
 def running_reason(error: BaseException) -> str | None:
-    """Return the code for an error that says "not now", or None for one that is about the work.
-
-    PostgreSQL's codes: https://www.postgresql.org/docs/18/errcodes-appendix.html;
-    SQLite's: https://www.sqlite.org/rescode.html, of which the lowest byte counts.
-    """
+    """Return the code for an error that says "not now", or None for one that is about the work."""
     if isinstance(error, PoolTimeoutError):
         return "timeout"
     if not isinstance(error, DBAPIError):
         return None
     sqlstate = getattr(error.orig, "sqlstate", None) or ""
     for length in (5, 3, 2):
-        if sqlstate[:length] in _SQLSTATES:
-            return _SQLSTATES[sqlstate[:length]]
+        if sqlstate[:length] in BY_SQLSTATE:
+            return BY_SQLSTATE[sqlstate[:length]]
     code = getattr(error.orig, "sqlite_errorcode", None)
     if code is not None:
-        return _SQLITE_CODES.get(code & 0xFF)
+        return BY_SQLITE_CODE.get(code & 0xFF)
     if error.connection_invalidated:
         return "connection_lost"
     if isinstance(error, OperationalError) and error.statement is None:
@@ -147,5 +96,4 @@ def unavailable(error: SQLAlchemyError) -> DatabaseUnavailable | None:
         return None
     if reason == "timeout":
         return DatabaseUnavailable("The database took too long; nothing was stored.", reason=reason)
-    cause = CAUSES[reason].partition(";")[0]
-    return DatabaseUnavailable(f"Nothing was stored: {cause}.", reason=reason)
+    return DatabaseUnavailable(f"Nothing was stored: {REASONS[reason].cause}.", reason=reason)

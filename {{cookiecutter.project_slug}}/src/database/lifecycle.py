@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +21,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from src import __version__
 from src.config.settings import Settings, read_space
 from src.database import handover, postgresql, promotion, sqlite
-from src.database.errors import CAUSES, NOT_REACHED, DatabaseUnavailable, connection_reason
+from src.database.errors import DatabaseUnavailable, connection_reason
 from src.database.handover import Busy
 from src.database.opening import CannotServe, Opened, bounded, is_memory, open_postgresql, ping
+from src.database.reasons import HARMLESS, REASONS
 from src.database.report import (
-    HARMLESS,
     Backend,
     Report,
     Status,
@@ -190,9 +191,12 @@ class DatabaseLifecycle:
         try:
             step()
         except Exception as error:
-            # the name only: the text may tell of hosts and users
-            logger.error("the database could not be looked after: %s", type(error).__name__)
-            self._announce(self._unavailable("unreachable"))
+            # the frames and the name only: the text may tell of hosts, users and values
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            logger.error(
+                "the database could not be looked after: %s\n%s", type(error).__name__, frames
+            )
+            self._announce(self._unavailable("internal"))
 
     def _doubt(self, reason: str | None) -> None:
         """Check now, and with a write: a request met trouble."""
@@ -390,13 +394,16 @@ class DatabaseLifecycle:
 
     def _cause(self, reason: str | None) -> str:
         """Return what is wrong with a database; "" if DATABASE_URL was refused unread."""
-        return "" if reason == self._resolution.reason else CAUSES.get(reason or "", "")
+        known = REASONS.get(reason or "")
+        if known is None or reason in (self._resolution.reason, *HARMLESS):
+            return ""
+        return known.explanation
 
     def _advice(self, reason: str | None) -> str:
         """Return what to do about DATABASE_URL, or "" if the reason does not lie in it."""
         if not self._cause(reason):
             return self._resolution.message
-        return self._resolution.advice if reason in NOT_REACHED else ""
+        return "" if REASONS[reason or ""].reached else self._resolution.advice
 
     def _serve_nothing(self, reason: str, cause: BaseException | None = None) -> None:
         sentence, advice = self._cause(reason), self._advice(reason)
@@ -474,7 +481,7 @@ class DatabaseLifecycle:
     def _look_for_damage(self, file: Path) -> None:
         """Raise DatabaseUnavailable if the damage that a request met is there."""
         if not bounded(lambda: sqlite.is_sound(file), CHECK_SECONDS):
-            raise DatabaseUnavailable(CAUSES["corrupt"], reason="corrupt")
+            raise DatabaseUnavailable(REASONS["corrupt"].cause, reason="corrupt")
         self._met_damage = False
 
     def _report_trouble(self, engine: Engine, error: Exception, doubted: bool) -> None:
@@ -483,7 +490,7 @@ class DatabaseLifecycle:
         self._doubted = doubted
         # a file that cannot be written to can often still be read
         is_away = engine.dialect.name == "postgresql"
-        self._database.suspend(f"Nothing was stored: {CAUSES[reason]}.", reads=is_away)
+        self._database.suspend(f"Nothing was stored: {REASONS[reason].explanation}.", reads=is_away)
         if is_away and isinstance(error, TimeoutError):
             self._database.abandon()
         if self._unanswered_checks > 1:
@@ -495,7 +502,7 @@ class DatabaseLifecycle:
             self._serving_report,
             status="unavailable",
             reason=reason,
-            detail=describe_nothing(CAUSES[reason], ""),
+            detail=describe_nothing(REASONS[reason].explanation, ""),
             checked_at=now(),
         )
 

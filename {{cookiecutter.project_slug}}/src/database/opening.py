@@ -19,16 +19,12 @@ from sqlalchemy.pool import QueuePool
 
 from src.database import migrations, postgresql, sqlite
 from src.database.errors import DatabaseUnavailable, connection_reason, running_reason
+from src.database.reasons import REASONS
 from src.database.resolver import Resolution
 from src.database.url.building import hide_secrets
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
-
-# what may pass by itself in a few seconds; the other reasons need a person
-TRANSIENT = frozenset(
-    ["refused", "timeout", "dns", "unreachable", "too_many_connections", "starting_up"]
-)
 
 MIGRATION_SECONDS = 900.0
 
@@ -132,10 +128,9 @@ def open_postgresql(
             if not (isinstance(error, TimeoutError) and reason):
                 reason = connection_reason(error)
             expired = time.monotonic() + pause >= deadline
-            if reason not in TRANSIENT or expired or not may_retry(pause):
-                is_there = reason in ("read_only", "migration_failed")
+            if not REASONS[reason].transient or expired or not may_retry(pause):
                 cause = error if reason == "migration_failed" else None
-                raise CannotServe(reason, reached=is_there) from cause
+                raise CannotServe(reason, reached=REASONS[reason].is_there) from cause
             pause = min(2 * pause, 2.0)
     return Opened(engine) if is_current else _migrated(engine)
 

@@ -7,9 +7,6 @@ from typing import Literal
 Status = Literal["ok", "degraded", "unavailable", "starting"]
 Backend = Literal["postgresql", "sqlite"]
 
-# reasons that explain why the right database serves, not why another one does
-HARMLESS = (None, "unset", "empty", "schema_newer")
-
 
 def now() -> datetime:
     """Return the current time in UTC, to the second."""

@@ -15,6 +15,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, Response
 
 from src.config.settings import read_about, read_space
+from src.database.reasons import REASONS
 from src.health.router import Health, health
 from src.security.policy import content_security_policy
 
@@ -28,23 +29,6 @@ HEADLINES = {
 }
 BACKENDS = {"postgresql": "PostgreSQL", "sqlite": "SQLite", None: "None"}
 
-# What to do about a reason; any other one is about DATABASE_URL itself
-_RUNS = "See on your provider's page whether the server runs, and whether DATABASE_URL names it."
-REMEDIES = {
-    "connection_lost": _RUNS,
-    "refused": _RUNS,
-    "timeout": _RUNS,
-    "unreachable": _RUNS,
-    "schema_newer": "Deploy the newer version of this application, which moves the rows.",
-    "starting_up": "Wait a moment.",
-    "too_many_connections": "Close connections of other programs, or set POOL_SIZE to less.",
-    "read_only": "Let the database accept writes: it may be full, or a copy of another one.",
-    "migration_failed": "Read the log, mend the migration, and deploy again.",
-    "no_writable_path": "Make that place writable, or set SQLITE_DIR to one that is.",
-    "corrupt": "Restore a copy. A damaged SQLite file is kept, with .damaged in its name.",
-    "disk_full": "Free some space on the disk.",
-    "locked": "End other programs that use the database, or restart this one.",
-}
 REPAIRS = {
     "blanks": "blanks around it",
     "driver": "the driver's name",
@@ -113,7 +97,8 @@ def _values(report: Health) -> dict[str, str]:
 
 def _remedy(reason: str | None) -> str:
     compare = "Compare DATABASE_URL with the connection string on your provider's page"
-    return REMEDIES.get(reason or "", f"{compare}, and correct it {_where()}.")
+    known = REASONS.get(reason or "")
+    return (known and known.remedy) or f"{compare}, and correct it {_where()}."
 
 
 def _where() -> str:

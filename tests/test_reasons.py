@@ -1,0 +1,36 @@
+"""Each reason stands in one table, and a mistake of our own is called one."""
+
+from src.database.reasons import BY_SQLITE_CODE, BY_SQLSTATE, REASONS
+
+from tests.support.bakery import BakedProject
+
+MISTAKEN_APP = """
+from src.database.lifecycle import DatabaseLifecycle
+
+
+def look_after(lifecycle):
+    value = "a-secret-value"
+    raise ValueError(value)
+
+
+DatabaseLifecycle._tick = look_after
+from src.main import app
+"""
+
+
+def test_no_two_reasons_claim_the_same_code() -> None:
+    assert len(BY_SQLSTATE) == sum(len(reason.sqlstates) for reason in REASONS.values())
+    assert len(BY_SQLITE_CODE) == sum(len(reason.sqlite_codes) for reason in REASONS.values())
+
+
+def test_a_mistake_of_our_own_is_internal_and_the_log_says_where_but_no_value(project: BakedProject) -> None:
+    (project.path / "mistaken.py").write_text(MISTAKEN_APP)
+    with project.boot(in_place=True, app="mistaken:app") as server:
+        report = server.settled()
+        assert (report["status"], report["database"]["reason"]) == ("unavailable", "internal")
+        assert "the application made a mistake of its own; the log says where" in report["database"]["detail"]
+        assert server.get("/api/items").status_code == 503
+        server.stop()
+        assert "in look_after" in server.log()
+        assert "ValueError" in server.log()
+        assert "a-secret-value" not in server.log()

@@ -1,0 +1,170 @@
+"""Why a database does not serve, or serves in another way than asked for: the one table of it.
+
+The codes are the `reason` of the health report. Those that the resolver gives for a DATABASE_URL
+that cannot be used are in url/vocabulary.py, because their sentences speak of the value.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One way in which a database can fail, and what follows from it."""
+
+    code: str
+    cause: str
+    """What is so, as the rest of a sentence; fit for everybody to read."""
+    hint: str = ""
+    """What may be behind it, for the log and /health."""
+    remedy: str = ""
+    """What the owner can do; if nothing is said, it is about DATABASE_URL."""
+    transient: bool = False
+    """May pass by itself in a few seconds, so that a start tries again; others need a person."""
+    reached: bool = True
+    """The server answered. If not, what is wrong may be in DATABASE_URL."""
+    is_there: bool = False
+    """The data are there and another database must not stand in for them."""
+    sqlstates: tuple[str, ...] = ()
+    """https://www.postgresql.org/docs/18/errcodes-appendix.html; the longest beginning counts."""
+    sqlite_codes: tuple[int, ...] = ()
+    """https://www.sqlite.org/rescode.html; the lowest byte counts."""
+
+    @property
+    def explanation(self) -> str:
+        """Return the cause and the hint."""
+        return f"{self.cause}; {self.hint}" if self.hint else self.cause
+
+
+_RUNS = "See on your provider's page whether the server runs, and whether DATABASE_URL names it."
+
+_TABLE = (
+    Reason(
+        "refused",
+        "the server refuses connections",
+        hint="it may not be running, or the port is wrong",
+        remedy=_RUNS,
+        transient=True,
+        reached=False,
+    ),
+    Reason(
+        "timeout",
+        "the server did not answer in time",
+        remedy=_RUNS,
+        transient=True,
+        reached=False,
+        sqlstates=("57014",),
+        sqlite_codes=(9,),
+    ),
+    Reason(
+        "dns",
+        "the host name cannot be resolved",
+        transient=True,
+        reached=False,
+    ),
+    Reason(
+        "unreachable",
+        "the server cannot be reached",
+        remedy=_RUNS,
+        transient=True,
+        reached=False,
+    ),
+    Reason(
+        "auth_failed",
+        "the server refused the user name or the password",
+        sqlstates=("28",),
+    ),
+    Reason(
+        "database_missing",
+        "the server has no database of that name",
+        sqlstates=("3D",),
+    ),
+    Reason(
+        "tls",
+        "the encrypted connection could not be made",
+        hint="check sslmode and certificates",
+    ),
+    Reason(
+        "too_many_connections",
+        "the server has no connection left",
+        remedy="Close connections of other programs, or set POOL_SIZE to less.",
+        transient=True,
+        sqlstates=("53300",),
+    ),
+    Reason(
+        "starting_up",
+        "the server is starting up or shutting down",
+        remedy="Wait a moment.",
+        transient=True,
+        sqlstates=("57P",),
+    ),
+    Reason(
+        "not_postgres",
+        "what answers at that address is not PostgreSQL",
+    ),
+    Reason(
+        "connection_lost",
+        "the connection to the server was lost",
+        remedy=_RUNS,
+        sqlstates=("08",),
+    ),
+    Reason(
+        "read_only",
+        "the database accepts no writes",
+        remedy="Let the database accept writes: it may be full, or a copy of another one.",
+        is_there=True,
+        sqlstates=("25006",),
+        sqlite_codes=(8,),
+    ),
+    Reason(
+        "migration_failed",
+        "the migrations could not be applied",
+        hint="the log says which",
+        remedy="Read the log, mend the migration, and deploy again.",
+        is_there=True,
+    ),
+    Reason(
+        "schema_newer",
+        "its schema is newer than this code",
+        remedy="Deploy the newer version of this application, which moves the rows.",
+    ),
+    Reason(
+        "no_writable_path",
+        "the place where its file belongs cannot be written to",
+        remedy="Make that place writable, or set SQLITE_DIR to one that is.",
+        sqlite_codes=(14,),
+    ),
+    Reason(
+        "corrupt",
+        "the database file is damaged",
+        remedy="Restore a copy. A damaged SQLite file is kept, with .damaged in its name.",
+        sqlstates=("XX001", "XX002"),
+        sqlite_codes=(11, 26),
+    ),
+    Reason(
+        "disk_full",
+        "the disk is full or failing",
+        remedy="Free some space on the disk.",
+        sqlstates=("53",),
+        sqlite_codes=(10, 13),
+    ),
+    Reason(
+        "locked",
+        "another process keeps the database locked",
+        remedy="End other programs that use the database, or restart this one.",
+        sqlstates=("55P03", "40"),
+        sqlite_codes=(5, 6),
+    ),
+    Reason(
+        "internal",
+        "the application made a mistake of its own",
+        hint="the log says where",
+        remedy="Read the log: it says where, and reports of it are welcome.",
+    ),
+)
+
+REASONS = {reason.code: reason for reason in _TABLE}
+BY_SQLSTATE = {state: reason.code for reason in _TABLE for state in reason.sqlstates}
+BY_SQLITE_CODE = {code: reason.code for reason in _TABLE for code in reason.sqlite_codes}
+
+# They explain why the right database serves, not why another one does.
+HARMLESS = (None, "unset", "empty", "schema_newer")
