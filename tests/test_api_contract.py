@@ -62,7 +62,11 @@ def test_no_request_finds_an_answer_that_the_schema_does_not_tell_of(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "environ",
-    [{}, {"SPACE_ID": "example/my-space"}, pytest.param({"API_TOKEN": TOKEN}, marks=pytest.mark.thorough)],
+    [
+        {"SPACE_ID": "example/my-space"},
+        pytest.param({}, marks=pytest.mark.thorough),
+        pytest.param({"API_TOKEN": TOKEN}, marks=pytest.mark.thorough),
+    ],
     ids=str,
 )
 def test_the_schema_is_as_true_for_clients_without_a_token(

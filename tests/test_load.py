@@ -95,6 +95,7 @@ def check_answers(server: Server, statuses: Counter[int], clients: int) -> None:
     assert len(server.titles()) == statuses[201]
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_100_clients_at_once_are_all_answered(bake: Bakery, environ: dict[str, str]) -> None:
     with bake().boot(environ | {"LOG_LEVEL": "warning"}) as server:
         server.settled()
