@@ -33,6 +33,7 @@ from tests.support.leaks import check_no_secret_in
 from tests.support.processes import bare_environment
 from tests.support.server import IMPATIENT, serve
 from tests.test_front_matter import HOSTILE
+from tests.test_generated_project import NO_PLUGINS
 
 SPACE = f"{OWNER}/my-space"
 API_TOKEN = "a-secret-that-writes"  # noqa: S105
@@ -827,6 +828,7 @@ def test_the_projects_own_tests_check_its_front_matter(bake: Bakery, tmp_path: P
     project = bake().copy_to(tmp_path)
     readme = project.path / "README.md"
     readme.write_text(readme.read_text().replace('colorTo: "green"', "colorTo: orange"))
-    done = project.run("python", "-m", "pytest", "-q", "tests/test_architecture.py", check=False)
+    command = ("python", "-m", "pytest", "-q", "tests/test_architecture.py")
+    done = project.run(*command, environ=NO_PLUGINS, check=False)
     assert done.returncode == 1
     assert "colorTo: one of red" in done.stdout

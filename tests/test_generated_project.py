@@ -4,6 +4,9 @@ import pytest
 
 from tests.support.bakery import ROOT, BakedProject
 
+# Those that happen to be installed for the template's tests are not the project's, and load for a second.
+NO_PLUGINS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+
 
 @pytest.mark.parametrize("command", ["ruff check .", "ruff format --check ."])
 def test_the_project_is_clean_as_rendered(project: BakedProject, command: str) -> None:
@@ -19,7 +22,7 @@ def test_the_types_of_the_project_are_right_as_rendered(project: BakedProject) -
 
 @pytest.mark.slow
 def test_its_own_tests_pass_on_both_databases(project: BakedProject) -> None:
-    done = project.run("python", "-m", "pytest", "--verbose")
+    done = project.run("python", "-m", "pytest", "--verbose", environ=NO_PLUGINS)
     assert "[sqlite" in done.stdout
     assert "[postgresql" in done.stdout
     assert " SKIPPED" not in done.stdout

@@ -42,12 +42,13 @@ def test_what_is_secret_in_an_environment_is_known() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "header"),
     [
         ("print(os.environ['DATABASE_URL'])", {}),
-        ("print(repr(os.environ['API_TOKEN'].encode()))", {}),
-        ("app.add_middleware(Talkative)", {"X-API-Token": "mistyped-token"}),
+        pytest.param("print(repr(os.environ['API_TOKEN'].encode()))", {}, marks=pytest.mark.thorough),
+        pytest.param("app.add_middleware(Talkative)", {"X-API-Token": "mistyped-token"}, marks=pytest.mark.thorough),
         ("app.add_middleware(Talkative)", {"Authorization": "Bearer another-token"}),
     ],
 )
