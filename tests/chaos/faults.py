@@ -84,7 +84,8 @@ class Fault:
     """One row of the matrix. `while_serving` is None where the fault cannot begin then.
 
     `prepare` says what the app is started with. `inject` does the damage and leaves in the stack how it is undone.
-    `stays` is told for good when the app started with the fault, where that cannot be undone.
+    `stays` is told for good when the app started with the fault, where that cannot be undone. `telling` are the moments
+    that `make test` plays; `make test-all` plays them all.
     """
 
     name: str
@@ -95,6 +96,12 @@ class Fault:
     healed: Told = POSTGRESQL
     stays: Told | None = None
     lasts: float = 0.0
+    telling: tuple[str, ...] = ("serving",)
+
+    @property
+    def falls_back(self) -> bool:
+        """Whether SQLite serves when the app starts with the fault."""
+        return "degraded" in self.at_start.statuses
 
 
 def on_postgres(scene: Scene) -> None:
@@ -291,10 +298,17 @@ def clock_set_back(scene: Scene, healing: ExitStack) -> None:
 
 
 FAULTS = [
-    Fault("refused", through_network, refused, instead("refused"), nothing("refused")),
+    Fault("refused", through_network, refused, instead("refused"), nothing("refused"), telling=("start",)),
     Fault("silent", through_network, silent, instead("timeout"), nothing("timeout")),
     Fault("unknown name", by_name, unknown_name, instead("dns"), nothing("dns")),
-    Fault("wrong password", on_postgres, wrong_password, instead("auth_failed"), nothing("auth_failed")),
+    Fault(
+        "wrong password",
+        on_postgres,
+        wrong_password,
+        instead("auth_failed"),
+        nothing("auth_failed"),
+        telling=("start",),
+    ),
     Fault("missing database", on_postgres, missing_database, instead("database_missing"), nothing("database_missing")),
     Fault("TLS demanded", on_postgres, tls_demanded, instead("tls"), nothing("tls")),
     Fault(
@@ -305,16 +319,43 @@ FAULTS = [
         nothing("too_many_connections"),
     ),
     Fault("starting up", on_postgres, starting_up, instead("starting_up"), nothing("starting_up")),
-    Fault("read-only server", on_postgres, read_only_server, nothing("read_only"), nothing("read_only")),
+    Fault(
+        "read-only server",
+        on_postgres,
+        read_only_server,
+        nothing("read_only"),
+        nothing("read_only"),
+        telling=("start",),
+    ),
     Fault("killed", on_postgres, killed, instead("refused"), nothing("refused")),
-    Fault("restarted", on_postgres, restarted, STARTING, PASSING, lasts=1),
-    Fault("paused for 20 s", on_postgres, paused, instead("timeout"), nothing("timeout"), lasts=20),
-    Fault("cut in mid-query", through_network, cut_in_mid_query, CUT_AT_START, PASSING),
-    Fault("migration fails", on_postgres, broken_migration, nothing("migration_failed"), None),
-    Fault("schema newer", on_used_postgres, newer_schema, NEWER, POSTGRESQL_OR_NEWER, healed=POSTGRESQL_OR_NEWER),
-    Fault("SQLite file locked", on_sqlite, locked, no_file("locked"), no_file("locked"), healed=SQLITE),
+    # while it serves: tests/test_database_restarts.py
+    Fault("restarted", on_postgres, restarted, STARTING, PASSING, lasts=1, telling=("start",)),
+    # while it serves, a short pause is silence
+    Fault("paused for 20 s", on_postgres, paused, instead("timeout"), nothing("timeout"), lasts=20, telling=("stop",)),
+    Fault("cut in mid-query", through_network, cut_in_mid_query, CUT_AT_START, PASSING, telling=("start", "serving")),
+    Fault("migration fails", on_postgres, broken_migration, nothing("migration_failed"), None, telling=("start",)),
+    Fault(
+        "schema newer",
+        on_used_postgres,
+        newer_schema,
+        NEWER,
+        POSTGRESQL_OR_NEWER,
+        healed=POSTGRESQL_OR_NEWER,
+        telling=("start",),
+    ),
+    # while it serves: tests/test_disks.py
+    Fault(
+        "SQLite file locked",
+        on_sqlite,
+        locked,
+        no_file("locked"),
+        no_file("locked"),
+        healed=SQLITE,
+        telling=("start",),
+    ),
     Fault("SQLite file corrupt", on_big_file, corrupt, SET_ASIDE, no_file("corrupt"), healed=SQLITE, stays=SET_ASIDE),
     Fault("disk full", on_small_disk, full_disk, no_file("disk_full"), no_file("disk_full"), healed=SQLITE),
+    # at the start and while it serves: tests/test_disks.py
     Fault(
         "no directory writable",
         on_disk_to_lose,
@@ -323,6 +364,7 @@ FAULTS = [
         no_file("read_only", "disk_full"),
         healed=SQLITE,
         stays=IN_MEMORY,
+        telling=("stop",),
     ),
     Fault("clock set back", on_postgres_with_own_clock, clock_set_back, POSTGRESQL, POSTGRESQL),
 ]

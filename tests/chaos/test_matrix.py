@@ -12,6 +12,7 @@ from tests.chaos.faults import FAULTS, Fault, Told
 from tests.chaos.findings import Finding
 from tests.chaos.scene import Scene
 from tests.chaos.writer import Writer
+from tests.support.faults import SOON
 from tests.support.server import Server
 
 pytestmark = pytest.mark.slow
@@ -34,6 +35,7 @@ CELLS = [
         fault,
         moment,
         id=f"{fault.name}-{moment}".replace(" ", "-"),
+        marks=[] if moment in fault.telling else [pytest.mark.thorough],
     )
     for fault in FAULTS
     for moment in ("start", "serving", "stop")
@@ -60,6 +62,8 @@ def test_it_stays_up_tells_the_truth_and_loses_nothing(
 
 def play_at_start(fault: Fault, scene: Scene, healing: ExitStack, finding: Finding) -> None:
     """The fault is there when the app starts, and is healed while it serves."""
+    if fault.falls_back:
+        scene.environ |= SOON
     fault.inject(scene, healing)
     began = time.monotonic()
     with scene.app() as server:
@@ -150,5 +154,5 @@ def end(fault: Fault, scene: Scene, server: Server, writer: Writer, finding: Fin
     finding.count(writer, scene.earlier, stored)
     assert sorted(shown) == sorted(stored)
     # SQLite serves instead of PostgreSQL from the start, or never
-    may_fall_back = scene.moment == "start" and "degraded" in fault.at_start.statuses
+    may_fall_back = scene.moment == "start" and fault.falls_back
     assert may_fall_back or not list(scene.project.path.rglob("*-*.db"))

@@ -1,7 +1,6 @@
 """Clients that never stop creating items, and remember what they were told about each."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,6 +10,8 @@ CLIENTS = 2
 # 10 are too many, and a machine may be busy
 SECONDS_TO_ANSWER = 12
 PAUSE_SECONDS = 0.03
+# who has not begun to send by then waits for an answer
+SECONDS_TO_SEND = 1
 
 
 class Writer:
@@ -22,6 +23,7 @@ class Writer:
         self._changed = threading.Condition()
         self._over = threading.Event()
         self._server_stops = False
+        self._turns = [0] * CLIENTS
         self.sent: list[str] = []
         self.acknowledged: list[str] = []
         self.refused: list[str] = []
@@ -49,8 +51,12 @@ class Writer:
         self._expect(lambda: len(self.acknowledged), count, within)
 
     def send_more(self) -> None:
-        """Return when each client has sent a request, or still waits for an answer."""
-        time.sleep(3 * PAUSE_SECONDS)
+        """Return when each client sends another request, or still waits for the answer to the last one."""
+        with self._changed:
+            before = list(self._turns)
+            self._changed.wait_for(
+                lambda: all(now > then for now, then in zip(self._turns, before, strict=True)), SECONDS_TO_SEND
+            )
 
     def server_stops(self) -> None:
         """From now on a request that nobody takes is not a lost one; those on their way must be answered."""
@@ -66,10 +72,11 @@ class Writer:
 
     def _work(self, client_number: int) -> None:
         with httpx2.Client(base_url=self._url, timeout=SECONDS_TO_ANSWER, trust_env=False) as client:
-            turn = 0
             while not self._over.wait(PAUSE_SECONDS):
-                turn += 1
-                if not self._create(client, f"{client_number}-{turn}"):
+                with self._changed:
+                    self._turns[client_number] += 1
+                    self._changed.notify_all()
+                if not self._create(client, f"{client_number}-{self._turns[client_number]}"):
                     return
 
     def _create(self, client: httpx2.Client, title: str) -> bool:

@@ -16,9 +16,10 @@ import pytest
 
 from tests.support.disks import in_namespace
 from tests.support.machine import need
+from tests.support.processes import free_port
 
 CLOCK = Path(__file__).with_name("clock.c")
-SECONDS_TO_CUT = 15
+SECONDS_TO_CUT = 30
 # SQLite serves after three seconds, not after ten: enough even for a busy machine to learn why PostgreSQL is away.
 SOON = {"DATABASE_CONNECT_SECONDS": "3"}
 
@@ -26,8 +27,8 @@ SOON = {"DATABASE_CONNECT_SECONDS": "3"}
 @contextmanager
 def listening(answer: Callable[[socket.socket], None]) -> Iterator[int]:
     """Accept connections on a free port and hand each to `answer`; yield the port."""
+    accepted: list[socket.socket] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
-        accepted: list[socket.socket] = []
 
         def accept() -> None:
             with contextlib.suppress(OSError):
@@ -36,10 +37,15 @@ def listening(answer: Callable[[socket.socket], None]) -> Iterator[int]:
                     accepted.append(connection)
                     answer(connection)
 
-        threading.Thread(target=accept, daemon=True).start()
-        yield server.getsockname()[1]
-        for connection in accepted:
-            connection.close()
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        try:
+            yield server.getsockname()[1]
+        finally:
+            shut(server)
+            thread.join(10)
+            for connection in accepted:
+                connection.close()
 
 
 def silence(connection: socket.socket) -> None:
@@ -64,7 +70,8 @@ class Network:
         self._cut_after: deque[bytes] = deque()
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
-        self.port = 0
+        # not one that the system may hand out to somebody else while nobody listens
+        self.port = free_port()
         self._listen()
 
     @contextmanager
@@ -103,11 +110,13 @@ class Network:
 
     def _listen(self) -> None:
         self._server = socket.create_server(("127.0.0.1", self.port))
-        self.port = self._server.getsockname()[1]
         self._sockets.append(self._server)
-        self._start(self._accept, self._server)
+        self._acceptor = self._start(self._accept, self._server)
 
     def _hang_up(self) -> None:
+        shut(self._server)
+        # what it has accepted just now is cut, too
+        self._acceptor.join(10)
         for connection in self._sockets:
             shut(connection)
 
@@ -132,10 +141,11 @@ class Network:
         shut(source)
         shut(sink)
 
-    def _start(self, function: Callable[..., None], *arguments: object) -> None:
+    def _start(self, function: Callable[..., None], *arguments: object) -> threading.Thread:
         thread = threading.Thread(target=function, args=arguments, daemon=True)
         self._threads.append(thread)
         thread.start()
+        return thread
 
 
 def shut(connection: socket.socket) -> None:
