@@ -333,8 +333,10 @@ def test_a_resolution_without_a_place_says_what_to_do_instead() -> None:
 
 def test_a_resolution_that_names_sqlite_gives_its_engine(tmp_path: Path) -> None:
     resolution = DatabaseURLResolver({"DATABASE_URL": f"sqlite:///{tmp_path}/shop.db"}).resolve()
-    with build_engine(resolution).connect() as connection:
+    engine = build_engine(resolution)
+    with engine.connect() as connection:
         assert connection.execute(text("PRAGMA foreign_keys")).scalar_one() == 1
+    engine.dispose()
 
 
 @pytest.mark.slow

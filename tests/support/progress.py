@@ -80,11 +80,13 @@ class Progress:
             self._terminal.rewrite(line[: self._terminal._tw.fullwidth - 1], erase=True)
         else:
             self._terminal.write_line(line)
+            self._terminal.flush()
 
     def _say(self, line: str) -> None:
         if self._terminal.isatty:
             self._terminal.rewrite("", erase=True)
         self._terminal.write_line(line, red=True)
+        self._terminal.flush()
 
 
 def reason_of(report: pytest.TestReport) -> str:
