@@ -16,7 +16,7 @@ import pytest
 from tests.support.bakery import BakedProject
 from tests.support.faults import Clock, Names, Network
 from tests.support.postgres import PASSWORD, Postgres
-from tests.support.server import Server
+from tests.support.server import SECONDS_TO_LISTEN, Server
 
 
 class Scene:
@@ -85,6 +85,7 @@ class Scene:
         """The app, started with what the scene says."""
         with self.project.boot(self.environ, in_place=True, prefix=self.prefix) as server:
             self.server = server
+            assert server.seconds_to_listen < SECONDS_TO_LISTEN
             # a disk that only the app has mounted is there for as long as somebody has it open
             self._disk = os.open(self.seen_by_app(self.sqlite_folder), os.O_RDONLY | os.O_DIRECTORY)
             self._closing.callback(os.close, self._disk)

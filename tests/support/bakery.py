@@ -1,5 +1,6 @@
 """Bakes projects from the template, once for each set of answers, and hands out something to read, run and boot."""
 
+import compileall
 import json
 import os
 import shutil
@@ -42,12 +43,17 @@ class BakedProject:
         return (self.path / name).read_bytes().decode("utf-8")
 
     def files(self) -> list[str]:
-        """Every file, as sorted relative paths."""
-        found = (path for path in self.path.rglob("*") if path.is_file())
+        """Every file, as sorted relative paths; bytecode is none."""
+        found = (path for path in self.path.rglob("*") if path.is_file() and path.suffix != ".pyc")
         return sorted(path.relative_to(self.path).as_posix() for path in found)
 
     def copy_to(self, folder: Path) -> "BakedProject":
-        """A private copy inside `folder`, which may be written to."""
+        """A private copy inside `folder`, which may be written to.
+
+        It comes with bytecode, so that not each copy's first start compiles the same again.
+        """
+        if not (self.path / "src" / "__pycache__").exists():
+            compileall.compile_dir(self.path / "src", quiet=2)
         return BakedProject(Path(shutil.copytree(self.path, folder / self.path.name)))
 
     def run(

@@ -12,6 +12,26 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
+
+
+class Process(Protocol):
+    """What tests need of a process that they started; `subprocess.Popen` has it."""
+
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None:
+        """The exit code, if it has ended."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until it ends, and return the exit code."""
+
+    def send_signal(self, sig: int) -> None:
+        """Send it a signal, if it has not ended."""
+
+    def kill(self) -> None:
+        """Kill it."""
 
 
 def bare_environment(home: str | Path) -> dict[str, str]:
@@ -49,7 +69,7 @@ def reserved(port: int, patience: float = 30) -> Iterator[None]:
         yield
 
 
-def end(process: subprocess.Popen[bytes], patience: float = 30) -> int:
+def end(process: Process, patience: float = 30) -> int:
     """End a process that leads its own session, first politely, then with everything it started."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)

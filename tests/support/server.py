@@ -14,9 +14,13 @@ from typing import Any
 import httpx2
 
 from tests.support.leaks import check_no_secret_in, secrets_in_headers, secrets_of
-from tests.support.processes import bare_environment, end, free_port, is_listening
+from tests.support.processes import Process, bare_environment, end, free_port, is_listening
+from tests.support.warm import can_be_forked, fork
 
+# What is promised, whatever the database does; tests of a start hold `seconds_to_listen` against it. All others wait
+# longer, because what they look at is something else.
 SECONDS_TO_LISTEN = 15
+PATIENCE = 60
 # Most tests wait for what the app finds out by looking at its database: let it look often.
 LOOKING_OFTEN = {"DATABASE_CHECK_SECONDS": "0.2"}
 # For tests whose PostgreSQL is away and stays away: SQLite serves after a second, not after ten.
@@ -27,10 +31,11 @@ IMPATIENT = {"DATABASE_CONNECT_SECONDS": "1"}
 class Server:
     """A running app. `client` knows its address; `get`, `post` and the others are its methods."""
 
-    process: subprocess.Popen[bytes]
+    process: Process
     port: int
     client: httpx2.Client
     log_file: Path
+    seconds_to_listen: float
 
     @property
     def url(self) -> str:
@@ -123,40 +128,42 @@ def serve(
         secrets.update(secrets_in_headers(request.headers))
 
     port = port or free_port()
-    command = command or [
-        sys.executable, "-m", "uvicorn", app, "--host", "127.0.0.1", "--port", str(port),
-    ]  # fmt: skip
+    arguments = [app, "--host", "127.0.0.1", "--port", str(port)]
     with tempfile.TemporaryDirectory(prefix="served-") as private:
         home, log_file = Path(private, "home"), Path(private, "log")
         home.mkdir()
+        begun = time.monotonic()
+        full_environ = bare_environment(home) | LOOKING_OFTEN | dict(environ)
+        process: Process
         with log_file.open("wb") as log:
-            process = subprocess.Popen(  # noqa: S603
-                [*prefix, *command],
-                cwd=folder,
-                env=bare_environment(home) | LOOKING_OFTEN | dict(environ),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            if command is None and not prefix and can_be_forked(environ):
+                process = fork(arguments, folder, full_environ, log.fileno())
+            else:
+                process = subprocess.Popen(  # noqa: S603
+                    [*prefix, *(command or [sys.executable, "-m", "uvicorn", *arguments])],
+                    cwd=folder,
+                    env=full_environ,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
         try:
-            # workers that start together share the machine
-            wait_until_listening(process, port, log_file, SECONDS_TO_LISTEN * int(environ.get("WEB_CONCURRENCY", "1")))
+            wait_until_listening(process, port, log_file)
+            seconds_to_listen = time.monotonic() - begun
             with httpx2.Client(
                 base_url=f"http://127.0.0.1:{port}",
                 timeout=30,
                 trust_env=False,
                 event_hooks={"request": [note_tokens]},
             ) as client:
-                yield Server(process, port, client, log_file)
+                yield Server(process, port, client, log_file, seconds_to_listen)
         finally:
             end(process)
         check_no_secret_in(log_file.read_bytes(), secrets)
 
 
-def wait_until_listening(
-    process: subprocess.Popen[bytes], port: int, log_file: Path, patience: float = SECONDS_TO_LISTEN
-) -> None:
+def wait_until_listening(process: Process, port: int, log_file: Path, patience: float = PATIENCE) -> None:
     """Return when the process accepts connections; fail with its log when it does not in time."""
     deadline = time.monotonic() + patience
     while not is_listening(port):
