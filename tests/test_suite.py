@@ -1,7 +1,10 @@
 """The suite itself: a failure is told at once and blamed on the right test, and a skip says what to install."""
 
+import os
+import pty
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -38,6 +41,31 @@ def test_a_failure_is_named_at_once_and_again_at_the_end(tmp_path: Path, process
     *_, failure, last = later.strip().splitlines()
     assert failure.startswith("FAILED test_example.py::test_sum")
     assert last.startswith("1 failed in ")
+
+
+def test_on_a_terminal_one_line_says_what_runs(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    (tmp_path / "test_example.py").write_text("def test_one():\n    pass\n\ndef test_two():\n    pass\n")
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-m", "pytest", *OPTIONS, "test_example.py"],
+        cwd=tmp_path,
+        env=bare_environment(tmp_path) | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = b""
+    # reading a terminal whose program has ended is an error on Linux
+    with suppress(OSError):
+        while part := os.read(ours, 4096):
+            shown += part
+    os.close(ours)
+    assert process.wait(30) == 0
+    assert b"\r0:00 0 of 2 (none ended); since 0 s: test_example.py::test_one" in shown
+    # written over before pytest says how it ended
+    assert b"test_one" not in shown.splitlines()[-1]
 
 
 def test_what_many_tests_lack_is_one_line_that_says_what_to_install(tmp_path: Path) -> None:

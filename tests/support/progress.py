@@ -1,5 +1,7 @@
 """What a person sees of the suite: what runs now, each failure as it happens, and at the end what skips would need."""
 
+import math
+import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ class Progress:
     def __init__(self, terminal: pytest.TerminalReporter) -> None:
         """`terminal` is where pytest itself reports."""
         self._terminal = terminal
-        self._begun = self._shown = time.monotonic()
+        self._begun, self._shown = time.monotonic(), -math.inf
         self._running: dict[str, float] = {}
         self._total = self._ended = 0
         self._outcomes: Counter[str] = Counter()
@@ -47,6 +49,8 @@ class Progress:
         self._running.pop(nodeid, None)
         self._ended += 1
         self._show()
+        if self._ended == self._total:
+            self._clear()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
@@ -77,16 +81,20 @@ class Progress:
             f"since {now - self._running[longest]:.0f} s: {longest}"
         )
         if self._terminal.isatty:
-            self._terminal.rewrite(line[: self._terminal._tw.fullwidth - 1], erase=True)
+            self._terminal.rewrite(line[: shutil.get_terminal_size().columns - 1], erase=True)
         else:
             self._terminal.write_line(line)
-            self._terminal.flush()
+        self._terminal.flush()
 
     def _say(self, line: str) -> None:
-        if self._terminal.isatty:
-            self._terminal.rewrite("", erase=True)
+        self._clear()
         self._terminal.write_line(line, red=True)
         self._terminal.flush()
+
+    def _clear(self) -> None:
+        """Take back the line that is written over and over."""
+        if self._terminal.isatty:
+            self._terminal.rewrite("", erase=True)
 
 
 def reason_of(report: pytest.TestReport) -> str:
