@@ -13,7 +13,7 @@ from tests.support.bakery import ROOT
 from tests.support.processes import bare_environment
 
 CONFTEST = "from tests.conftest import pytest_configure, pytest_runtest_teardown\n"
-OPTIONS = ["-q", "-rfE", "-p", "no:cacheprovider", "-p", "no:schemathesis", "-W", "error"]
+OPTIONS = ["-q", "-rfE", "-p", "no:cacheprovider", "-p", "no:schemathesis", "-p", "no:randomly", "-W", "error"]
 
 
 def run_suite(folder: Path, tests: str, *options: str) -> str:
