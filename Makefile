@@ -27,7 +27,7 @@ test: .venv/ready ## Hold every promise with at least one real process (what thi
 	@$(PYTEST) $(IN_PARALLEL) -m "not thorough and not alone"
 
 rest: .venv/ready ## Run what make test leaves out: other moments, larger numbers, measurements
-	@echo "About six minutes on two cores."
+	@echo "About four minutes on two cores."
 	@status=0; $(PYTEST) $(IN_PARALLEL) -m "thorough and not alone" || status=1; \
 		$(PYTEST) -m alone || status=1; exit $$status
 
