@@ -81,12 +81,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Starting a PostgreSQL takes longer than the quick loop should."""
-    # What the imports left behind is not looked at again after each test.
-    gc.collect()
-    gc.freeze()
     for item in items:
         if {"postgres", "login"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """What the imports left behind is not looked at again after each test."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
