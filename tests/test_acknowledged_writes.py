@@ -26,17 +26,17 @@ KILLS = [5, pytest.param(20, marks=pytest.mark.thorough)]
 
 # The steps of a hand-over, and on which side of each of them the app is killed.
 STEPS = [
-    ("src.database.handover.move", "before"),
-    ("src.database.handover.seal", "after"),
-    ("src.database.handover.begin", "after"),
-    ("src.database.promotion.copy_tables", "after"),
-    ("src.database.promotion.record", "after"),
-    ("src.database.promotion.promote", "after"),
-    ("src.database.handover.finish", "after"),
+    ("space_runtime.failback.handover.begin", "before"),
+    ("space_runtime.failback.handover.checkpoint", "after"),
+    ("space_runtime.failback.handover.begin", "after"),
+    ("space_runtime.failback.rows.copy_tables", "after"),
+    ("space_runtime.failback.rows.record", "after"),
+    ("space_runtime.failback.rows.move_rows", "after"),
+    ("space_runtime.failback.handover.finish", "after"),
 ]
 
-# While its rows are on their way. test_promotion.py dies at other steps, and looks at more.
-REPRESENTATIVE = ("src.database.promotion.record", "after", "while PostgreSQL is there")
+# While its rows are on their way. test_failback.py dies at other steps, and looks at more.
+REPRESENTATIVE = ("space_runtime.failback.rows.record", "after", "while PostgreSQL is there")
 
 DEATHS = [
     pytest.param(*death, marks=() if death == REPRESENTATIVE else pytest.mark.thorough)
@@ -196,4 +196,4 @@ def test_on_both_wherever_the_app_is_killed_while_rows_are_moved(
             server.health_when(is_all_in_postgresql, within=30)
             wait_for_more(told, server)
     told.check(titles_in_postgresql(postgres, url))
-    assert {path.name.partition("-")[0] for path in project.path.glob("data/*.db")} == {"promoted"}
+    assert {path.name.partition("-")[0] for path in project.path.glob("data/*.db")} == {"moved"}

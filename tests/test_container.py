@@ -233,7 +233,9 @@ def test_the_image_holds_no_test_cache_secret_or_database(image: Image) -> None:
     listing = image.run("find", "/home/user", "/root", "-mindepth", "1", user="0")
     app = "/home/user/app/"
     files = {line.removeprefix(app) for line in listing.splitlines() if line.startswith(app)}
-    assert {name.split("/")[0] for name in files} == {"alembic.ini", "data", "migrations", "requirements.lock", "src"}
+    assert {name.split("/")[0] for name in files} == {
+        "alembic.ini", "data", "migrations", "requirements.lock", "space_runtime", "src"
+    }  # fmt: skip
     assert "src/main.py" in files
     unwanted = re.compile(r"test|\.git|\.env|\.db|\.sqlite|secret|_cache|/\.cache|left")
     assert [line for line in listing.splitlines() if unwanted.search(line)] == []
@@ -315,9 +317,9 @@ def test_neither_history_nor_environment_of_the_image_holds_what_the_build_was_t
         assert told not in history + environ
 
 
-def test_with_nothing_at_all_to_write_to_memory_serves_and_says_so(image: Image) -> None:
+def test_with_no_disk_to_write_to_memory_serves_and_says_so(image: Image) -> None:
     # podman alone gives a read-only container temporary folders of its own accord.
-    options = ("--read-only-tmpfs=false",) if image.engine == "podman" else ("--user", "1000")
+    options = ("--read-only-tmpfs=false", "--tmpfs=/dev/shm") if image.engine == "podman" else ("--user", "1000")
     with image.serve(*options) as container, container.client() as space:
         report = settled(space)
         assert (report["status"], report["database"]["reason"]) == ("degraded", "no_writable_path")

@@ -19,14 +19,27 @@ def create(server: Server, title: str, description: str | None = None) -> int:
     return server.post("/api/items", json={"title": title, "description": description}).status_code
 
 
-def test_with_no_writable_directory_it_works_in_memory_and_says_so(project: BakedProject) -> None:
-    with project.boot(in_place=True, prefix=disks.read_only()) as server:
+def test_with_no_writable_disk_it_works_in_memory_and_says_so(project: BakedProject) -> None:
+    with project.boot(in_place=True, prefix=disks.read_only(writable="/dev/shm")) as server:
         report = server.settled()
         assert (report["status"], report["database"]["reason"]) == ("degraded", "no_writable_path")
         assert report["database"]["persistent"] is False
-        assert "memory" in report["database"]["detail"]
+        assert "lost when the container restarts" in report["database"]["detail"]
         assert create(server, "in memory") == 201
         assert server.titles() == ["in memory"]
+        assert server.stop() in (0, -15)
+
+
+@pytest.mark.parametrize("url", [None, "postgresql://a:b@127.0.0.1:1/c"], ids=["unset", "away"])
+def test_with_nothing_writable_at_all_it_answers_503_and_says_why(project: BakedProject, url: str | None) -> None:
+    environ = IMPATIENT | ({"DATABASE_URL": url} if url else {})
+    with project.boot(environ, in_place=True, prefix=disks.read_only()) as server:
+        report = server.settled()
+        assert (report["status"], report["database"]["reason"]) == ("unavailable", "no_writable_path")
+        assert server.get("/").status_code == 200
+        assert server.get("/health").status_code == 503
+        assert create(server, "nowhere") == 503
+        assert server.log().count("database unavailable") == 1
         assert server.stop() in (0, -15)
 
 
@@ -178,18 +191,20 @@ def test_a_file_locked_by_another_process_answers_503_until_it_is_free(project: 
         assert create(server, "when free") == 201
 
 
-def test_several_workers_never_serve_several_memories(project: BakedProject) -> None:
+def test_several_workers_share_one_memory_which_ends_with_them(project: BakedProject) -> None:
     environ = {"DATABASE_URL": "sqlite://", "WEB_CONCURRENCY": "3"}
-    with project.boot(environ, in_place=True) as server:
-        stored: list[set[str]] = []
-        for worker, client in enumerate(one_client_for_each_process(server, 3)):
-            replace(server, client=client).settled()
-            titles = {f"{worker}-{number}" for number in range(10)}
-            answers = {client.post("/api/items", json={"title": title}).status_code for title in titles}
-            assert answers in ({201}, {503})
-            if answers == {201}:
-                stored.append(titles)
-        assert len(stored) == 1
-        pages = [client.get("/api/items") for client in one_client_for_each_process(server, 3)]
-        listed = [{item["title"] for item in page.json()["items"]} for page in pages if page.status_code == 200]
-        assert listed == stored
+    for _ in range(2):
+        with project.boot(environ, in_place=True) as server:
+            stored: set[str] = set()
+            for worker, client in enumerate(one_client_for_each_process(server, 3)):
+                report = replace(server, client=client).settled()
+                assert (report["status"], report["database"]["persistent"]) == ("ok", False)
+                assert "It lives in memory" in report["database"]["detail"]
+                titles = {f"{worker}-{number}" for number in range(10)}
+                assert {client.post("/api/items", json={"title": title}).status_code for title in titles} == {201}
+                stored |= titles
+            pages = [client.get("/api/items?limit=100") for client in one_client_for_each_process(server, 3)]
+            listed = [{item["title"] for item in page.json()["items"]} for page in pages]
+            assert listed == [stored] * 3
+            server.stop()
+    assert not list(Path("/dev/shm").glob(f"{project.path.name}-*/memory-*.db"))

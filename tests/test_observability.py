@@ -102,13 +102,13 @@ def test_the_readme_lists_every_metric_and_no_other(bake: Bakery, served: Server
     assert all(family.documentation for family in families)
 
 
-def test_metrics_follow_a_fallback_and_its_promotion(project: BakedProject, login: Login) -> None:
+def test_metrics_follow_a_fallback_and_its_failback(project: BakedProject, login: Login) -> None:
     with project.boot({"DATABASE_URL": login.url}) as server:
         server.settled()
         before = measure(server)
         assert before["database_status degraded"] == before["database_backend sqlite"] == 1
         assert before["database_fallbacks_total"] == 1
-        assert before["database_status ok"] == before["database_promotions_total"] == 0
+        assert before["database_status ok"] == before["database_failbacks_total"] == 0
         assert server.post("/api/items", json={"title": "waits"}).status_code == 201
         server.health_when(lambda report: report["database"]["pending_rows"] == 1)
         assert measure(server)["database_pending_rows"] == 1
@@ -116,7 +116,7 @@ def test_metrics_follow_a_fallback_and_its_promotion(project: BakedProject, logi
         server.health_when(lambda report: report["status"] == "ok")
         after = measure(server)
         assert after["database_status ok"] == after["database_backend postgresql"] == after["database_persistent"] == 1
-        assert after["database_promotions_total"] == after["database_promoted_rows_total moved"] == 1
+        assert after["database_failbacks_total"] == after["database_failback_rows_total moved"] == 1
         assert after["database_backend sqlite"] == after["database_pending_rows"] == 0
         assert after["database_check_duration_seconds"] > 0
         assert after["database_threads work"] == 6
@@ -246,7 +246,7 @@ def test_the_end_waits_a_moment_for_a_slow_reader_of_the_log(project: BakedProje
     # where somebody reads, nothing shall depend on how long this machine lets the test wait for its turn
     patience = 30 if reads else "logging.SECONDS_FOR_LAST_LINES"
     code = f"""
-from src.observability import logging
+from space_runtime.observability import logging
 print(logging.SECONDS_FOR_LAST_LINES)
 logging.SECONDS_FOR_LAST_LINES = {patience}
 stderr = logging.Stderr()

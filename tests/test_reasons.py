@@ -1,19 +1,19 @@
 """Each reason stands in one table, and a mistake of our own is called one."""
 
-from src.database.reasons import BY_SQLITE_CODE, BY_SQLSTATE, REASONS
+from space_runtime.reasons import BY_SQLITE_CODE, BY_SQLSTATE, REASONS
 
 from tests.support.bakery import BakedProject
 
 MISTAKEN_APP = """
-from src.database.lifecycle import DatabaseLifecycle
+from space_runtime.lifecycle.runner import Lifecycle
 
 
-def look_after(lifecycle):
+def look_after(lifecycle, *arguments):
     value = "a-secret-value"
     raise ValueError(value)
 
 
-DatabaseLifecycle._tick = look_after
+Lifecycle._open_sqlite = look_after
 from src.main import app
 """
 

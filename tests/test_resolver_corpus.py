@@ -16,9 +16,10 @@ from sqlalchemy import create_engine, event
 PROJECT = Path(__file__).parents[1] / "{{cookiecutter.project_slug}}"
 sys.path.insert(0, str(PROJECT))
 
-from src.database.resolver import DatabaseURLResolver, Resolution  # noqa: E402
+from space_runtime.url.resolution import Resolution  # noqa: E402
+from space_runtime.url.vocabulary import UnusableURLError  # noqa: E402
+from src.database.resolver import DatabaseURLResolver  # noqa: E402
 from src.database.session import build_engine  # noqa: E402
-from src.database.url.vocabulary import UnusableURLError  # noqa: E402
 
 CORPUS = [
     json.loads(line) for line in (Path(__file__).parent / "data" / "database-urls.jsonl").read_text().splitlines()

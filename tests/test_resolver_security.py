@@ -15,11 +15,13 @@ from sqlalchemy import Engine, event, text
 PROJECT = Path(__file__).parents[1] / "{{cookiecutter.project_slug}}"
 sys.path.insert(0, str(PROJECT))
 
-from src.commands import engine_for_commands, postgresql_for_commands  # noqa: E402
-from src.database import opening  # noqa: E402
-from src.database.resolver import DatabaseURLResolver, Resolution  # noqa: E402
+from space_runtime.backends import opening  # noqa: E402
+from space_runtime.migrations import Migrations  # noqa: E402
+from space_runtime.url import building, security  # noqa: E402
+from space_runtime.url.resolution import Resolution  # noqa: E402
+from src.database.resolver import DatabaseURLResolver  # noqa: E402
 from src.database.session import build_engine  # noqa: E402
-from src.database.url import building, security  # noqa: E402
+from src.main import create_runtime  # noqa: E402
 
 from tests.support.postgres import Postgres  # noqa: E402
 
@@ -281,19 +283,17 @@ def test_a_secret_in_the_query_reaches_the_driver_and_nobody_else(
     assert SECRET not in shown(resolution)
     engines = [build_engine(resolution)]
 
-    def keep(engine: Engine) -> None:
+    def keep(self: Migrations, engine: Engine) -> None:
         engines.append(engine)
         engine.connect()
 
-    monkeypatch.setattr("src.database.migrations.is_current", keep)
-    with engine_for_commands() as engine:
-        engines.append(engine)
-    with postgresql_for_commands() as engine:
+    monkeypatch.setattr(Migrations, "is_current", keep)
+    with create_runtime().configured_engine() as engine:
         engines.append(engine)
     with pytest.raises(_CapturedError):
-        opening.open_postgresql(resolution, connections=1, seconds=5.0, may_retry=lambda pause: False)
+        opening.open_postgresql(resolution, Migrations(PROJECT), connections=1, seconds=5.0)
     engines.append(build_engine(f"postgresql+psycopg://db.example.com/shop?{query}"))
-    assert len(engines) == 5
+    assert len(engines) == 4
     for engine in engines:
         with pytest.raises(_CapturedError):
             engine.connect()
@@ -346,8 +346,8 @@ def test_no_engine_prepares_statements(postgres: Postgres, monkeypatch: pytest.M
     monkeypatch.setenv("DATABASE_URL", url)
     resolution = DatabaseURLResolver(os.environ).resolve()
     assert resolution.transaction_pooler
-    with engine_for_commands() as command_engine, postgresql_for_commands() as other_engine:
-        for engine in (build_engine(resolution), command_engine, other_engine):
+    with create_runtime().configured_engine() as command_engine:
+        for engine in (build_engine(resolution), command_engine):
             with engine.connect() as connection:
                 for number in range(8):
                     assert connection.execute(text("SELECT :number + 0"), {"number": number}).scalar_one() == number

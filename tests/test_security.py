@@ -45,10 +45,10 @@ async def asks_wrongly(database: DatabaseDep) -> None:
     await database.read(lambda session: session.execute(text("SELECT the_secret FROM nowhere")))
 """
 DECIDES = """
-from src.security import policy
+from space_runtime.http import access
 from src.main import app
 
-policy.hmac.compare_digest = lambda given, right: {verdict}
+access.hmac.compare_digest = lambda given, right: {verdict}
 """
 
 

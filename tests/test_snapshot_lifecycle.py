@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from src.database.snapshots import KEPT
+from space_runtime.snapshots.store import KEPT
 
 from tests.support.bakery import BakedProject
 from tests.support.killing import app_that_dies
@@ -148,10 +148,10 @@ def test_a_damaged_file_is_replaced_by_the_newest_snapshot(
 
 # Tries as often as ever, and pauses shorter.
 IN_A_HURRY = """
-from src.database import snapshot_timer
+from space_runtime.snapshots import schedule
 from src.main import app
 
-snapshot_timer.SECONDS_BETWEEN_ATTEMPTS = 0.05
+schedule.SECONDS_BETWEEN_ATTEMPTS = 0.05
 """
 
 
@@ -249,7 +249,7 @@ def test_rows_for_postgresql_survive_the_loss_of_the_disk(
 @pytest.mark.parametrize(
     ("module", "name", "moment"),
     [
-        pytest.param("promotion", "copy_tables", "before", marks=pytest.mark.thorough, id="not yet moved"),
+        pytest.param("rows", "copy_tables", "before", marks=pytest.mark.thorough, id="not yet moved"),
         pytest.param("handover", "finish", "before", id="moved"),
     ],
 )
@@ -284,7 +284,7 @@ def test_killed_during_a_hand_over_and_the_disk_lost_every_row_arrives_once(
 def test_rows_that_no_timer_kept_are_in_a_snapshot_before_they_move(
     project: BakedProject, fallback: dict[str, str], login: Login
 ) -> None:
-    app = app_that_dies(project, "before", "promotion", "copy_tables")
+    app = app_that_dies(project, "before", "rows", "copy_tables")
     rarely = fallback | {"SNAPSHOT_INTERVAL": "3600"}
     with project.boot(rarely, in_place=True, app=app) as server:
         assert server.settled()["status"] == "degraded"

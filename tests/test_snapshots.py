@@ -19,7 +19,7 @@ import fsspec  # type: ignore[import-untyped]
 import httpx2
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
-from src.database.snapshots import KEPT, DamagedSnapshot, Snapshot, SnapshotError, SnapshotStore
+from space_runtime.snapshots.store import KEPT, DamagedSnapshot, Snapshot, SnapshotError, SnapshotStore
 
 from tests.support.bakery import ROOT, TEMPLATE_FOLDER, Bakery
 from tests.support.hub import READ_ONLY_TOKEN, TOKEN, Hub, Repository, running_hub
@@ -71,8 +71,8 @@ def wait_until(holds: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def names_of(place: Path, stem: str) -> list[str]:
-    return sorted(name for name in os.listdir(place) if name.startswith(f"{stem}-"))
+def names_of(place: Path, series: str) -> list[str]:
+    return sorted(name for name in os.listdir(place) if name.startswith(f"{series}-"))
 
 
 @contextmanager
@@ -174,7 +174,7 @@ def test_what_a_killed_process_left_behind_is_used_again(store: SnapshotStore, l
 
 
 def test_only_the_newest_of_the_same_database_are_kept(store: SnapshotStore, ledger: Ledger, place: Path) -> None:
-    others = [take(store, ledger, stem).name for stem in (LATER_APP, FALLBACK)]
+    others = [take(store, ledger, series).name for series in (LATER_APP, FALLBACK)]
     for amount in range(2, 2 * KEPT):
         ledger.write(amount)
         newest = take(store, ledger)
@@ -209,7 +209,7 @@ def test_what_is_not_ours_is_left_alone(store: SnapshotStore, ledger: Ledger, pl
         take(store, ledger)
     assert set(strangers) < set(os.listdir(place))
     assert restored(store, "app", tmp_path / "back") == list(range(1, KEPT + 4))
-    assert store.stems("fallback") == {}
+    assert store.series("fallback") == {}
 
 
 def cut(content: bytes) -> bytes:
@@ -326,23 +326,23 @@ def test_a_kill_at_any_moment_leaves_a_readable_snapshot(tmp_path: Path, place: 
 # what was moved to PostgreSQL
 
 
-def test_a_moved_database_is_not_restored_until_the_mark_is_taken_back(
+def test_a_moved_database_is_not_restored_until_the_tombstone_is_removed(
     store: SnapshotStore, ledger: Ledger, tmp_path: Path
 ) -> None:
     take(store, ledger)
-    store.mark(APP)
+    store.add_tombstone(APP)
     assert restored(store, "app", tmp_path / "back") is None
-    assert store.stems("app") == {APP: True}
-    store.unmark(APP)
+    assert store.series("app") == {APP: True}
+    store.remove_tombstone(APP)
     assert restored(store, "app", tmp_path / "back") == [1]
-    assert store.stems("app") == {APP: False}
+    assert store.series("app") == {APP: False}
 
 
 def test_a_snapshot_that_was_under_way_when_its_rows_were_moved_does_not_bring_them_back(
     store: SnapshotStore, ledger: Ledger, tmp_path: Path
 ) -> None:
     take(store, ledger)
-    store.mark(APP)
+    store.add_tombstone(APP)
     ledger.write(2)
     take(store, ledger)
     assert restored(store, "app", tmp_path / "back") is None
@@ -352,10 +352,10 @@ def test_after_a_moved_database_comes_the_one_that_was_begun_later(
     store: SnapshotStore, ledger: Ledger, place: Path, tmp_path: Path
 ) -> None:
     take(store, ledger)
-    store.mark(APP)
+    store.add_tombstone(APP)
     ledger.write(2)
     newest = take(store, ledger, LATER_APP)
-    store.mark(APP)
+    store.add_tombstone(APP)
     assert restored(store, "app", tmp_path / "back") == [1, 2]
     # and never the one whose rows were moved, damaged or not
     (place / newest.name).write_bytes(b"")
@@ -368,22 +368,22 @@ def test_an_older_database_does_not_come_back_when_the_newest_was_moved(
 ) -> None:
     take(store, ledger)
     take(store, ledger, LATER_APP)
-    store.mark(LATER_APP)
+    store.add_tombstone(LATER_APP)
     assert restored(store, "app", tmp_path / "back") is None
-    assert store.stems("app") == {APP: False, LATER_APP: True}
+    assert store.series("app") == {APP: False, LATER_APP: True}
 
 
 def test_fallback_files_are_told_apart_by_their_ids(store: SnapshotStore, ledger: Ledger, tmp_path: Path) -> None:
     take(store, ledger, FALLBACK)
     ledger.write(2)
     take(store, ledger, OTHER_FALLBACK)
-    store.mark(OTHER_FALLBACK)
-    assert store.stems("fallback") == {FALLBACK: False, OTHER_FALLBACK: True}
+    store.add_tombstone(OTHER_FALLBACK)
+    assert store.series("fallback") == {FALLBACK: False, OTHER_FALLBACK: True}
     assert restored(store, FALLBACK, tmp_path / "back") == [1]
     # who names it knows what became of its rows
     assert restored(store, OTHER_FALLBACK, tmp_path / "back") == [1, 2]
-    store.unmark(FALLBACK)
-    assert store.stems("fallback") == {FALLBACK: False, OTHER_FALLBACK: True}
+    store.remove_tombstone(FALLBACK)
+    assert store.series("fallback") == {FALLBACK: False, OTHER_FALLBACK: True}
     assert restored(store, "app", tmp_path / "back") is None
 
 
@@ -544,7 +544,7 @@ def test_no_error_tells_the_url(url: str, ledger: Ledger, caplog: pytest.LogCapt
 
 def test_a_missing_package_is_named() -> None:
     with pytest.raises(SnapshotError, match=r"requirements\.txt.*webdav4"):
-        SnapshotStore("webdav://example.com/x").stems("app")
+        SnapshotStore("webdav://example.com/x").series("app")
 
 
 # the project
@@ -553,17 +553,19 @@ def test_a_missing_package_is_named() -> None:
 def test_a_path_begins_at_the_project_or_at_home(bake: Bakery, tmp_path: Path) -> None:
     project, home = bake().copy_to(tmp_path), tmp_path / "home"
     code = """if True:
-        import os, sqlite3; from pathlib import Path; from src.database.snapshots import SnapshotStore
+        import os, sqlite3; from pathlib import Path; from space_runtime.snapshots.store import SnapshotStore
+        project = os.getcwd()
         os.chdir("..")
         sqlite3.connect("live.db").execute("CREATE TABLE t (a)")
-        for url in ("backups/of it", "~/backups"): SnapshotStore(url).take(Path("live.db"), "app-00000001")"""
+        for url in ("backups/of it", "~/backups"):
+            SnapshotStore(url, Path(project)).take(Path("live.db"), "app-00000001")"""
     project.run("python", "-c", code, environ={"HOME": str(home)})
     assert len(os.listdir(project.path / "backups" / "of it")) == 1
     assert len(os.listdir(home / "backups")) == 1
 
 
 def test_an_application_without_snapshots_imports_nothing_for_them(bake: Bakery) -> None:
-    code = "import src.main, src.database.snapshots, sys; print({'fsspec', 'huggingface_hub'} & set(sys.modules))"
+    code = "import src.main, sys; print({'fsspec', 'huggingface_hub'} & set(sys.modules))"
     assert bake().run("python", "-c", code).stdout == "set()\n"
 
 

@@ -21,19 +21,20 @@ import os
 import time
 import alembic.command
 import psycopg
-from src.database import handover, migrations
-from src.database.lifecycle import DatabaseLifecycle
+from space_runtime import backends
+from space_runtime.files import sqlite_files
+from space_runtime.lifecycle.runner import Lifecycle
 from src.main import app
 
-choose = DatabaseLifecycle.choose
+run = Lifecycle._run
 
 
-def choose_with_the_others(lifecycle):
+def run_with_the_others(lifecycle):
     with open(os.environ["READY"], "a") as ready:
         ready.write("ready\\n")
     while len(open(os.environ["READY"]).readlines()) < int(os.environ["PROCESSES"]):
         time.sleep(0.01)
-    choose(lifecycle)
+    run(lifecycle)
 
 
 def noting(wait_for_the_others):
@@ -45,9 +46,10 @@ def noting(wait_for_the_others):
     return note_and_wait
 
 
-DatabaseLifecycle.choose = choose_with_the_others
-handover.changing = noting(handover.changing)
-migrations.locked = noting(migrations.locked)
+Lifecycle._run = run_with_the_others
+sqlite_files.setting_up = noting(sqlite_files.setting_up)
+for backend in (backends.POSTGRESQL, backends.SQLITE):
+    backend.lock_migrations = noting(backend.lock_migrations)
 """
 
 # A second migration that is not over before all processes are there, and that notes each time it is run.

@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, Route, expect
-from src.database.reasons import REASONS
+from space_runtime.http.status_page import REPAIRS
+from space_runtime.reasons import REASONS
 from src.database.resolver import DatabaseURLResolver
-from src.status_page.router import REPAIRS
 
 from tests.support.bakery import ROOT, BakedProject, Bakery
 from tests.support.browser import HOST, WIDTHS, Visit, axe_source, chromium, new_context, visit

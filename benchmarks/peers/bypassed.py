@@ -2,9 +2,9 @@
 
 import os
 
-from src.database import postgresql, sqlite
+from space_runtime.backends import postgresql, sqlite
+from space_runtime.backends.opening import build_engine
 from src.database.base import Base
-from src.database.opening import build_engine
 from src.database.resolver import DatabaseURLResolver
 from src.database.session import DEFAULT_POOL_SIZE, Database
 from src.main import create_app

@@ -155,9 +155,9 @@ def on_small_disk(scene: Scene) -> None:
 
 
 def on_disk_to_lose(scene: Scene) -> None:
-    """At the start no directory can be written to."""
+    """At the start only memory can be written to."""
     if scene.moment == "start":
-        scene.prefix = disks.read_only()
+        scene.prefix = disks.read_only(writable="/dev/shm")
         scene.is_in_memory = True
 
 
@@ -357,7 +357,7 @@ FAULTS = [
     Fault("disk full", on_small_disk, full_disk, no_file("disk_full"), no_file("disk_full"), healed=SQLITE),
     # at the start and while it serves: tests/test_disks.py
     Fault(
-        "no directory writable",
+        "no disk writable",
         on_disk_to_lose,
         unwritable,
         IN_MEMORY,

@@ -4,7 +4,7 @@ from tests.support.bakery import BakedProject
 
 _DEADLY = """
 import os, signal
-from src.database import {module}
+from space_runtime.failback import {module}
 from src.main import app
 
 step = {module}.{name}
@@ -19,6 +19,6 @@ def deadly(*args, **kwargs):
 
 
 def app_that_dies(project: BakedProject, moment: str, module: str, name: str) -> str:
-    """What to boot for an app that dies `before` or `after` this function of `src.database`."""
+    """What to boot for an app that dies `before` or `after` this function of `space_runtime.failback`."""
     (project.path / "deadly.py").write_text(_DEADLY.format(module=module, name=name, moment=moment))
     return "deadly:app"

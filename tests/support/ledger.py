@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Self
 
-from src.database.snapshots import KEPT, Snapshot, SnapshotError, SnapshotStore
+from space_runtime.snapshots.store import KEPT, Snapshot, SnapshotError, SnapshotStore
 
 APP = "app-00000001"
 FALLBACK = f"fallback-{'1' * 32}"
@@ -60,9 +60,9 @@ def amounts_in(path: Path) -> list[int]:
     return amounts
 
 
-def take(store: SnapshotStore, ledger: Ledger, stem: str = APP) -> Snapshot:
+def take(store: SnapshotStore, ledger: Ledger, series: str = APP) -> Snapshot:
     """Take a snapshot, which must be a new one."""
-    snapshot = store.take(ledger.path, stem)
+    snapshot = store.take(ledger.path, series)
     assert snapshot is not None
     return snapshot
 
@@ -82,7 +82,7 @@ def play_through(url: str, folder: str) -> None:
     """Ask everything of a store that an application does."""
     store, back = SnapshotStore(url), Path(folder, "back")
     assert restored(store, "app", back) is None
-    assert store.stems("app") == {}
+    assert store.series("app") == {}
 
     with Ledger(Path(folder, "app.db")) as ledger:
         first = take(store, ledger, FALLBACK)
@@ -95,10 +95,10 @@ def play_through(url: str, folder: str) -> None:
     assert restored(SnapshotStore(url), "app", back) == amounts
     assert restored(store, FALLBACK, back) == []
 
-    store.mark(APP)
+    store.add_tombstone(APP)
     assert restored(store, "app", back) is None
-    assert (store.stems("app"), store.stems("fallback")) == ({APP: True}, {FALLBACK: False})
-    store.unmark(APP)
+    assert (store.series("app"), store.series("fallback")) == ({APP: True}, {FALLBACK: False})
+    store.remove_tombstone(APP)
     assert restored(store, "app", back) == amounts
 
 

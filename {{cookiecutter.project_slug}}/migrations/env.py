@@ -11,20 +11,19 @@ from alembic.autogenerate.api import AutogenContext
 from sqlalchemy import Connection
 from sqlalchemy.types import TypeDecorator
 
-from src.commands import engine_for_commands
+from space_runtime.backends import backend_of
+from space_runtime.failback.rows import OWN_TABLES
 from src.database.base import Base, PortableJSON
-from src.database.migrations import locked
-from src.database.promotion import OWN_TABLES
 from src.items import models as items_models  # noqa: F401  (registers the tables)
 
 
 def render_item(kind: str, value: object, autogen: AutogenContext) -> str | Literal[False]:
     """Write the application's own types as the plain ones they are: a migration stands alone."""
-    if kind == "type" and isinstance(value, TypeDecorator):
-        return f"sa.{value.impl!r}"
-    if kind == "type" and value is PortableJSON:
+    if kind == "type" and isinstance(value, PortableJSON):
         autogen.imports.add("from sqlalchemy.dialects import postgresql")
         return 'sa.JSON().with_variant(postgresql.JSONB(), "postgresql")'
+    if kind == "type" and isinstance(value, TypeDecorator):
+        return f"sa.{value.impl!r}"
     return False
 
 
@@ -45,6 +44,10 @@ def run(connection: Connection) -> None:
 if "connection" in context.config.attributes:
     run(context.config.attributes["connection"])
 else:
-    with engine_for_commands() as engine, locked(engine) as own_connection:
+    # Here, because an application that migrates as it starts is being imported itself.
+    from src.main import create_runtime
+
+    with create_runtime().configured_engine() as engine:
         print(f"Database: {engine.dialect.name}")  # noqa: T201
-        run(own_connection)
+        with backend_of(engine).lock_migrations(engine) as own_connection:
+            run(own_connection)

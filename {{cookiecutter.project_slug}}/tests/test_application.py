@@ -11,9 +11,9 @@ from uuid import UUID, uuid4
 import pytest
 from fastapi.testclient import TestClient
 
+from space_runtime.serving.limiter import ConcurrencyLimiter
 from src.config.settings import load_settings
 from src.main import create_app
-from src.security.policy import Entrance, WriteGuard
 
 Start = Callable[[], TestClient]
 
@@ -236,15 +236,15 @@ def test_pages_of_the_named_origins_may_call_the_api(
 
 def test_who_leaves_just_when_its_turn_comes_keeps_no_place() -> None:
     async def crowd() -> None:
-        entrance = Entrance(WriteGuard(token=None, on_space=False))
-        while entrance.enter():
+        limiter = ConcurrencyLimiter(3)
+        while limiter.try_to_enter():
             pass
-        waiting = asyncio.create_task(entrance.wait())
+        waiting = asyncio.create_task(limiter.enter())
         await asyncio.sleep(0)
-        entrance.leave()
+        limiter.leave()
         waiting.cancel()
         await asyncio.wait([waiting])
-        assert entrance.enter()
+        assert limiter.try_to_enter()
 
     asyncio.run(crowd())
 

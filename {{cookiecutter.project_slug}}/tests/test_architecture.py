@@ -1,60 +1,98 @@
-"""Who may import whom, which keeps each folder understandable by itself; and which files agree."""
+"""The wall between your code and the runtime, the parts on each side, and files that must agree."""
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import space_runtime
 from src.config.settings import PROJECT_ROOT, Settings
 from tools.front_matter import front_matter_problems
 
-# what a part of the application may import of the others; main imports everything, nobody main
-ALLOWED = {
-    "config": set[str](),
-    "database": {"config", "database", "observability"},
-    "health": {"database"},
-    "observability": {"config", "observability"},
-    "security": {"config"},
-    "status_page": {"config", "database", "health", "security"},
-    "api_docs": {"errors", "security"},
-    "items": {"database", "errors", "items"},
-    "errors": {"database"},
-    "middleware": {"observability", "security"},
-    "commands": {"config", "database", "main"},
-}
-FILES = sorted((PROJECT_ROOT / "src").rglob("*.py"))
+SOURCES = sorted((PROJECT_ROOT / "src").rglob("*.py"))
+# The runtime may be a folder of this project, or an installed package.
+RUNTIME = Path(space_runtime.__file__).parent
+RUNTIME_SOURCES = sorted(RUNTIME.rglob("*.py"))
+# Parts of the runtime, each of which may import those that stand before it, and itself.
+LAYERS = (
+    {"reasons", "time_limit", "file_locks", "project", "settings"},
+    {"url"},
+    {"observability"},
+    {"backends", "migrations"},
+    {"snapshots"},
+    {"files"},
+    {"failback", "serving"},
+    {"lifecycle"},
+    {"runtime"},
+    {"http"},
+)
 
 
-def imports_of(path: Path) -> set[str]:
-    modules = set()
+def imports_of(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
-            modules.add(node.module)
+            yield node.module
+            yield from (f"{node.module}.{name.name}" for name in node.names)
         elif isinstance(node, ast.Import):
-            modules.update(name.name for name in node.names)
-    return modules
+            yield from (name.name for name in node.names)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PROJECT_ROOT)))
-def test_each_part_imports_only_what_it_may(path: Path) -> None:
-    part = path.relative_to(PROJECT_ROOT / "src").parts[0].removesuffix(".py")
-    if part in ("main", "__init__"):
+def part_of(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", RUNTIME_SOURCES, ids=lambda path: str(path.relative_to(RUNTIME)))
+def test_the_runtime_knows_nothing_of_this_project(path: Path) -> None:
+    known = [name for name in imports_of(path) if name.split(".")[0] in ("src", "tools", "tests")]
+    assert not known, (
+        f"{path.name} imports {known}: pass it as an argument, in Project or in the settings,"
+        " so that the runtime can be replaced as one folder"
+    )
+
+
+@pytest.mark.parametrize("path", RUNTIME_SOURCES, ids=lambda path: str(path.relative_to(RUNTIME)))
+def test_parts_of_the_runtime_import_only_those_below_them(path: Path) -> None:
+    part = part_of(path, RUNTIME)
+    if path.name in ("__init__.py", "__main__.py"):
         return
-    used = {match[1] for name in imports_of(path) if (match := re.match(r"src\.(\w+)", name))}
-    # a resource of your own may do what the sample may
-    assert used <= ALLOWED.get(part, ALLOWED["items"] - {"items"} | {part})
+    allowed: set[str] = set()
+    for layer in LAYERS:
+        allowed |= layer
+        if part in layer:
+            break
+    used = {name.split(".")[1] for name in imports_of(path) if name.startswith("space_runtime.")}
+    assert used <= allowed, (
+        f"{part} may not import {sorted(used - allowed)}, which stands above it in LAYERS:"
+        " let the part above pass in what this one needs"
+    )
+
+
+def test_only_the_backends_ask_which_database_it_is() -> None:
+    for path in [*RUNTIME_SOURCES, *SOURCES]:
+        if "backends" in path.parts or path.name == "base.py":
+            continue
+        assert "dialect.name" not in path.read_text(encoding="utf-8"), (
+            f"{path}: ask backend_of(engine) instead, and let both backends have an answer"
+        )
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PROJECT_ROOT)))
+def test_your_parts_do_not_import_main(path: Path) -> None:
+    assert "src.main" not in imports_of(path), "main imports every part, so nothing may import it"
 
 
 def test_services_and_the_resolver_know_nothing_of_http() -> None:
-    for path in FILES:
-        if path.name in ("models.py", "service.py", "resolver.py") or path.parent.name == "url":
-            assert not any(name.startswith(("fastapi", "starlette")) for name in imports_of(path))
+    for path in SOURCES:
+        if path.name in ("models.py", "service.py", "resolver.py"):
+            used = [name for name in imports_of(path) if re.match("fastapi|starlette", name)]
+            assert not used, f"{path}: raise an error of your own, which the router translates"
 
 
 def test_sessions_are_committed_before_the_answer() -> None:
     """Without scope="function", FastAPI commits after the answer was sent."""
-    for path in FILES:
+    for path in SOURCES:
         for call in re.findall(r"Depends\(get_session[^)]*\)", path.read_text(encoding="utf-8")):
             assert 'scope="function"' in call, path
 

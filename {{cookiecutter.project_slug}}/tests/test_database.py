@@ -16,12 +16,12 @@ from sqlalchemy import Column, Integer, MetaData, Table, insert, make_url, selec
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from src.commands import open_database
+from space_runtime.migrations import Migrations
 from src.config.settings import PROJECT_ROOT
-from src.database import migrations
 from src.database.base import PortableJSON
 from src.database.session import DatabaseDep, SessionDep, SessionLocal, build_engine
 from src.items.models import Item
+from src.main import open_database
 
 
 def titles(client: TestClient) -> list[str]:
@@ -146,7 +146,7 @@ def test_work_that_committed_by_itself_is_not_run_again(client: TestClient) -> N
 def test_a_session_that_takes_too_long_is_rolled_back_and_keeps_nobody_out(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("src.database.session.MAX_SESSION_SECONDS", 0.1)
+    monkeypatch.setattr("space_runtime.serving.database.MAX_SESSION_SECONDS", 0.1)
     app = client.app
     assert isinstance(app, FastAPI)
 
@@ -236,15 +236,15 @@ def test_a_newer_schema_is_served_with_a_word_about_it(
 
 
 def test_the_newest_revision_is_found_however_migrations_are_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(migrations, "MIGRATIONS", tmp_path)
-    (tmp_path / "versions").mkdir()
+    versions = tmp_path / "migrations" / "versions"
+    versions.mkdir(parents=True)
     for name, text_of_it in {
         "a.py": 'revision: str = "a"\ndown_revision: str | None = None\n',
         "b.py": "revision = 'b'\ndown_revision = 'a'\n",
         "c.py": 'revision = "c"\ndown_revision = "a"\n',
         "merged.py": 'revision = "d"\ndown_revision = (\n    "b",  # "x"\n    "c",\n)\n',
     }.items():
-        (tmp_path / "versions" / name).write_text(text_of_it)
-    assert migrations.revisions() == ({"a", "b", "c", "d"}, {"d"})
+        (versions / name).write_text(text_of_it)
+    assert Migrations(tmp_path).revisions() == ({"a", "b", "c", "d"}, {"d"})

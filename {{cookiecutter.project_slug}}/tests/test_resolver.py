@@ -5,7 +5,8 @@ import random
 import pytest
 from sqlalchemy import event
 
-from src.database.resolver import DatabaseURLResolver, Resolution
+from space_runtime.url.resolution import Resolution
+from src.database.resolver import DatabaseURLResolver
 from src.database.session import build_engine
 
 PASTED = "postgresql://app:Vt7mQz29LkRw@db.example.com:5432/shop"

@@ -1,14 +1,27 @@
 """The declarative base and the column types that mean the same on PostgreSQL and on SQLite."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import JSON, DateTime, Dialect, MetaData
-from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
-PortableJSON = JSON().with_variant(JSONB(), "postgresql")
-"""A JSON column: jsonb on PostgreSQL, text on SQLite."""
+
+class PortableJSON(TypeDecorator[Any]):
+    """A JSON column: jsonb on PostgreSQL, text on SQLite. None is stored as NULL."""
+
+    impl = JSON
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Return the type that this database has for it."""
+        if dialect.name != "postgresql":
+            return dialect.type_descriptor(JSON(none_as_null=True))
+        # Here, because importing it would cost each start on SQLite some 40 ms.
+        from sqlalchemy.dialects.postgresql import JSONB
+
+        return dialect.type_descriptor(JSONB(none_as_null=True))
 
 
 class UTCDateTime(TypeDecorator[datetime]):

@@ -1,25 +1,21 @@
 """Turn the environment into a decision: which database was asked for, and what was wrong with it.
 
 Pure and total: no file, socket or clock is touched, and any value at all gives a Resolution. Each
-step is a function in `src/database/url`; this page is the order in which they run.
+step is a function in `space_runtime/url`; this page is the order in which they run.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
 
-from sqlalchemy import URL
-
-from src.database.url.building import (
+from space_runtime.url.building import (
     build_postgresql_url,
     build_sqlite_url,
     hide_secrets,
     lift_parameters,
     read_parameters,
 )
-from src.database.url.security import refuse_security_outside
-from src.database.url.splitting import (
-    Backend,
+from space_runtime.url.resolution import Resolution
+from space_runtime.url.security import refuse_security_outside
+from space_runtime.url.splitting import (
     is_transaction_pooler,
     read_hosts,
     read_keyword_string,
@@ -27,7 +23,7 @@ from src.database.url.splitting import (
     split_scheme,
     split_url,
 )
-from src.database.url.unwrapping import (
+from space_runtime.url.unwrapping import (
     cut_out_url,
     refuse_placeholders,
     refuse_placeholders_in_path,
@@ -35,7 +31,7 @@ from src.database.url.unwrapping import (
     refuse_what_is_no_url,
     unwrap,
 )
-from src.database.url.vocabulary import (
+from space_runtime.url.vocabulary import (
     Parts,
     Reason,
     UnusableURLError,
@@ -44,32 +40,6 @@ from src.database.url.vocabulary import (
     explain_problem,
     refuse_control_characters,
 )
-
-
-@dataclass(frozen=True, repr=False)
-class Resolution:
-    """What DATABASE_URL asks for. Nothing that is printed of it holds a secret, host or user."""
-
-    url: URL | None
-    backend: Backend
-    source: Literal["environment", "fallback"]
-    reason: Reason | None
-    repairs: tuple[str, ...]
-    message: str
-    advice: str = ""
-    """What may keep the server from being reached, and what to do about it."""
-    transaction_pooler: bool = False
-    secrets: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
-    """What the driver must receive beside the URL, in which SQLAlchemy would show it.
-
-    build_engine(resolution) passes it on, so build an engine from the whole resolution.
-    """
-
-    def __repr__(self) -> str:
-        return (
-            f"Resolution(backend={self.backend!r}, source={self.source!r}, reason={self.reason!r}, "
-            f"repairs={self.repairs!r}, transaction_pooler={self.transaction_pooler!r})"
-        )
 
 
 class DatabaseURLResolver:

@@ -6,8 +6,8 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Query, Response, status
 from fastapi.exceptions import RequestValidationError
 
+from space_runtime.http.errors import errors
 from src.database.session import DatabaseDep
-from src.errors import errors
 from src.items import service
 from src.items.models import Item
 from src.items.schemas import ItemCreate, ItemPage, ItemRead, ItemUpdate, Position, decode_cursor

@@ -7,8 +7,8 @@ from uuid import UUID
 from sqlalchemy import Uuid, bindparam, select, tuple_
 from sqlalchemy.orm import Session
 
+from space_runtime.http.errors import NotFound
 from src.database.base import UTCDateTime
-from src.errors import NotFound
 from src.items.models import Item
 from src.items.schemas import ItemCreate, ItemUpdate, Position, encode_cursor
 

@@ -1,0 +1,103 @@
+"""How a database is opened: make an engine, connect, check, migrate, each within a time limit."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import URL, Engine, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from space_runtime.backends import POSTGRESQL, SQLITE, backend_of
+from space_runtime.backends.errors import DatabaseUnavailable, connection_reason, running_reason
+from space_runtime.backends.sqlite import is_sound
+from space_runtime.migrations import Migrations
+from space_runtime.reasons import REASONS
+from space_runtime.time_limit import within
+from space_runtime.url.resolution import Resolution
+
+MIGRATION_SECONDS = 900.0
+
+
+class CannotServe(Exception):
+    """This database cannot serve now.
+
+    `is_there`: it answered, so its data are there and no other database may stand in for it.
+    """
+
+    def __init__(self, reason: str, *, is_there: bool) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.is_there = is_there
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An engine whose schema is up to date, or newer than this code."""
+
+    engine: Engine
+    schema_newer: bool = False
+
+
+def open_postgresql(
+    resolution: Resolution, migrations: Migrations, *, connections: int, seconds: float
+) -> Opened:
+    """Connect within `seconds`, then migrate; raise CannotServe."""
+    if resolution.url is None:
+        raise ValueError("there is no URL to connect to")
+    engine = POSTGRESQL.create_engine(resolution.url, resolution.secrets, connections)
+    POSTGRESQL.prepare_to_serve(engine, transaction_pooler=resolution.transaction_pooler)
+    try:
+        is_current = within(seconds, lambda: migrations.is_current(engine))
+    except (SQLAlchemyError, DatabaseUnavailable, TimeoutError) as error:
+        POSTGRESQL.terminate_connections(engine)
+        engine.dispose()
+        reason = connection_reason(error)
+        cause = error if reason == "migration_failed" else None
+        raise CannotServe(reason, is_there=REASONS[reason].is_there) from cause
+    return Opened(engine) if is_current else _migrated(engine, migrations)
+
+
+def open_sqlite(path: Path, migrations: Migrations, *, connections: int) -> Opened:
+    """Check, open and migrate the file; raise CannotServe."""
+    engine = SQLITE.create_engine(URL.create("sqlite", database=str(path)), {}, connections)
+    SQLITE.prepare_to_serve(engine, transaction_pooler=False)
+    if path.exists() and not is_sound(path):
+        raise CannotServe("corrupt", is_there=True)
+    return _migrated(engine, migrations)
+
+
+def ping(engine: Engine, *, write: bool) -> float:
+    """Return how long a query takes, in milliseconds; also try whether a write would work."""
+    for attempt in (1, 2):
+        try:
+            with engine.connect() as connection:
+                connection = connection.execution_options(reading=not write)
+                connection.execute(text("SELECT 1"))
+                started = time.perf_counter()
+                connection.execute(text("SELECT 1"))
+                latency = round((time.perf_counter() - started) * 1000, 2)
+                if write:
+                    backend_of(engine).try_to_write(connection)
+                connection.commit()
+                return latency
+        except SQLAlchemyError as error:
+            # The first use of a connection that died while it was idle tells nothing.
+            if attempt == 2 or not getattr(error, "connection_invalidated", False):
+                raise
+    raise AssertionError("unreachable")
+
+
+def _migrated(engine: Engine, migrations: Migrations) -> Opened:
+    try:
+        is_newest = within(MIGRATION_SECONDS, lambda: migrations.migrate(engine))
+        return Opened(engine, schema_newer=not is_newest)
+    except TimeoutError:
+        backend_of(engine).terminate_connections(engine)
+        failure = CannotServe("timeout", is_there=True)
+    except DatabaseUnavailable as error:
+        failure = CannotServe(error.reason or "migration_failed", is_there=True)
+    except Exception as error:  # a migration is its owner's code: it may raise anything
+        failure = CannotServe(running_reason(error) or "migration_failed", is_there=True)
+        failure.__cause__ = error
+    engine.dispose()
+    raise failure

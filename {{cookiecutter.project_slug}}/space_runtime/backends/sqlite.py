@@ -1,0 +1,163 @@
+"""SQLite: what is set on each connection, how transactions begin and end, and what a file is."""
+
+import contextlib
+import math
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
+
+from space_runtime.backends.protocol import Name, Secrets
+
+# Less than a health check waits, which then says `locked`.
+BUSY_TIMEOUT_SECONDS = 2
+STATEMENT_TIMEOUT_SECONDS = 10
+# Checking takes a second for each 150 MB, before the application serves.
+LARGEST_CHECKED_BYTES = 2**30
+_INSTRUCTIONS_BETWEEN_CLOCK_READINGS = 20_000
+_NETWORK_FILE_SYSTEMS = ("fuse", "nfs", "cifs", "smb", "9p", "ceph", "lustre", "gcsfuse")
+
+
+class SQLite:
+    """See Backend for what each method is for."""
+
+    name: Name = "sqlite"
+    default_pool_size = 3
+    has_one_writer = True
+
+    def create_engine(self, url: URL, secrets: Secrets, pool_size: int) -> Engine:
+        """Write-ahead log on a local disk, foreign keys on, writers that queue instead of failing.
+
+        A deferred BEGIN loses updates or fails with "database is locked" as soon as two clients
+        change the same row; BEGIN IMMEDIATE waits. The driver's own BEGIN is off.
+        """
+        in_memory = url.database in (None, "", ":memory:")
+        engine = create_engine(
+            url,
+            poolclass=QueuePool,
+            # A database in memory is its one connection.
+            pool_size=1 if in_memory else pool_size,
+            max_overflow=0,
+            pool_timeout=5,
+            connect_args={
+                "isolation_level": None,
+                "check_same_thread": False,
+                "timeout": BUSY_TIMEOUT_SECONDS,
+            },
+            hide_parameters=True,
+        )
+
+        @event.listens_for(engine, "connect")
+        def set_pragmas(connection: Any, record: ConnectionPoolEntry) -> None:
+            mode = journal_mode(engine.url.database)
+            connection.execute(f"PRAGMA journal_mode = {mode}")
+            connection.execute(f"PRAGMA synchronous = {'NORMAL' if mode == 'WAL' else 'FULL'}")
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA temp_store = MEMORY")
+
+        @event.listens_for(engine, "reset")
+        def end_transaction(connection: Any, record: ConnectionPoolEntry, state: Any) -> None:
+            # A transaction whose COMMIT failed goes on in SQLite; SQLAlchemy takes it for ended.
+            if connection.in_transaction:
+                connection.rollback()
+
+        @event.listens_for(engine, "begin")
+        def begin_as_asked(connection: Connection) -> None:
+            options = connection.get_execution_options()
+            self.begin(
+                connection,
+                reading=options.get("reading", False),
+                bounded=options.get("bounded", False),
+            )
+
+        return engine
+
+    def prepare_to_serve(self, engine: Engine, *, transaction_pooler: bool) -> None:
+        """Interrupt statements that run past their deadline."""
+
+        @event.listens_for(engine, "connect")
+        def watch_the_clock(connection: Any, record: ConnectionPoolEntry) -> None:
+            def is_overdue() -> bool:
+                deadline: float = record.info.get("deadline", math.inf)
+                return time.monotonic() > deadline
+
+            connection.set_progress_handler(is_overdue, _INSTRUCTIONS_BETWEEN_CLOCK_READINGS)
+
+    def begin(self, connection: Connection, *, reading: bool, bounded: bool) -> None:
+        """For reading there is no transaction: each statement sees its own snapshot."""
+        info = connection.info
+        info["deadline"] = time.monotonic() + STATEMENT_TIMEOUT_SECONDS if bounded else math.inf
+        # Only where it changes, since it makes SQLite compile every statement anew.
+        if reading != info.get("reading", False):
+            driver_connection: Any = connection.connection.driver_connection
+            driver_connection.execute(f"PRAGMA query_only = {reading}")
+            info["reading"] = reading
+        if not reading:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    def refuse_failed_transaction(self, session: Session) -> None:
+        """Do nothing: SQLite keeps a transaction usable after an error."""
+
+    def try_to_write(self, connection: Connection) -> None:
+        """Write a number into the file's header that was there before."""
+        version = connection.execute(text("PRAGMA user_version")).scalar_one()
+        connection.execute(text(f"PRAGMA user_version = {int(version)}"))
+
+    @contextlib.contextmanager
+    def lock_migrations(self, engine: Engine) -> Iterator[Connection]:
+        """Begin a transaction that writes, which SQLite lets one process do at a time."""
+        with engine.connect() as connection:
+            # Batch migrations rebuild tables, which foreign keys would not survive.
+            _set_foreign_keys(connection, "OFF")
+            try:
+                with connection.begin():
+                    yield connection
+            finally:
+                _set_foreign_keys(connection, "ON")
+
+    def terminate_connections(self, engine: Engine) -> None:
+        """Do nothing: statements on a file have a time limit, and no server to wait for."""
+
+
+def _set_foreign_keys(connection: Connection, value: str) -> None:
+    driver_connection: Any = connection.connection.driver_connection
+    driver_connection.execute(f"PRAGMA foreign_keys = {value}")
+
+
+def is_sound(path: Path) -> bool:
+    """Return whether the file is an undamaged database; a very large one is taken for sound.
+
+    A file that cannot be read now is not damaged: whatever keeps it is found when it is opened.
+    """
+    if path.stat().st_size > LARGEST_CHECKED_BYTES:
+        return True
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS)) as connection:
+            return connection.execute("PRAGMA quick_check(1)").fetchall() == [("ok",)]
+    except sqlite3.DatabaseError as error:
+        return error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def journal_mode(path: str | None, mounts: Path = Path("/proc/self/mounts")) -> str:
+    """Return WAL, or DELETE where the file's shared memory would not be shared (FUSE, NFS)."""
+    kind = file_system(path, mounts)
+    return "DELETE" if kind.startswith(_NETWORK_FILE_SYSTEMS) else "WAL"
+
+
+def file_system(path: str | None, mounts: Path = Path("/proc/self/mounts")) -> str:
+    """Return the kind of file system at the path (ext4, tmpfs, fuse...), or "" if unknown."""
+    if not path or not mounts.exists():
+        return ""
+    target = Path(path).resolve()
+    best = ("", "")
+    for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
+        _device, mount_point, kind, *_rest = line.split(" ")
+        mount_point = mount_point.replace("\\040", " ")
+        if target.is_relative_to(mount_point) and len(mount_point) >= len(best[0]):
+            best = (mount_point, kind)
+    return best[1]

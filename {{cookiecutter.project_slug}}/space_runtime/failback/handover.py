@@ -1,0 +1,167 @@
+"""The steps of a failback: a file is handed over, its rows are moved, and it is kept.
+
+Each step is one rename or one COMMIT, so that after a crash the file names (files/names.py) and
+the table of failbacks in PostgreSQL tell what is left to do.
+"""
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from pathlib import Path
+from uuid import uuid4
+
+from sqlalchemy import URL, Engine, MetaData
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from space_runtime.backends import SQLITE, backend_of
+from space_runtime.backends.errors import DatabaseUnavailable, OutcomeUnknown, running_reason
+from space_runtime.backends.opening import CannotServe
+from space_runtime.failback import rows
+from space_runtime.failback.rows import Outcome
+from space_runtime.file_locks import Busy
+from space_runtime.files import names
+from space_runtime.files.contents import count_rows, read_only
+from space_runtime.migrations import Migrations, current_revision
+from space_runtime.observability.metrics import FAILBACK_ROWS, FAILBACKS
+from space_runtime.snapshots.schedule import Snapshots
+from space_runtime.time_limit import while_progressing
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_OF_SILENCE = 20.0
+
+
+class Failback:
+    """Moves the rows of SQLite files into one PostgreSQL."""
+
+    def __init__(
+        self, target: Engine, models: MetaData, migrations: Migrations, snapshots: Snapshots
+    ) -> None:
+        self._target = target
+        self._models = models
+        self._migrations = migrations
+        self._snapshots = snapshots
+
+    def move_all(self, files: Iterable[Path]) -> None:
+        """Move these files; raise CannotServe if some had to stay behind, or Busy."""
+        progress = threading.Event()
+
+        def work() -> None:
+            for file in files:
+                try:
+                    _count(self.move(file, progress.set))
+                except DBAPIError as error:
+                    is_of_file = isinstance(error.orig, sqlite3.Error)
+                    if not is_of_file or running_reason(error) != "corrupt":
+                        raise
+                    names.set_aside(file)
+
+        try:
+            while_progressing(
+                _SECONDS_OF_SILENCE,
+                work,
+                progress,
+                lambda: backend_of(self._target).terminate_connections(self._target),
+            )
+        except (OutcomeUnknown, TimeoutError):
+            # Perhaps they were moved: only PostgreSQL can tell, so only PostgreSQL may serve.
+            raise CannotServe("connection_lost", is_there=True) from None
+        except rows.SchemasDiffer:
+            raise CannotServe("schema_newer", is_there=False) from None
+        except (SQLAlchemyError, DatabaseUnavailable, sqlite3.Error, OSError) as error:
+            code = getattr(getattr(error, "orig", error), "sqlstate", None)
+            logger.error("rows could not be moved: %s %s", type(error).__name__, code or "")
+            reason = running_reason(error) or "migration_failed"
+            raise CannotServe(reason, is_there=False) from None
+
+    def move(self, file: Path, on_progress: Callable[[], None] = lambda: None) -> Outcome:
+        """Move one file, from whichever step it is at; return what became of its rows.
+
+        Raise OutcomeUnknown if nobody knows whether they were moved. After any other error they
+        were not, and the file has its old name.
+        """
+        is_new = names.state_of(file) != "handover"
+        handed_over = begin(file, self._target) if is_new else file
+        file_id = names.id_of(handed_over)
+        # From now on no start may serve these rows from a snapshot.
+        self._snapshots.add_tombstone(names.series_of(file_id))
+        try:
+            if not count_rows(read_only(handed_over), at_most=1):
+                rows.record_empty(self._target, file_id)
+                names.remove(handed_over)
+                return Outcome()
+            if not rows.is_moved(self._target, file_id):
+                self._bring_up_to_date(handed_over)
+            source = read_only(handed_over)
+            outcome = rows.move_rows(source, self._target, file_id, self._models, on_progress)
+        except OutcomeUnknown:
+            raise
+        except BaseException:
+            if is_new:
+                names.rename(handed_over, file)
+                self._snapshots.remove_tombstone(names.series_of(file_id))
+            raise
+        finish(handed_over)
+        return outcome
+
+    def retry_refused(self, file: Path) -> Outcome:
+        """Try the refused rows of a moved file again; raise SchemasDiffer if that has changed."""
+        return rows.retry_refused(read_only(file), self._target, names.id_of(file), self._models)
+
+    def _bring_up_to_date(self, file: Path) -> None:
+        """Give the rows that an older version left behind the schema that PostgreSQL has by now.
+
+        Raise CannotServe if a migration fails. Only for this, and only before its rows are moved, a
+        handed-over file is written again.
+        """
+        known, newest = self._migrations.revisions()
+        with read_only(file).connect() as connection:
+            revision = current_revision(connection)
+        if revision not in known - newest:
+            return
+        engine = SQLITE.create_engine(URL.create("sqlite", database=str(file)), {}, 1)
+        try:
+            self._migrations.migrate(engine)
+        except Exception as error:  # a migration is its owner's code: it may raise anything
+            logger.error("rows of an older version could not be migrated", exc_info=error)
+            raise CannotServe("migration_failed", is_there=False) from None
+        finally:
+            engine.dispose()
+        checkpoint(file)
+
+
+def begin(file: Path, target: Engine) -> Path:
+    """Hand the file over, which is never written again, and return its new name."""
+    file_id = names.id_of(file)
+    if rows.is_moved(target, file_id):
+        # A copy of a file that was moved already; what is new in it can still be moved.
+        file_id = uuid4()
+    checkpoint(file)
+    return names.rename(file, names.path(file.parent, "handover", file_id))
+
+
+def checkpoint(file: Path) -> None:
+    """Put the write-ahead log into the file; raise Busy if any program has the file open."""
+    with closing(sqlite3.connect(file, isolation_level=None, timeout=1)) as connection:
+        try:
+            connection.execute("PRAGMA journal_mode = DELETE")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise Busy from None
+            raise
+
+
+def finish(handed_over: Path) -> Path:
+    """Keep the file under the name that says that its rows have been moved."""
+    return names.rename(
+        handed_over, names.path(handed_over.parent, "moved", names.id_of(handed_over))
+    )
+
+
+def _count(outcome: Outcome) -> None:
+    if outcome.moved or outcome.refused:
+        FAILBACKS.inc()
+    FAILBACK_ROWS.labels("moved").inc(outcome.moved)
+    FAILBACK_ROWS.labels("refused").inc(outcome.refused)

@@ -1,0 +1,1 @@
+"""SQLite files: where they can live, who may use them, and which wait for PostgreSQL."""

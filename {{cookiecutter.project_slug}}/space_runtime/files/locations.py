@@ -1,0 +1,105 @@
+"""Where SQLite files can live: the first directory in which SQLite really works."""
+
+import multiprocessing
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import NamedTuple
+from uuid import uuid4
+
+from sqlalchemy import URL
+
+from space_runtime.project import Project
+
+_MEMORY = Path("/dev/shm")  # noqa: S108
+# What SQLite says where the disk is full, or over its owner's quota.
+_NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+
+
+class Location(NamedTuple):
+    """A path for an SQLite file; None where no directory can be written to."""
+
+    path: Path | None
+    is_substitute: bool = False
+    """Whether a file of that name is in a better directory, which cannot be written to; or whether
+    no directory on a disk can be."""
+
+
+class Locations:
+    """The directories that are tried: SQLITE_DIR, data/, $HOME, temporary, /dev/shm."""
+
+    def __init__(self, project: Project, sqlite_dir: str | None) -> None:
+        self._project = project
+        self._sqlite_dir = sqlite_dir
+
+    def directories(self) -> list[Path]:
+        """Return the directories, best first."""
+        return list(dict.fromkeys(self._directories()))
+
+    def find(self, file_name: str) -> Location:
+        """Return the first usable path for a file of this name."""
+        passed_over = False
+        for directory in self.directories():
+            path = directory / file_name
+            if is_usable(path):
+                return Location(path, passed_over or directory.is_relative_to(_MEMORY))
+            passed_over = passed_over or os.path.exists(path)
+        return Location(None)
+
+    def configured(self, database: str) -> Path:
+        """Return the path that a URL names."""
+        return self._project.path(database)
+
+    def in_memory(self) -> Location:
+        """Return a path for rows that are to live no longer than this server, all its workers."""
+        parent = multiprocessing.parent_process()
+        server = parent.pid if parent else os.getpid()
+        name = f"memory-{server}.db"
+        usable = (each / name for each in reversed(self.directories()) if is_usable(each / name))
+        return Location(next(usable, None))
+
+    def _directories(self) -> Iterator[Path]:
+        name = self._project.folder.name
+        if self._sqlite_dir:
+            yield self._project.path(self._sqlite_dir)
+        yield self._project.folder / "data"
+        if home := os.environ.get("HOME"):
+            yield Path(home) / f".{name}"
+        # The user's id keeps two users of one machine apart.
+        own_name = f"{name}-{os.getuid()}"
+        with suppress(FileNotFoundError):  # there is none that can be written to
+            yield Path(tempfile.gettempdir()) / own_name
+        if _MEMORY.is_dir():
+            yield _MEMORY / own_name
+
+
+def is_usable(path: Path) -> bool:
+    """Return whether SQLite can work at this path; its directory is made if it is missing.
+
+    A file that is there already counts even on a full disk: its rows can be read, and an empty
+    database elsewhere would hide them.
+    """
+    probe = path.parent / f".probe-{uuid4().hex}"
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.is_dir() or (path.exists() and not os.access(path, os.R_OK | os.W_OK)):
+            return False
+        try:
+            with closing(sqlite3.connect(probe, isolation_level=None)) as connection:
+                connection.execute("CREATE TABLE probe (id INTEGER)")
+        finally:
+            for leftover in (probe, probe.with_name(probe.name + "-journal")):
+                leftover.unlink(missing_ok=True)
+    except sqlite3.OperationalError as error:
+        return path.exists() and error.sqlite_errorcode & 0xFF in _NO_ROOM
+    except OSError:
+        return False
+    return True
+
+
+def is_memory(url: URL | None) -> bool:
+    """Return whether the URL names an SQLite database in memory."""
+    return url is not None and url.database in (None, "", ":memory:")

@@ -1,0 +1,1 @@
+"""What every request meets, and the routes that are not the owner's."""

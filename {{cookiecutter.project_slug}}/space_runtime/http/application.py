@@ -1,0 +1,56 @@
+"""Gives a FastAPI application what every request meets, and the routes that are not the owner's."""
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from space_runtime.http.access import WriteGuard
+from space_runtime.http.docs import describe
+from space_runtime.http.docs import router as docs
+from space_runtime.http.errors import add_error_handlers
+from space_runtime.http.health import router as health
+from space_runtime.http.metrics import router as metrics
+from space_runtime.http.middleware import RequestMiddleware
+from space_runtime.http.policy import cross_origin_rules, security_headers
+from space_runtime.http.status_page import router as status_page
+from space_runtime.observability.logging import AccessLog, Stderr, configure_logging, uses_json
+from space_runtime.observability.metrics import BUILD
+from space_runtime.runtime import Runtime
+
+FASTAPI_OPTIONS: dict[str, Any] = {
+    # Our own documentation needs no other host.
+    "docs_url": None,
+    "redoc_url": None,
+    "redirect_slashes": False,
+    # The names of functions are the operation ids, which generated clients use as names, too.
+    "generate_unique_id_function": lambda route: route.name,
+}
+
+
+def attach(app: FastAPI, runtime: Runtime) -> None:
+    """Add middleware, error handlers, routes and logging; do this after your own routes."""
+    settings, space = runtime.settings, runtime.space
+    token = settings.api_token.get_secret_value() if settings.api_token else None
+    stderr = Stderr()
+    use_json = uses_json(settings, on_space=space.is_running_here)
+    configure_logging(settings, stderr, use_json=use_json)
+    BUILD.labels(runtime.project.version).set(1)
+
+    app.state.runtime = runtime
+    for router in (health, status_page, docs):
+        app.include_router(router)
+    if settings.metrics == "on":
+        app.include_router(metrics)
+    add_error_handlers(app)
+    describe(app, needs_token=token is not None)
+    app.add_middleware(
+        RequestMiddleware,
+        headers=security_headers(space),
+        headers_of_data=security_headers(space, of_data=True),
+        behind_edge=space.is_running_here,
+        max_body_bytes=settings.max_body_bytes,
+        guard=WriteGuard(token=token, on_space=space.is_running_here),
+        cors=cross_origin_rules(settings.cors_origins),
+        is_fallback=lambda: runtime.database.admission.is_fallback,
+        log=AccessLog(settings, stderr, use_json=use_json),
+    )

@@ -1,0 +1,125 @@
+"""Interactive API docs at /docs that need no other host: Swagger UI comes from a package.
+
+describe() completes the schema that they show with what all routes share.
+"""
+
+import html
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, HTTPException, Request
+from fastapi.responses import FileResponse, HTMLResponse, Response
+
+from space_runtime.http.access import SAFE_METHODS
+from space_runtime.http.errors import Problem, errors
+from space_runtime.http.policy import content_security_policy
+
+router = APIRouter(include_in_schema=False)
+
+_ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css")
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}: API docs</title>
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="docs/swagger-ui.css">
+</head>
+<body>
+<nav class="swagger-ui"><p class="wrapper"><a href="./">&larr; Status of {title}</a></p></nav>
+<main id="swagger-ui"></main>
+<script src="docs/swagger-ui-bundle.js"></script>
+<script src="docs/start.js"></script>
+</body>
+</html>
+"""
+_START = """SwaggerUIBundle({
+  url: "openapi.json",
+  dom_id: "#swagger-ui",
+  deepLinking: true,
+  persistAuthorization: true,
+});
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const follow = () => document.documentElement.classList.toggle("dark-mode", dark.matches);
+dark.addEventListener("change", follow);
+follow();
+"""
+_TOKEN = {
+    "type": "apiKey",
+    "in": "header",
+    "name": "X-API-Token",
+    "description": "What API_TOKEN is set to. Where it is not set, no token is needed, "
+    "or on a Space none is accepted.",
+}
+_REQUEST_ID = {"description": "The request's id in the log", "schema": {"type": "string"}}
+_DATABASE = {
+    "description": "Only while SQLite serves because PostgreSQL could not",
+    "schema": {"const": "fallback"},
+}
+# Swagger UI draws its icons from data URLs
+_POLICY = "img-src 'self' data:"
+
+
+@router.get("/docs")
+async def page(request: Request) -> Response:
+    """Return the page."""
+    policy = content_security_policy(extra=_POLICY)
+    text = _PAGE.format(title=html.escape(request.app.title))
+    return HTMLResponse(text, headers={"Content-Security-Policy": policy})
+
+
+@router.get("/docs/start.js")
+async def start() -> Response:
+    """Return the script that starts Swagger UI; inline, the policy would refuse it."""
+    return Response(_START, media_type="text/javascript")
+
+
+@router.get("/docs/{name}")
+async def asset(name: str) -> Response:
+    """Return one of Swagger UI's files."""
+    package = importlib.util.find_spec("fastapi_offline")
+    if name not in _ASSETS or package is None or package.origin is None:
+        raise HTTPException(404)
+    return FileResponse(Path(package.origin).parent / "static" / name)
+
+
+def describe(app: FastAPI, *, needs_token: bool) -> None:
+    """Let the OpenAPI schema say what middleware does to every request: token, limits, headers."""
+    build = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            _complete(build(), needs_token)
+        return build()  # FastAPI has kept it
+
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's manual does it
+
+
+def _complete(schema: dict[str, Any], needs_token: bool) -> None:
+    components = schema.setdefault("components", {})
+    components.setdefault("schemas", {})["Problem"] = Problem.model_json_schema()
+    components["securitySchemes"] = {"APIToken": _TOKEN}
+    problem = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            statuses = [500]
+            if method.upper() not in SAFE_METHODS:
+                operation["security"] = (
+                    [{"APIToken": []}] if needs_token else [{"APIToken": []}, {}]
+                )
+                statuses += [401, 403]
+            if "requestBody" in operation:
+                statuses += [400, 413]
+            for status, error in errors(*statuses).items():
+                # what a route says itself of an answer is more exact
+                response = operation["responses"].setdefault(str(status), {})
+                response.setdefault("description", error["description"])
+                response.setdefault("content", problem)
+            for response in operation["responses"].values():
+                headers = response.setdefault("headers", {})
+                headers["X-Request-ID"] = _REQUEST_ID
+                if path.startswith("/api/"):
+                    headers["X-Database"] = _DATABASE

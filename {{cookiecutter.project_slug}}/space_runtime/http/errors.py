@@ -1,0 +1,118 @@
+"""Errors of the application, and the one place where they become HTTP answers.
+
+An answer never holds the text of a driver: it may name hosts, users and rows.
+"""
+
+import json
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, Field
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm.exc import StaleDataError
+from starlette.exceptions import HTTPException
+from starlette.routing import Match
+
+from space_runtime.backends.errors import DatabaseUnavailable
+
+logger = logging.getLogger(__name__)
+
+
+class NotFound(Exception):
+    """What was asked for does not exist; the message is fit for a client."""
+
+
+class Problem(BaseModel):
+    """Why a request was not carried out."""
+
+    detail: str
+
+
+class InvalidValue(BaseModel):
+    """One value that was refused, and where it stood."""
+
+    type: str = Field(examples=["string_too_short"])
+    loc: list[str | int] = Field(examples=[["body", "title"]])
+    msg: str = Field(examples=["String should have at least 1 character"])
+
+
+class InvalidRequest(BaseModel):
+    """All values that were refused."""
+
+    detail: list[InvalidValue]
+
+
+_DESCRIPTIONS = {
+    400: "The body cannot be read",
+    401: "The token is missing or wrong",
+    403: "Writes are off: no token is set on this Space",
+    404: "There is no such thing",
+    409: "The change conflicts with stored data",
+    413: "The body is too large",
+    422: "Values were refused",
+    500: "Something went wrong; the log tells more under the X-Request-ID",
+    503: "No database serves now",
+}
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return what a route's `responses` say of these statuses.
+
+    Those that any route or any write can answer are added to the schema by docs.py.
+    """
+    responses: dict[int | str, dict[str, Any]] = {}
+    for status in statuses:
+        model = InvalidRequest if status == 422 else Problem
+        responses[status] = {"model": model, "description": _DESCRIPTIONS[status]}
+        if status == 503:
+            responses[status]["headers"] = {
+                "Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}}
+            }
+    return responses
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer 404, 409, 422 and 503 for the errors that mean so; any other one is a 500.
+
+    A 405 must list all methods of its path (RFC 9110, 15.5.6), and FastAPI knows only those of the
+    first route.
+    """
+
+    @app.exception_handler(405)
+    async def wrong_method(request: Request, error: HTTPException) -> Response:
+        def is_known(method: str) -> bool:
+            scope = {**request.scope, "method": method}
+            return any(route.matches(scope)[0] is Match.FULL for route in app.routes)
+
+        known = [method for method in ("GET", "POST", "PUT", "PATCH", "DELETE") if is_known(method)]
+        # Whatever answers GET answers HEAD.
+        allow = ", ".join(known).replace("GET", "GET, HEAD")
+        return JSONResponse({"detail": error.detail}, 405, headers={"Allow": allow})
+
+    @app.exception_handler(NotFound)
+    async def not_found(request: Request, error: NotFound) -> Response:
+        return JSONResponse({"detail": str(error)}, 404)
+
+    @app.exception_handler(IntegrityError)
+    @app.exception_handler(StaleDataError)
+    async def conflict(request: Request, error: IntegrityError | StaleDataError) -> Response:
+        logger.info("conflict: %s", type(error).__name__)
+        return JSONResponse({"detail": "The change conflicts with data that is stored."}, 409)
+
+    @app.exception_handler(DatabaseUnavailable)
+    async def database_unavailable(request: Request, error: DatabaseUnavailable) -> Response:
+        return JSONResponse(
+            {"detail": error.detail}, 503, headers={"Retry-After": str(error.retry_after)}
+        )
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        # what the client sent is not sent back: no encoding need be able to carry it
+        problems = [
+            {key: problem[key] for key in ("type", "loc", "msg")} for problem in error.errors()
+        ]
+        body = json.dumps({"detail": problems})
+        return Response(body, 422, media_type="application/json")

@@ -1,0 +1,142 @@
+"""The page at /: what this Space is, which database serves, and whether its data are safe."""
+
+import base64
+import hashlib
+import html
+import re
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from string import Template
+from typing import Annotated
+from urllib.parse import quote
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import HTMLResponse, Response
+
+from space_runtime.http.health import Health, RuntimeDep, health
+from space_runtime.http.policy import content_security_policy
+from space_runtime.project import About
+from space_runtime.reasons import REASONS
+from space_runtime.settings import read_space
+
+router = APIRouter(include_in_schema=False)
+
+HEADLINES = {
+    "ok": "Everything works",
+    "degraded": "Works, but with another database than was asked for",
+    "unavailable": "Data can neither be read nor written",
+    "starting": "The database is on its way",
+}
+BACKENDS = {"postgresql": "PostgreSQL", "sqlite": "SQLite", None: "None"}
+
+REPAIRS = {
+    "blanks": "blanks around it",
+    "driver": "the driver's name",
+    "dropped_parameter": "left out the parameter",
+    "escapes": "escaped characters",
+    "host": "the server's name",
+    "invisible_characters": "invisible characters",
+    "line_breaks": "line breaks",
+    "other_lines": "other lines",
+    "prefix": "words before it",
+    "query": "the question mark",
+    "quotes": "quotes around it",
+    "scheme": "the part before ://",
+    "slashes": "slashes",
+    "trailing_characters": "words after it",
+    "translated_parameter": "renamed the parameter",
+}
+
+
+@router.get("/")
+async def status_page(
+    request: Request, runtime: RuntimeDep, report: Annotated[Health, Depends(health)]
+) -> Response:
+    """Return the page, which says in words what /health says in JSON."""
+    page, policy = _page()
+    theme = request.query_params.get("__theme")  # the Hub's, in its frames
+    values = _values(report, runtime.project.read_about()) | {
+        "color_scheme": theme if theme in ("light", "dark") else "light dark",
+        "hide_metrics": "" if runtime.settings.metrics == "on" else "hidden",
+    }
+    return HTMLResponse(
+        page.substitute({name: html.escape(value) for name, value in values.items()}),
+        headers={"Content-Security-Policy": policy, "Cache-Control": "no-store"},
+    )
+
+
+def _values(report: Health, about: About) -> dict[str, str]:
+    """Return what the page shows, as plain text."""
+    database = report.database
+    latency = database.latency_ms
+    loses_data = database.backend is not None and not database.persistent
+    return {
+        "title": about.title,
+        "emoji": about.emoji,
+        "icon": quote(html.escape(about.emoji)),
+        "description": about.description,
+        "status": report.status,
+        "word": report.status.capitalize() if report.status != "ok" else "OK",
+        "headline": HEADLINES[report.status],
+        "detail": database.detail,
+        "remedy": _remedy(database.reason),
+        "hide_remedy": "" if report.status in ("degraded", "unavailable") else "hidden",
+        "where": _where(),
+        "hide_warning": "" if loses_data else "hidden",
+        "backend": BACKENDS[database.backend],
+        "persistent": ("Yes" if database.persistent else "No") if database.backend else "Not known",
+        "latency": "Not measured" if latency is None else f"{latency:g} ms",
+        "uptime": _duration(report.uptime_seconds),
+        "checked": f"{_duration((datetime.now(UTC) - database.checked_at).total_seconds())} ago",
+        "version": report.version,
+        "pending_rows": str(database.pending_rows),
+        "hide_pending": "" if database.pending_rows else "hidden",
+        "repairs": ", ".join(map(_repair, database.repairs)),
+        "hide_repairs": "" if database.repairs else "hidden",
+    }
+
+
+def _remedy(reason: str | None) -> str:
+    compare = "Compare DATABASE_URL with the connection string on your provider's page"
+    known = REASONS.get(reason or "")
+    return (known and known.remedy) or f"{compare}, and correct it {_where()}."
+
+
+def _where() -> str:
+    if read_space().is_running_here:
+        return "in this Space's settings, under Variables and secrets"
+    return "in the environment of the server"
+
+
+def _repair(code: str) -> str:
+    kind, _, name = code.partition(":")
+    return f"{REPAIRS.get(kind, kind)} {name}".rstrip()
+
+
+def _duration(seconds: float) -> str:
+    """Return the two largest units, such as "2 hours 3 minutes"."""
+    rest = max(int(seconds), 0)
+    parts: list[str] = []
+    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1)):
+        count, rest = divmod(rest, size)
+        if count or parts or unit == "second":
+            parts.append(f"{count} {unit}" if count == 1 else f"{count} {unit}s")
+    return " ".join(parts[:2])
+
+
+@cache
+def _page() -> tuple[Template, str]:
+    """Return the page, and the policy that allows exactly its own script and style."""
+    text = Path(__file__).with_name("status_page.html").read_text(encoding="utf-8")
+    extra = "; ".join(
+        f"{directive} 'self' {' '.join(_digests(tag, text))}"
+        for directive, tag in (("script-src", "script"), ("style-src", "style"))
+    )
+    return Template(text), content_security_policy(extra=f"{extra}; img-src 'self' data:")
+
+
+def _digests(tag: str, text: str) -> list[str]:
+    blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+    digests = (hashlib.sha256(block.encode()).digest() for block in blocks)
+    return [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]

@@ -1,0 +1,1 @@
+"""Which database serves, and what the health report says about it."""

@@ -1,0 +1,150 @@
+"""What the health report says: a function of the state, and nothing else."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from space_runtime.backends.protocol import Name
+from space_runtime.files.contents import COUNTED_AT_MOST
+from space_runtime.files.locations import is_memory
+from space_runtime.lifecycle.state import State
+from space_runtime.reasons import HARMLESS, REASONS
+from space_runtime.serving.database import Admission
+
+Status = Literal["ok", "degraded", "unavailable", "starting"]
+
+
+@dataclass(frozen=True)
+class DatabaseReport:
+    """The state of the database at `checked_at`; it never names a host, a user or a URL."""
+
+    backend: Name | None
+    source: Literal["environment", "fallback"]
+    reason: str | None
+    detail: str
+    persistent: bool
+    repairs: tuple[str, ...]
+    pending_rows: int
+    latency_ms: float | None
+    checked_at: datetime
+
+
+def status(state: State) -> Status:
+    """Return the state in one word."""
+    if not state.has_settled:
+        return "starting"
+    if state.backend is None or state.trouble is not None:
+        return "unavailable"
+    if state.backend != state.configuration.backend or state.reason not in HARMLESS:
+        return "degraded"
+    return "ok"
+
+
+def describe(state: State) -> DatabaseReport:
+    """Return what is said about the database."""
+    return DatabaseReport(
+        backend=state.backend,
+        source=state.configuration.resolution.source,
+        reason=state.trouble or (state.reason if state.has_settled else None),
+        detail=" ".join(filter(None, _sentences(state))),
+        persistent=state.persistent,
+        repairs=state.configuration.resolution.repairs,
+        pending_rows=state.pending_rows,
+        latency_ms=state.latency_ms if state.backend and not state.trouble else None,
+        checked_at=state.checked_at,
+    )
+
+
+def admission(state: State) -> Admission:
+    """Return what requests may do, and what the others are told."""
+    if state.stopping:
+        return Admission(reads=False, writes=False, refusal="The server is stopping.")
+    if state.phase in ("draining", "moving", "moved"):
+        refusal = "The rows are being moved to PostgreSQL; try again in a moment."
+    elif state.trouble is not None:
+        refusal = f"Nothing was stored: {REASONS[state.trouble].explanation}."
+    elif not state.has_settled:
+        refusal = "The database is being chosen; try again in a moment."
+    else:
+        refusal = f"No database serves: {_cause(state) or _advice(state)}"
+    serves = state.serves
+    return Admission(
+        # A file that cannot be written to can often still be read.
+        reads=serves and (state.trouble is None or state.backend == "sqlite"),
+        writes=serves and state.trouble is None,
+        refusal=refusal,
+        is_fallback=serves and state.is_fallback,
+    )
+
+
+def _sentences(state: State) -> list[str]:
+    if not state.has_settled:
+        return ["The database is being chosen."]
+    if state.backend is None or state.trouble is not None:
+        return _about_nothing(state)
+    if state.phase in ("draining", "moving", "moved"):
+        return ["The rows on SQLite are being moved to PostgreSQL: data routes wait until then."]
+    return _about_postgresql(state) if state.backend == "postgresql" else _about_sqlite(state)
+
+
+def _about_nothing(state: State) -> list[str]:
+    if state.trouble is not None:
+        return [f"No database serves: {REASONS[state.trouble].explanation}.", "It is tried again."]
+    cause = _cause(state)
+    if not cause:  # only its owner can help
+        return ["No database serves.", _advice(state)]
+    return [f"No database serves: {cause}.", _advice(state), "It is tried again."]
+
+
+def _about_postgresql(state: State) -> list[str]:
+    sentences = ["PostgreSQL serves."]
+    if state.reason == "schema_newer":
+        sentences.append("Its schema is newer than this code: a newer version was deployed.")
+    if state.pending_rows:
+        sentences.append(
+            "Rows written to SQLite while it was away could not be moved:"
+            f" {state.pending_rows}. The log names them; `make failback` tries again."
+        )
+    if state.rows_from_before:
+        sentences.append(
+            "Rows still on SQLite from before DATABASE_URL was set:"
+            f" {state.rows_from_before}. `make failback` moves them."
+        )
+    return sentences
+
+
+def _about_sqlite(state: State) -> list[str]:
+    sentences = ["SQLite serves instead of PostgreSQL." if state.is_fallback else "SQLite serves."]
+    if state.is_fallback and state.reason == "locked":
+        sentences.append("Another process uses its file too: a restart moves the rows.")
+    elif state.is_fallback and state.reason == "schema_newer":
+        sentences.append(
+            "Its rows have another schema than PostgreSQL: a newer version moves them."
+        )
+    else:
+        if cause := _cause(state):
+            sentences.append(f"Cause: {cause}.")
+        sentences.append(_advice(state))
+    if state.pending_rows >= COUNTED_AT_MOST:
+        sentences.append(f"More than {COUNTED_AT_MOST} rows wait: they are not counted further.")
+    if not state.is_fallback and is_memory(state.configuration.resolution.url):
+        sentences.append("It lives in memory: every row is lost when the server ends.")
+    elif not state.persistent:
+        sentences.append("Its file is lost when the container restarts.")
+    return [*sentences, state.snapshots]
+
+
+def _cause(state: State) -> str:
+    """Return what is wrong with a database; "" if DATABASE_URL was refused unread."""
+    reason = state.reason
+    if reason in HARMLESS or reason == state.configuration.resolution.reason:
+        return ""
+    return REASONS[reason].explanation
+
+
+def _advice(state: State) -> str:
+    """Return what to do about DATABASE_URL, or "" if the reason does not lie in it."""
+    resolution = state.configuration.resolution
+    if not _cause(state):
+        return resolution.message
+    return "" if REASONS[state.reason or ""].reached else resolution.advice

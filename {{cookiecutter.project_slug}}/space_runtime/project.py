@@ -1,0 +1,35 @@
+"""What the runtime is told about the project that it runs."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import MetaData
+
+
+@dataclass(frozen=True)
+class About:
+    """What the Space is called and what it does, as its owner answered."""
+
+    title: str
+    emoji: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project: its folder (with `migrations/` and `alembic.ini`), its version and its tables."""
+
+    folder: Path
+    version: str
+    metadata: MetaData
+    about_file: Path
+
+    def path(self, written: str) -> Path:
+        """Return the path that a person wrote: `~` is the home, relative paths begin here."""
+        return self.folder / os.path.expanduser(written)
+
+    def read_about(self) -> About:
+        """Return the title, emoji and description."""
+        return About(**json.loads(self.about_file.read_text(encoding="utf-8")))

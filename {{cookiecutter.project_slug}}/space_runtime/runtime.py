@@ -1,0 +1,112 @@
+"""Puts the parts together for one application: what src/main.py makes, and attaches to FastAPI."""
+
+import asyncio
+import gc
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from fastapi import FastAPI
+from sqlalchemy import URL, Engine
+
+from space_runtime.backends import backend_of
+from space_runtime.files.locations import Locations, is_memory
+from space_runtime.files.sqlite_files import CONFIGURED_FILE, SQLiteFiles
+from space_runtime.lifecycle.runner import Lifecycle
+from space_runtime.lifecycle.state import Configuration
+from space_runtime.migrations import Migrations
+from space_runtime.project import Project
+from space_runtime.serving.database import Database, SessionFactory
+from space_runtime.settings import RuntimeSettings, read_space
+from space_runtime.snapshots.schedule import Snapshots
+from space_runtime.snapshots.store import SnapshotStore
+from space_runtime.url.resolution import Resolution
+
+# Python's own 700 or 2,000 are reached over and over by some dozen requests at a time.
+GC_THRESHOLD = 10_000
+
+
+class Runtime:
+    """What keeps one application up. Nothing is opened before start() or its lifespan."""
+
+    def __init__(
+        self,
+        project: Project,
+        settings: RuntimeSettings,
+        resolution: Resolution,
+        sessions: SessionFactory,
+    ) -> None:
+        self.project = project
+        self.resolution = resolution
+        self.settings = settings
+        self.space = read_space()
+        self.started = time.monotonic()
+        self.database = Database(sessions)
+        self.locations = Locations(project, settings.sqlite_dir)
+        url = settings.snapshot_url
+        store = SnapshotStore(url.get_secret_value(), project.folder) if url else None
+        self.snapshots = Snapshots(store, settings.snapshot_interval)
+        self.lifecycle = Lifecycle(
+            self.database,
+            Configuration(
+                resolution,
+                strict=settings.database_fallback == "strict",
+                connect_seconds=settings.database_connect_seconds,
+                check_seconds=settings.database_check_seconds,
+            ),
+            project,
+            SQLiteFiles(self.locations, Migrations(project.folder), self.snapshots),
+            self.snapshots,
+            pool_size=settings.pool_size,
+            on_space=self.space.is_running_here,
+        )
+
+    @contextmanager
+    def open_database(self) -> Iterator[Database]:
+        """Choose the database for a script, yield it with SessionLocal bound, and close it.
+
+        Stop with one sentence if none serves.
+        """
+        self.lifecycle.start()
+        try:
+            self.lifecycle.wait_until_settled()
+            if not self.lifecycle.is_ready:
+                raise SystemExit(self.lifecycle.report.detail)
+            yield self.database
+        finally:
+            self.lifecycle.stop()
+
+    @contextmanager
+    def configured_engine(self) -> Iterator[Engine]:
+        """Yield an engine on the database that was configured, for Alembic's command line.
+
+        Stop with one sentence when DATABASE_URL is of no use: a command falls back to nothing.
+        """
+        resolution = self.resolution
+        if resolution.url is None and resolution.reason not in ("unset", "empty"):
+            raise SystemExit(resolution.message)
+        url = resolution.url
+        if url is None:
+            path = self.locations.find(CONFIGURED_FILE).path
+            url = URL.create("sqlite", database=str(path) if path else None)
+        elif resolution.backend == "sqlite" and not is_memory(url):
+            url = url.set(database=str(self.locations.configured(str(url.database))))
+        engine = backend_of(url).create_engine(url, resolution.secrets, 1)
+        try:
+            yield engine
+        finally:
+            engine.dispose()
+
+    @asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        """Choose the database in the background while the application already answers."""
+        # What is loaded by now stays, so that the garbage collector need not look at it ever again.
+        gc.freeze()
+        gc.set_threshold(GC_THRESHOLD)
+        about = self.project.read_about()
+        app.title, app.description = about.title, about.description
+        self.lifecycle.start()
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(self.lifecycle.stop)

@@ -1,0 +1,126 @@
+"""The runtime's settings, from environment variables, and what the Hub says about a Space.
+
+DATABASE_URL is missing here on purpose: people paste it in many forms, and the resolver decides
+what each of them means.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, SecretStr, StringConstraints, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+# what a browser sends has no path, so an origin with one would never match
+_ORIGIN = r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[1-9][0-9]{0,4})?"
+_ORIGINS = rf"(?i)^(?:\*|{_ORIGIN}(?:\s*,\s*{_ORIGIN})*)?$"
+Origins = Annotated[str, StringConstraints(strip_whitespace=True, to_lower=True, pattern=_ORIGINS)]
+
+
+class RuntimeSettings(BaseSettings):
+    """What the runtime reads; a field's description completes the sentence "NAME must be ..."."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True
+    )
+
+    database_fallback: Literal["auto", "strict"] = Field(
+        default="auto", description="auto or strict"
+    )
+    database_connect_seconds: float = Field(
+        default=10, ge=1, le=300, description="a number of seconds from 1 to 300"
+    )
+    database_check_seconds: float = Field(
+        default=2, ge=0.1, le=60, description="a number of seconds from 0.1 to 60"
+    )
+    sqlite_dir: str | None = Field(default=None, description="the path of a directory")
+    snapshot_url: SecretStr | None = Field(
+        default=None, description="a directory, or a URL such as hf://buckets/user/bucket/folder"
+    )
+    snapshot_interval: int = Field(
+        default=60, ge=1, le=86400, description="a number of seconds from 1 to 86400"
+    )
+    api_token: SecretStr | None = Field(
+        default=None, min_length=8, description="at least 8 characters"
+    )
+    pool_size: int | None = Field(
+        default=None, ge=1, le=100, description="a whole number from 1 to 100"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="debug, info, warning or error"
+    )
+    log_format: Literal["json", "text"] | None = Field(default=None, description="json or text")
+    metrics: Literal["on", "off"] = Field(default="on", description="on or off")
+    cors_origins: Origins = Field(
+        default="",
+        description="comma-separated origins such as https://example.com, without a path, or *",
+    )
+    port: int = Field(default=7860, ge=1, le=65535, description="a whole number from 1 to 65535")
+    max_body_bytes: int = Field(
+        default=1024 * 1024,
+        ge=1024,
+        le=1024**3,
+        description="a number of bytes from 1024 to 1073741824",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_blanks(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Pasted values often end with a line break, which no client could send in a token."""
+        stripped = {
+            name: value.strip() if isinstance(value, str) else value
+            for name, value in values.items()
+        }
+        return {name: value for name, value in stripped.items() if value != ""}
+
+
+@dataclass(frozen=True)
+class Space:
+    """What the Hub sets in a Space's environment; both are None anywhere else."""
+
+    id: str | None
+    host: str | None
+
+    @property
+    def is_running_here(self) -> bool:
+        """Whether this process runs on a Space."""
+        return self.id is not None
+
+
+Settings = TypeVar("Settings", bound=RuntimeSettings)
+
+
+def load(kind: type[Settings]) -> Settings:
+    """Return the settings; stop with one line that names each bad variable, never its value."""
+    try:
+        return kind()
+    except ValidationError as error:
+        raise SystemExit(" ".join(_sentences(kind, error).values())) from None
+
+
+def problems(kind: type[RuntimeSettings], variables: Mapping[str, Any]) -> list[str]:
+    """Return a sentence about each of these variables that would stop the start."""
+    values = {name.lower(): value for name, value in variables.items()}
+    try:
+        kind(**values)
+    except ValidationError as error:
+        # What is wrong in the environment of this process is another matter.
+        return [text for name, text in _sentences(kind, error).items() if name in values]
+    return []
+
+
+def read_space(environ: Mapping[str, str] = os.environ) -> Space:
+    """Return what the Hub says about this Space."""
+    return Space(id=environ.get("SPACE_ID") or None, host=environ.get("SPACE_HOST") or None)
+
+
+def _sentences(kind: type[RuntimeSettings], error: ValidationError) -> dict[str, str]:
+    sentences: dict[str, str] = {}
+    for problem in error.errors():
+        name = str(problem["loc"][0])
+        description = kind.model_fields[name].description
+        # Pydantic's own words do not hold the value, because of hide_input_in_errors.
+        told = f"must be {description}" if description else f"cannot be used: {problem['msg']}"
+        sentences[name] = f"{name.upper()} {told}."
+    return sentences

@@ -1,0 +1,1 @@
+"""Copies of SQLite at SNAPSHOT_URL, and the way back."""

@@ -1,0 +1,298 @@
+"""Read the parameters about encryption and authentication, and drop none of them.
+
+Without its sslmode a connection is made all the same, only unencrypted or to anybody. So what
+cannot be understood here refuses the connection, in contrast to every other parameter. What other
+drivers write is translated where its meaning is plain, never to something weaker.
+"""
+
+import re
+from collections.abc import Iterable
+
+from space_runtime.url.vocabulary import UnusableURLError, refuse_control_characters
+
+MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+_VERSIONS = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
+
+# What each of libpq's own parameters may be.
+_CHOICES = {
+    "channel_binding": ("disable", "prefer", "require"),
+    "gssdelegation": ("0", "1"),
+    "gssencmode": ("disable", "prefer", "require"),
+    "gsslib": ("gssapi", "sspi"),
+    "ssl_max_protocol_version": _VERSIONS,
+    "ssl_min_protocol_version": _VERSIONS,
+    "sslcertmode": ("disable", "allow", "require"),
+    "sslcompression": ("0", "1"),
+    "sslmode": MODES,
+    "sslnegotiation": ("postgres", "direct"),
+    "sslsni": ("0", "1"),
+}
+_METHODS = ("password", "md5", "gss", "sspi", "scram-sha-256", "oauth", "none")
+_ANY_TEXT = """
+krbsrvname oauth_client_id oauth_client_secret oauth_issuer oauth_scope passfile requirepeer
+scram_client_key scram_server_key sslcert sslcrl sslcrldir sslkey sslpassword sslrootcert
+"""
+
+# The words in which tools say sslmode. `no-verify` is node-postgres' word.
+_MODES = {
+    **{mode: mode for mode in MODES},
+    **dict.fromkeys(["1", "true", "t", "yes", "y", "on", "required", "no-verify"], "require"),
+    **dict.fromkeys(["0", "false", "f", "no", "n", "off", "none", "disabled"], "disable"),
+    "preferred": "prefer",
+}
+_YES = ("1", "true", "t", "yes", "y", "on")
+_NO = ("0", "false", "f", "no", "n", "off")
+
+_Wanted = dict[str, str]
+# A bound on sslmode, in what a parameter asks for.
+_AT_LEAST = "at least"
+
+
+def _by_mode(*modes: str) -> dict[str, _Wanted]:
+    return {word: {_AT_LEAST: mode} for word, mode in _MODES.items() if word in (modes or _MODES)}
+
+
+def _by_answer(yes: _Wanted | None, no: _Wanted | None) -> dict[str, _Wanted]:
+    """Return what yes and no ask for; None where the answer is not understood."""
+    answers = {**dict.fromkeys(_YES, yes), **dict.fromkeys(_NO, no)}
+    return {answer: wanted for answer, wanted in answers.items() if wanted is not None}
+
+
+# Parameters of other drivers, and what each value asks for. A value that asks for nothing is safe
+# to drop, since libpq then does at least as much.
+_FOREIGN: dict[str, dict[str, _Wanted]] = {
+    # JDBC writes `ssl` without a value for true, asyncpg writes sslmode's words into it.
+    "ssl": {**_by_mode(), "": {_AT_LEAST: "require"}},
+    "tls": _by_mode(),
+    "usessl": _by_mode(),
+    "usetls": _by_mode(),
+    # libpq of old: no means that encryption is not required, not that it is off.
+    "requiressl": _by_answer({_AT_LEAST: "require"}, {}),
+    # dj-database-url
+    "sslrequire": _by_answer({_AT_LEAST: "require"}, {}),
+    # TablePlus writes its number for "no choice made" into every URL.
+    "tlsmode": {**_by_mode(*MODES), "0": {}},
+    "useprivatekey": _by_answer(None, {}),
+    # Prisma
+    "sslaccept": {"strict": {_AT_LEAST: "verify-full"}, "accept-invalid-certs": {}},
+    # asyncpg
+    "directtls": _by_answer({_AT_LEAST: "require", "sslnegotiation": "direct"}, {}),
+    # node-postgres
+    "rejectunauthorized": _by_answer({_AT_LEAST: "verify-full"}, {}),
+    # Npgsql
+    "trustservercertificate": _by_answer({}, None),
+}
+_ALIASES = {"sslca": "sslrootcert"}
+# It would write the session's keys to disk: without it the connection is the safer one.
+_DROPPED = {"sslkeylogfile"}
+
+OWN_NAMES = frozenset([*_CHOICES, "require_auth", *_ANY_TEXT.split()])
+
+
+def _folded(name: str) -> str:
+    """Return the name without what tells ssl-mode, ssl_mode and sslmode apart."""
+    return re.sub(r"[-_ .]", "", name)
+
+
+_OWN = {_folded(name): name for name in OWN_NAMES}
+NAMES = OWN_NAMES | set(_OWN) | set(_FOREIGN) | set(_ALIASES) | _DROPPED | {"ssl-mode", "ssl_mode"}
+
+_WORDS = """
+ssl tls cert certs certificate encrypt encryption crypt verify verification security secure trust
+trusted auth authentication channel binding gss kerberos krb sasl scram spnego sspi jaas pkcs pem
+cipher ciphers require required reject unauthorized mode root ca client server private public key
+file path store pass password word version min max protocol enable enabled disable disabled accept
+strict check host name hostname identity factory arg context level type policy negotiation use
+"""
+_ABOUT_SECURITY = re.compile(
+    r"ssl|tls|cert|crypt|secur|verif|trust|auth(?!or)|bind|gss|krb|kerber|sasl|scram|spnego|sspi"
+    r"|jaas|pkcs|pem|cipher|unauthorized|^ca(?:file|path)?$"
+)
+# A name made of nothing but such words cannot be the end of somebody's password.
+_NOTHING_BUT_WORDS = re.compile(rf"(?:{'|'.join(sorted(_WORDS.split(), reverse=True))})++")
+_LONGEST_NAME = 40
+# libpq's variables, as in `PGSSLMODE=require psql ...`
+_VARIABLE = re.compile(
+    r"\bPG(?:SSL(?:MODE|NEGOTIATION|CERTMODE|ROOTCERT|CERT|KEY|CRL|CRLDIR|SNI"
+    r"|(?:MIN|MAX)PROTOCOLVERSION)|REQUIRE(?:SSL|AUTH|PEER)|CHANNELBINDING|GSSENCMODE)(?=\s*=)"
+)
+_INNER_NAME = re.compile(r"(?<![\w-])[A-Za-z][\w-]{1,40}(?==)")
+
+
+def _spellings(folded: str) -> set[str]:
+    """Return the name and what one lost character makes of it."""
+    return {folded, *(folded[:at] + folded[at + 1 :] for at in range(len(folded)))}
+
+
+_MISSPELT = {spelling: name for folded, name in _OWN.items() for spelling in _spellings(folded)}
+
+
+def read_security(
+    given: Iterable[tuple[str, str]], repairs: list[str]
+) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Return what libpq is to receive about security, and the parameters about other things."""
+    read: dict[str, _Wanted] = {}
+    others: list[tuple[str, str]] = []
+    for written, value in given:
+        name = _name_of(written)
+        if name is None:
+            others.append((written, value))
+            continue
+        wanted = _read(name, value)
+        if read.setdefault(name, wanted) != wanted:
+            raise _refused(
+                f"DATABASE_URL sets {name} more than once, to different values:"
+                f" set it once, to {_allowed(name)}."
+            )
+        if not wanted:
+            repairs.append(f"dropped_parameter:{name}")
+        elif written != name or name in _FOREIGN:
+            repairs.append(f"translated_parameter:{written if written in NAMES else name}")
+    return _combined(read), others
+
+
+def refuse_security_inside(value: str) -> None:
+    """Stop at a parameter about security that another parameter's value has swallowed."""
+    for inner in _INNER_NAME.finditer(value):
+        written = inner[0].lower()
+        folded = _folded(written)
+        known = folded in _OWN or folded in _FOREIGN or folded in _ALIASES
+        name = written if known else _meant(folded) or _description(folded, written)
+        if name:
+            raise _refused(
+                f"DATABASE_URL holds {name} inside the value of another parameter:"
+                " put a '&' before it."
+            )
+
+
+def refuse_security_outside(pasted: str) -> None:
+    """Stop at a variable about security that was pasted with the URL, and is no part of it."""
+    if variable := _VARIABLE.search(pasted):
+        raise _refused(
+            f"DATABASE_URL holds {variable[0]} outside the URL, where it has no effect:"
+            " add sslmode or what else it means to the URL's parameters."
+        )
+
+
+def _name_of(written: str) -> str | None:
+    """Return the one spelling of a name about security, or None for any other name."""
+    folded = _folded(written)
+    if folded in _OWN:
+        return _OWN[folded]
+    if folded in _ALIASES:
+        return _ALIASES[folded]
+    if folded in _FOREIGN or folded in _DROPPED:
+        return folded
+    if likely := _meant(folded):
+        raise _refused(
+            f"DATABASE_URL holds a parameter that is spelled almost like {likely}:"
+            f" correct its name, and set it to {_allowed(likely)}."
+        )
+    if description := _description(folded, written):
+        raise _refused(
+            f"DATABASE_URL holds {description}, which is not understood:"
+            " use sslmode=require or sslmode=verify-full instead."
+        )
+    return None
+
+
+def _meant(folded: str) -> str:
+    """Return which of libpq's names was probably meant, or ""."""
+    if not 5 <= len(folded) <= _LONGEST_NAME:
+        return ""
+    return min((_MISSPELT[word] for word in _spellings(folded) if word in _MISSPELT), default="")
+
+
+def _description(folded: str, written: str) -> str:
+    """Return how to call an unknown name without showing a password, or "" for other subjects."""
+    if not _ABOUT_SECURITY.search(folded):
+        return ""
+    showable = len(folded) <= _LONGEST_NAME and _NOTHING_BUT_WORDS.fullmatch(folded)
+    return f"the parameter {written}" if showable else "a parameter about encryption or login"
+
+
+def _read(name: str, value: str) -> _Wanted:
+    """Return what a parameter asks for, in libpq's words."""
+    if name in _DROPPED:
+        return {}
+    if name in _FOREIGN:
+        wanted = _FOREIGN[name].get(_word(value))
+    else:
+        own = _read_own(name, value)
+        wanted = None if own is None else {name: own}
+    if wanted is None:
+        raise _refused(
+            f"DATABASE_URL sets {name} to something that is not understood:"
+            f" set it to {_allowed(name)}."
+        )
+    return wanted
+
+
+def _read_own(name: str, value: str) -> str | None:
+    if name == "sslmode":
+        return _MODES.get(_word(value))
+    if name == "require_auth":
+        methods = _without_fragment(value).lower().split(",")
+        exclusions = [method.startswith("!") for method in methods]
+        known = all(method.removeprefix("!") in _METHODS for method in methods)
+        # libpq takes one kind or the other, not both
+        return ",".join(methods) if known and len(set(exclusions)) == 1 else None
+    if name in _CHOICES:
+        word = _without_fragment(value).lower()
+        return next((choice for choice in _CHOICES[name] if choice.lower() == word), None)
+    refuse_control_characters(value)
+    return value or None
+
+
+def _combined(read: dict[str, _Wanted]) -> dict[str, str]:
+    """Return what all parameters ask for together: the strictest of them."""
+    together: dict[str, str] = {}
+    bounds: list[str] = []
+    for name, wanted in read.items():
+        for parameter, value in wanted.items():
+            if parameter == _AT_LEAST:
+                bounds.append(value)
+            elif together.setdefault(parameter, value) != value:
+                raise _refused(
+                    f"DATABASE_URL sets {parameter} and {name} to different things: keep one."
+                )
+    if bounds:
+        bound, mode = max(bounds, key=MODES.index), together.get("sslmode")
+        if mode == "disable" != bound:
+            raise _refused(
+                "DATABASE_URL asks for encryption, but sets sslmode to disable:"
+                " set it to require or verify-full."
+            )
+        together["sslmode"] = max(bound, mode or bound, key=MODES.index)
+    return together
+
+
+def _word(value: str) -> str:
+    return _without_fragment(value).lower().replace("_", "-")
+
+
+def _without_fragment(value: str) -> str:
+    """Cut off `#main`, as browsers and one provider's page add it."""
+    word, _, fragment = value.partition("#")
+    return value if "=" in fragment else word.strip()
+
+
+def _allowed(name: str) -> str:
+    """Return what a parameter may be, for a sentence."""
+    if name == "require_auth":
+        return f"methods out of {_listed(_METHODS)}, separated by commas"
+    if name in _CHOICES:
+        return _listed(_CHOICES[name])
+    if name in _FOREIGN:
+        words = [word for word in _FOREIGN[name] if word in {"true", "false", "strict", *MODES}]
+        return f"{_listed(words)}, or use sslmode"
+    return "a value that is not empty, or remove it"
+
+
+def _listed(words: Iterable[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _refused(message: str) -> UnusableURLError:
+    return UnusableURLError("tls", message)

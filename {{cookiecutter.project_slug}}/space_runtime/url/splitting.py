@@ -1,0 +1,290 @@
+"""Take apart a URL, or libpq's other notation, without losing a character of a password.
+
+The many spellings of a scheme fold into the two databases that we serve. What follows it,
+`user:password@hosts/database?query`, is split so that raw `@ : / # ? %` in a password survive. And
+`host=... dbname=...`, which psycopg users paste, is read as a URL that is all query. Hosts and
+ports are checked for what would otherwise fail inside the driver.
+"""
+
+import re
+from ipaddress import AddressValueError, IPv6Address
+from typing import Literal, TypeAlias
+
+from space_runtime.url.building import KNOWN
+from space_runtime.url.vocabulary import Parts, UnusableURLError, decode, refuse_control_characters
+
+Backend: TypeAlias = Literal["postgresql", "sqlite"]
+
+_KEYWORD_PAIR = re.compile(
+    r"\s*(?P<name>[a-z_]+)\s*=\s*(?:'(?P<quoted>(?:[^'\\]|\\.)*)'|(?P<plain>(?:[^\s'\\]|\\.)*))(?=\s|$)",
+    re.DOTALL,
+)
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+_TELLING_NAMES = {"host", "hostaddr", "dbname", "user", "port"}
+
+_URL = re.compile(
+    r"(?P<java>(?:(?:jdbc|r2dbc):)?)(?P<scheme>[A-Z][\w+.-]*)\s?:\s?(?P<slashes>[/\\]*)(?P<rest>.*)",
+    re.DOTALL | re.IGNORECASE,
+)
+_POSTGRESQL = re.compile(
+    r"(?P<base>postgres|postgresql|psql|pgsql|postgis)(?:[+_.-](?P<driver>[\w+.-]*))?"
+)
+_SQLITE = re.compile(r"(?P<base>sqlite3?)(?:\+(?P<driver>[\w+.-]*))?")
+# These reach PostgreSQL through something else, which psycopg cannot do.
+_NOT_A_DRIVER = {"ssh", "http", "https", "srv", "unix"}
+# These are other file formats and servers.
+_NOT_SQLITE = {"pysqlcipher", "sqlcipher", "libsql", "http", "https"}
+
+_HOST = r"(?:\[[^\[\]/@]*\]|[\w.%-]*)(?::\d*)?"
+_ADDRESS = re.compile(rf"{_HOST}(?:,{_HOST})*(?P<path>/.*)?", re.DOTALL)
+# An address that cannot be the middle of a password by accident.
+_CERTAIN_HOST = re.compile(
+    r"\[[0-9A-Fa-f:.%]+\]|localhost(?=[:/])|[\w-]+\.[\w.-]+|[\w-]+(?=:\d{2,5}/)"
+)
+_QUERY = re.compile(r"\?&?(?P<name>[A-Za-z_]{2,40})=")
+_SEPARATOR = re.compile(r"&(?:amp;)?|[?;](?=[A-Za-z_]{2,40}=)")
+_OTHER_QUESTION_MARK = re.compile(r"[&;](?P<name>[A-Za-z_]{2,40})=")
+# Where an unencoded socket folder is likelier than a database of that name.
+_SOCKET_FOLDER = re.compile(r"/(?:cloudsql|var|run|tmp)/")
+# No password holds more; text made of '@' must not cost time.
+_MOST_SIGNS = 100
+_WEB_SCHEME = re.compile(r"^(?:https?|tcp)://", re.IGNORECASE)
+
+# Each may cost a connect timeout.
+_MOST_HOSTS = 32
+_BRACKETED = re.compile(r"\[(?P<host>[^\[\]]*)\](?::(?P<port>.*))?", re.DOTALL)
+_SOCKET = re.compile(r"(?P<host>.*?)(?:/\.s\.PGSQL\.(?P<file>\d+))?(?::(?P<port>\d*))?", re.DOTALL)
+_NAME = re.compile(r"(?!-)[\w-]{1,63}(?:\.[\w-]{1,63})*\.?")
+_FOUR_NUMBERS = re.compile(r"\d{1,10}(?:\.\d{1,10}){3}", re.ASCII)
+
+_TRANSACTION_PORT = 6543
+_YES = {"", "1", "true", "yes", "on"}
+
+
+def read_keyword_string(text: str) -> Parts | None:
+    """Return a keyword string as a URL that has everything in its query, or None."""
+    parameters: list[tuple[str, str]] = []
+    end = 0
+    while end < len(text):
+        pair = _KEYWORD_PAIR.match(text, end)
+        if pair is None:
+            return None
+        value = _ESCAPE.sub(r"\1", pair["quoted"] if pair["quoted"] is not None else pair["plain"])
+        # Nothing is percent-encoded in this notation, but the steps that follow decode.
+        parameters.append((pair["name"], value.replace("%", "%25")))
+        end = pair.end()
+    names = {name for name, _ in parameters}
+    return Parts(parameters=parameters) if len(names & _TELLING_NAMES) >= 2 else None
+
+
+def split_scheme(text: str, repairs: list[str]) -> tuple[Backend, str]:
+    """Return the backend and what follows `scheme://`."""
+    url = _URL.fullmatch(text)
+    if url is None:
+        raise UnusableURLError("unparseable")
+    scheme, slashes, rest = url["scheme"].lower(), len(url["slashes"]), url["rest"].strip()
+    if slashes < 2 and not rest:
+        raise UnusableURLError("unparseable")
+    postgresql, sqlite = _POSTGRESQL.fullmatch(scheme), _SQLITE.fullmatch(scheme)
+    if postgresql and postgresql["driver"] not in _NOT_A_DRIVER:
+        _note_repairs(url["java"], postgresql, repairs)
+        return "postgresql", _after_two_slashes(rest, slashes, repairs)
+    if sqlite and sqlite["driver"] not in _NOT_SQLITE:
+        _note_repairs(url["java"], sqlite, repairs)
+        # After `sqlite://` a third slash ends an empty host, a fourth begins an absolute path.
+        return "sqlite", "/" + rest if slashes == 1 or slashes > 3 else rest
+    raise UnusableURLError("unsupported_scheme" if slashes >= 2 else "unparseable")
+
+
+def split_url(text: str, repairs: list[str]) -> Parts:
+    """Take apart what follows `postgresql://`; decode nothing but the query's names."""
+    before, query = _split_query(text, repairs)
+    at = _end_of_credentials(before)
+    username, _, password = before[: max(at, 0)].partition(":")
+    hosts, database = _split_address(before[at + 1 :].strip(), repairs)
+    parameters = [_split_parameter(piece) for piece in _SEPARATOR.split(query) if piece]
+    return Parts(username, password, hosts, database, parameters)
+
+
+def read_hosts(parts: Parts) -> tuple[list[str], list[int | None]]:
+    """Return hosts and ports, one port a host; no host where the URL names none."""
+    hosts, ports = _split_hosts(parts.hosts)
+    if parts.hosts_in_query:
+        hosts, ports_beside = _split_hosts(parts.hosts_in_query)
+        ports = ports_beside if any(ports_beside) else ports
+    if parts.ports_in_query:
+        ports = [decode(port) for port in split_list(parts.ports_in_query)]
+    for host in hosts:
+        _check_host(host, alone=len(hosts) == 1)
+    numbers = [_read_port(port) for port in ports]
+    if len(numbers) == 1:
+        numbers *= len(hosts)
+    if not any(numbers):
+        numbers = [None] * len(hosts)
+    if len(numbers) != len(hosts):
+        raise UnusableURLError("invalid_port")
+    return ([], numbers) if hosts == [""] else (hosts, numbers)
+
+
+def refuse_incomplete(parts: Parts, hosts: list[str]) -> None:
+    """Stop at a URL that leaves the driver to guess where to go."""
+    refuse_control_characters(parts.username)
+    refuse_control_characters(parts.database)
+    # A password may hold an encoded line break on purpose, but libpq ends every text at NUL.
+    if "\x00" in parts.password:
+        raise UnusableURLError("control_characters")
+    if not hosts and not dict(parts.parameters).get("hostaddr"):
+        raise UnusableURLError("missing_host")
+    # libpq takes the user's name for a database that is not named, which is right often enough.
+    if not parts.database and not parts.username:
+        raise UnusableURLError("missing_database")
+
+
+def is_transaction_pooler(parts: Parts, hosts: list[str], ports: list[int | None]) -> bool:
+    """Tell whether connections are shared between transactions, as far as the URL shows it."""
+    if dict(parts.parameters).get("pgbouncer", "no").lower() in _YES:
+        return True
+    return _TRANSACTION_PORT in ports or any("-pooler" in host.split(".")[0] for host in hosts)
+
+
+def split_list(text: str) -> list[str]:
+    """Split at commas what may name several hosts."""
+    elements = text.split(",")
+    if len(elements) > _MOST_HOSTS:
+        raise UnusableURLError("invalid_host")
+    return [element.strip() for element in elements]
+
+
+def _note_repairs(java: str, scheme: re.Match[str], repairs: list[str]) -> None:
+    if java or scheme["base"] not in {"postgresql", "sqlite"}:
+        repairs.append("scheme")
+    if scheme["driver"] not in {None, "psycopg"}:
+        repairs.append("driver")
+
+
+def _after_two_slashes(rest: str, slashes: int, repairs: list[str]) -> str:
+    if slashes == 2:
+        return rest
+    if "@" in rest.partition("?")[0]:
+        repairs.append("slashes")
+        return rest
+    if slashes < 2:
+        raise UnusableURLError("unparseable")
+    return "/" * (slashes - 2) + rest
+
+
+def _split_query(text: str, repairs: list[str]) -> tuple[str, str]:
+    """Split at the first '?' that no password can hold."""
+    last_at = text.rfind("@")
+    for mark in _QUERY.finditer(text, 0, last_at + 1):
+        before = text[: mark.start()]
+        address = _ADDRESS.fullmatch(before, before.rfind("@") + 1)
+        if address and (mark["name"].lower() in KNOWN or ("@" in before and address["path"])):
+            return before, text[mark.start() + 1 :]
+    start = text.find("?", last_at + 1)
+    if start >= 0:
+        return text[:start], text[start + 1 :]
+    mistyped = _OTHER_QUESTION_MARK.search(text, text.rfind("/") + 1)
+    if mistyped and mistyped["name"].lower() in KNOWN and mistyped.start() > last_at:
+        repairs.append("query")
+        return text[: mistyped.start()], text[mistyped.start() + 1 :]
+    return text, ""
+
+
+def _end_of_credentials(text: str) -> int:
+    """Return the index of the '@' before the hosts, or -1.
+
+    That is the last one, unless what follows it can only be the end of a database's name. To take
+    too much for a password is a failed login; to take too little prints half of it as a host.
+    """
+    last = text.rfind("@")
+    tail = text[last + 1 :]
+    if "/" in tail or "." in tail or "," in tail:
+        return last
+    at = last
+    for _ in range(_MOST_SIGNS):
+        at = text.rfind("@", 0, max(at, 0))
+        if at >= 0 and _CERTAIN_HOST.match(text, at + 1) and _has_path(text, at + 1):
+            return at
+    return -1 if re.match(r"localhost[:/]|[\w-]+\.[\w.-]+(?::\d+)?/", text) else last
+
+
+def _has_path(text: str, start: int) -> bool:
+    address = _ADDRESS.match(text, start)
+    return address is not None and bool(address["path"])
+
+
+def _split_address(text: str, repairs: list[str]) -> tuple[str, str]:
+    """Split hosts from database, for a socket's folder at its last slash."""
+    plain = _WEB_SCHEME.sub("", text).replace("\\", "/")
+    if plain != text:
+        repairs.append("host")
+    text = plain
+    if text.startswith("//") or _SOCKET_FOLDER.match(text):
+        folder, _, database = text.rpartition("/")
+        return "/" + folder.lstrip("/"), database
+    hosts, _, database = text.partition("/")
+    return hosts.strip(), database.strip("/")
+
+
+def _split_parameter(piece: str) -> tuple[str, str]:
+    name, _, value = piece.partition("=")
+    return decode(name).strip().lower(), value.removesuffix("\\")
+
+
+def _split_hosts(text: str) -> tuple[list[str], list[str]]:
+    pairs = [_split_port(element) for element in split_list(text)]
+    return [host.strip() for host, _ in pairs], [port.strip() for _, port in pairs]
+
+
+def _split_port(element: str) -> tuple[str, str]:
+    if element.startswith("["):
+        literal = _BRACKETED.fullmatch(element)
+        if literal is None or not _is_ipv6(decode(literal["host"])):
+            raise UnusableURLError("invalid_host")
+        return decode(literal["host"]), literal["port"] or ""
+    element = decode(element)
+    if element.startswith("/"):
+        socket = _SOCKET.fullmatch(element)
+        return (socket["host"], socket["port"] or socket["file"] or "") if socket else (element, "")
+    if _is_ipv6(element):
+        return element, ""
+    host, _, port = element.rpartition(":") if element.count(":") > 7 else element.partition(":")
+    return host, port
+
+
+def _check_host(host: str, *, alone: bool) -> None:
+    refuse_control_characters(host)
+    # libpq splits at every comma, also at one that was percent-encoded.
+    if "," in host:
+        raise UnusableURLError("invalid_host")
+    if host.startswith("/") or _is_ipv6(host) or (alone and not host):
+        return
+    if not _NAME.fullmatch(host) or len(host) > 253 or host.isdecimal():
+        raise UnusableURLError("invalid_host")
+    if _FOUR_NUMBERS.fullmatch(host) and any(int(number) > 255 for number in host.split(".")):
+        raise UnusableURLError("invalid_host")
+    try:
+        host.encode("ascii" if host.isascii() else "idna")
+    except UnicodeError:
+        raise UnusableURLError("invalid_host") from None
+
+
+def _is_ipv6(text: str) -> bool:
+    # A zone may be anything to IPv6Address, but not to the resolver of names.
+    if ":" not in text or len(text) > 63 or not text.isascii():
+        return False
+    try:
+        IPv6Address(text)
+    except AddressValueError:
+        return False
+    return True
+
+
+def _read_port(text: str) -> int | None:
+    if not text:
+        return None
+    # isdecimal also takes other scripts' digits, as a keyboard may write them.
+    if not text.isdecimal() or len(text) > 10 or not 0 < int(text) < 65_536:
+        raise UnusableURLError("invalid_port")
+    return int(text)
