@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from src.config.settings import PROJECT_ROOT, Settings
-from tools.front_matter import front_matter_problems
+from tools.checks import front_matter_problems
 
 # what a part of the application may import of the others; main imports everything, nobody main
 ALLOWED = {
@@ -73,7 +73,10 @@ written_at_render = pytest.mark.skipif(
 
 @written_at_render
 def test_the_hub_can_use_the_front_matter_of_the_readme() -> None:
-    assert front_matter_problems((PROJECT_ROOT / "README.md").read_text(encoding="utf-8")) == []
+    readme, dockerfile = (
+        (PROJECT_ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "Dockerfile")
+    )
+    assert front_matter_problems(readme, dockerfile) == []
 
 
 @written_at_render
