@@ -303,6 +303,7 @@ def test_a_changed_file_is_sent_and_a_deleted_one_goes(hub: Hub, builder: Builde
 
 def test_a_file_that_is_no_text_is_sent_once(hub: Hub, project: BakedProject) -> None:
     (project.path / "picture.png").write_bytes(b"\x89PNG\0")
+    (project.path / ".gitattributes").write_text("*.png filter=lfs diff=lfs merge=lfs -text\n")
     deploy(project, hub)
     assert isinstance(hub.repositories[f"spaces/{SPACE}"].files["picture.png"], XetFile)
     hub.calls.clear()

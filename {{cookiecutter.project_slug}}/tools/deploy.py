@@ -89,6 +89,7 @@ class Output:
 
     def __init__(self) -> None:
         self.secrets: set[str] = set()
+        self.last_state = ""
 
     def hide(self, secrets: Iterable[str]) -> None:
         """Print *** in place of these, from now on."""
@@ -97,6 +98,17 @@ class Output:
     def step(self, name: str, text: str) -> None:
         """Print what a step did."""
         print(f"{name:<8} {self.redact(text)}", flush=True)
+
+    def waiting(self, name: str, state: str, start: float) -> None:
+        """Print what a step waits for, when that changes, and since when it waits."""
+        if state != self.last_state:
+            self.step(name, f"{state} ({time.monotonic() - start:.0f} s)")
+        self.last_state = state
+
+    def hub(self, message: str) -> None:
+        """Print what the Hub itself says, if anything."""
+        if message:
+            self.step("hub", " ".join(message.split()))
 
     def error(self, sentence: str) -> None:
         """Print why the deploy ends."""
@@ -124,12 +136,13 @@ class Deploy:
         self.api = HfApi()
         self.page = f"{self.api.endpoint}/spaces/{self.space}"
         self.deadline = time.monotonic() + self.minutes * 60
+        # when this deploy last changed something that restarts the Space
         self.changed_at: float | None = None
 
     def run(self) -> None:
         """Take all steps; raise DeployError where one fails."""
         # huggingface_hub repeats some requests without end, such as create_repo() after a 409.
-        signal.signal(signal.SIGALRM, self.stop)
+        signal.signal(signal.SIGALRM, self.time_out)
         signal.setitimer(signal.ITIMER_REAL, self.minutes * 60)
         files, secrets = self.check()
         head = self.create()
@@ -142,8 +155,8 @@ class Deploy:
         self.wait(commit)
         self.check_health()
 
-    def stop(self, *_: object) -> NoReturn:
-        """End the deploy when its time is over."""
+    def time_out(self, *_: object) -> NoReturn:
+        """End the deploy while the Hub does not answer, or answers without end."""
         after = f"after {self.minutes:g} minutes"
         raise DeployError(f"Not done {after}: make deploy goes on from here.")
 
@@ -180,7 +193,7 @@ class Deploy:
         )
         hf_raise_for_status(response)
         for warning in response.json().get("warnings", []):
-            self.output.step("hub", warning["message"])
+            self.output.hub(warning["message"])
 
     def create(self) -> str | None:
         """Create the Space if it is missing; return its commit, or None if it is still missing."""
@@ -224,17 +237,8 @@ class Deploy:
             self.output.step("secrets", f'kept {names} (to set again: SECRETS="{names}")')
 
     def upload(self, files: dict[str, bytes], head: str | None) -> str:
-        """Make the Space hold these files and no others, in one commit; return that commit.
-
-        create_commit() gets all files and skips the unchanged; what differs is only listed here.
-        """
-        remote = self.remote_hashes() if head else {}
-        changed = [
-            path
-            for path, content in files.items()
-            if remote.get(path) not in (git_hash(content), sha256(content).hexdigest())
-        ]
-        deleted = sorted(remote.keys() - files.keys())
+        """Make the Space hold these files and no others, in one commit; return that commit."""
+        changed, deleted = self.differences(files) if head else (list(files), [])
         for path in changed if self.dry_run else []:
             self.output.step("upload", f"+ {path}")
         for path in deleted:
@@ -245,6 +249,7 @@ class Deploy:
         self.output.step("upload", summary)
         if self.dry_run:
             return ""
+        # create_commit() skips the files that have not changed.
         additions = [CommitOperationAdd(path, content) for path, content in files.items()]
         deletions = [CommitOperationDelete(path, is_folder=False) for path in deleted]
         commit = self.api.create_commit(
@@ -255,37 +260,42 @@ class Deploy:
             self.output.step("upload", f"commit {commit.oid[:7]}")
         return commit.oid
 
-    def remote_hashes(self) -> dict[str, str]:
-        """Return the hash of each file on the Space, except .gitattributes, which the Hub adds."""
+    def differences(self, files: dict[str, bytes]) -> tuple[list[str], list[str]]:
+        """Return the paths to send and the paths to delete."""
         tree = self.api.list_repo_tree(self.space, repo_type="space", recursive=True)
-        return {
+        remote = {
             file.path: file.lfs.sha256 if file.lfs else file.blob_id
             for file in tree
-            if isinstance(file, RepoFile) and file.path != ".gitattributes"
+            if isinstance(file, RepoFile)
         }
+        changed = [
+            path
+            for path, content in files.items()
+            if remote.get(path) not in (git_hash(content), sha256(content).hexdigest())
+        ]
+        # The Hub writes .gitattributes itself.
+        return changed, sorted(remote.keys() - files.keys() - {".gitattributes"})
 
     def wait(self, commit: str) -> None:
         """Return when this commit runs; raise DeployError if it cannot, or not in time."""
-        start, stage, running, shown = time.monotonic(), "", "", ""
+        start, stage, running = time.monotonic(), "", ""
         stages = set()
         while True:
-            waited = time.monotonic() - start
             runtime = self.runtime()
             state = "the Hub does not answer; asking again"
             if runtime is not None:
                 stage, running = str(runtime.stage), str(runtime.raw.get("sha") or "")
                 stages.add(stage)
                 if stage == "RUNNING" and running == commit:
-                    self.output.step("build", f"commit {commit[:7]} runs ({waited:.0f} s)")
+                    self.output.waiting("build", f"commit {commit[:7]} runs", start)
                     return
-                # Just after a change, the Hub may still tell the stage of before.
+                # Just after a change, the Hub may still report the previous stage.
+                waited = time.monotonic() - start
                 is_new = len(stages) > 1 or waited >= POLLS_FOR_NEW_STAGE * self.poll_seconds
                 if stage in FINAL_STAGES and (is_new or self.changed_at is None):
                     self.fail(stage, str(runtime.raw.get("errorMessage") or ""))
                 state = f"{stage}, {f'commit {running[:7]}' if running else 'nothing'} serves"
-            if state != shown:
-                self.output.step("build", f"{state} ({waited:.0f} s)")
-                shown = state
+            self.output.waiting("build", state, start)
             if time.monotonic() + self.poll_seconds > self.deadline:
                 self.give_up(stage, running)
             time.sleep(self.poll_seconds)
@@ -306,8 +316,7 @@ class Deploy:
         log, sentence = FINAL_STAGES[stage]
         if log:
             self.show_log(log)
-        if message:
-            self.output.step("hub", message)
+        self.output.hub(message)
         raise DeployError(sentence.format(page=self.page))
 
     def give_up(self, stage: str, running: str) -> NoReturn:
@@ -350,22 +359,20 @@ class Deploy:
 
     def wait_for_health(self, client: httpx2.Client, url: str) -> tuple[str, str]:
         """Return status and detail as soon as the app is no longer starting."""
-        start, shown = time.monotonic(), ""
+        start = time.monotonic()
         for _ in range(POLLS_FOR_HEALTH):
             try:
                 report = client.get(url).json()
                 status, detail = str(report["status"]), str(report["database"]["detail"])
-                # Just after a change, the container of before may still answer.
+                # Just after a change, the previous container may still answer.
                 started_at = time.monotonic() - report["uptime_seconds"]
                 if self.changed_at and started_at < self.changed_at:
                     status = "the old container still answers"
             except (httpx2.HTTPError, ValueError, LookupError, TypeError):
-                status, detail = "no answer yet", ""
+                status, detail = "no health report yet", ""
             if status in ("ok", "degraded", "unavailable"):
                 return status, detail
-            if status != shown:
-                self.output.step("health", f"{status} ({time.monotonic() - start:.0f} s)")
-                shown = status
+            self.output.waiting("health", status, start)
             time.sleep(self.poll_seconds)
         raise DeployError(f"The commit runs, but {url} does not say so: see {self.page}.")
 
@@ -417,8 +424,7 @@ def main() -> int:
         output.error("Interrupted: what was sent stays, and make deploy goes on from here.")
         return 130
     except (httpx2.HTTPError, OIDCError, OSError, json.JSONDecodeError, UnicodeError) as error:
-        if message := getattr(error, "server_message", None):
-            output.step("hub", " ".join(message.split()))
+        output.hub(getattr(error, "server_message", None) or "")
         output.error(explain(error, options.space))
         return 1
     return 0
