@@ -167,6 +167,8 @@ class Hub:
         """By name: `example/my-space`."""
         self.sdk = "docker"
         """What kind all Spaces are."""
+        self.warnings: list[str] = []
+        """What it warns of whenever it judges what opens a README."""
         self.calls: list[Call] = []
         self.refusals: dict[str, Refused] = {}
         """What is refused whatever is right, by a pattern of method and path: `POST /api/repos/create`."""
@@ -285,16 +287,19 @@ class Hub:
 
     @route("POST", rf"/api/{_REPOSITORY}/preupload/(?P<revision>[^/]+)")
     def preupload(self, request: Request, kind: str, name: str, revision: str) -> Any:
-        """Say how each file must be sent: small texts in the commit itself, everything else to Xet storage."""
+        """Say how each file must be sent: small texts in the commit itself, everything else to Xet storage.
+
+        The `oid` of a file that is there tells whether it has changed: git's hash, or that of the stored content.
+        """
         self._may_write(request)
-        repository = self._repository(kind, name, revision)
+        files = self._repository(kind, name, revision).files
         return {
             "files": [
                 {
                     "path": file["path"],
                     "uploadMode": "regular" if _is_regular(base64.b64decode(file["sample"]), file["size"]) else "lfs",
                     "shouldIgnore": False,
-                    "oid": _blob_id(repository.files[file["path"]]) if file["path"] in repository.files else None,
+                    **({"oid": _content_id(files[file["path"]])} if file["path"] in files else {}),
                 }
                 for file in request.json()["files"]
             ]
@@ -381,7 +386,8 @@ class Hub:
         for key in ("colorFrom", "colorTo"):
             if fields.get(key, "red") not in COLORS:
                 errors.append(f'"{key}" must be one of [{", ".join(COLORS)}]')
-        body = {"errors": [{"message": error} for error in errors], "warnings": []}
+        warnings = [{"message": warning} for warning in self.warnings]
+        body = {"errors": [{"message": error} for error in errors], "warnings": warnings}
         return Answer(json.dumps(body).encode(), 400 if errors else 200)
 
     def _space(self, name: str) -> Space:
@@ -641,6 +647,10 @@ def _blob_id(file: File) -> str:
     if isinstance(file, XetFile):
         file = f"version https://git-lfs.github.com/spec/v1\noid sha256:{file.sha256}\nsize {file.size}\n".encode()
     return hashlib.sha1(b"blob %d\0" % len(file) + file).hexdigest()  # noqa: S324
+
+
+def _content_id(file: File) -> str | None:
+    return file.sha256 if isinstance(file, XetFile) else _blob_id(file)
 
 
 def _entry(path: str, file: File) -> dict[str, Any]:

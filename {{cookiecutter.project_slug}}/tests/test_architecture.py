@@ -9,7 +9,7 @@ import pytest
 
 import space_runtime
 from src.config.settings import PROJECT_ROOT, Settings
-from tools.front_matter import front_matter_problems
+from tools.checks import front_matter_problems
 
 SOURCES = sorted((PROJECT_ROOT / "src").rglob("*.py"))
 # The runtime may be a folder of this project, or an installed package.
@@ -111,7 +111,10 @@ written_at_render = pytest.mark.skipif(
 
 @written_at_render
 def test_the_hub_can_use_the_front_matter_of_the_readme() -> None:
-    assert front_matter_problems((PROJECT_ROOT / "README.md").read_text(encoding="utf-8")) == []
+    readme, dockerfile = (
+        (PROJECT_ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "Dockerfile")
+    )
+    assert front_matter_problems(readme, dockerfile) == []
 
 
 @written_at_render

@@ -1,0 +1,164 @@
+"""What `make deploy` sends, and what it checks in this folder before it asks the Hub."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+import yaml
+from dotenv import dotenv_values
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from pathspec import GitIgnoreSpec
+
+from src.config.settings import setting_problems
+
+# Never sent, whatever .gitignore says: secrets, databases, and what can be made again.
+NEVER_SENT = GitIgnoreSpec.from_lines(
+    """
+    .git .env .env.* !.env.example .envrc .netrc .pgpass .pypirc .npmrc .git-credentials .aws .ssh
+    *.pem *.key *.p12 *.pfx id_rsa* id_ed25519*
+    /data/ *.db *.db-* *.sqlite *.sqlite-* *.sqlite3 *.sqlite3-*
+    .venv venv node_modules __pycache__ .cache .*_cache
+    """.split()
+)
+SECRETS_FILE = ".env.space"
+SECRET_NAME = re.compile(r"TOKEN|SECRET|PASS|KEY|CREDENTIAL|AUTH", re.IGNORECASE)
+PASSWORD_IN_URL = re.compile(r"://[^\s:/@]*:(\S+)@")
+SHORTEST_SECRET = 8
+DEFAULT_APP_PORT = 7860
+TOKENS_PAGE = "https://huggingface.co/settings/tokens"
+
+
+def files_to_send(folder: Path) -> dict[str, bytes]:
+    """Return the content of each file by its path in the folder.
+
+    NEVER_SENT, what .gitignore files exclude, and symbolic links are left out.
+    """
+    gitignores: dict[PurePosixPath, GitIgnoreSpec] = {}
+    found = {}
+    for directory, subdirectories, names in os.walk(folder):
+        parent = PurePosixPath(Path(directory).relative_to(folder).as_posix())
+        if ".gitignore" in names:
+            text = (folder / parent / ".gitignore").read_text(encoding="utf-8", errors="replace")
+            gitignores[parent] = GitIgnoreSpec.from_lines(text.splitlines())
+        subdirectories[:] = [
+            name for name in subdirectories if not is_ignored(parent / name, gitignores, "/")
+        ]
+        for path in (parent / name for name in names):
+            file = folder / path
+            if file.is_file() and not file.is_symlink() and not is_ignored(path, gitignores):
+                found[str(path)] = file.read_bytes()
+    return dict(sorted(found.items()))
+
+
+def is_ignored(
+    path: PurePosixPath, gitignores: Mapping[PurePosixPath, GitIgnoreSpec], suffix: str = ""
+) -> bool:
+    """Apply NEVER_SENT, then the .gitignore of each folder above: the innermost match decides."""
+    if NEVER_SENT.match_file(f"{path}{suffix}"):
+        return True
+    ignored = False
+    for parent in reversed(path.parents):
+        if parent in gitignores:
+            match = gitignores[parent].check_file(f"{path.relative_to(parent)}{suffix}").include
+            ignored = ignored if match is None else match
+    return ignored
+
+
+def read_secrets(folder: Path, names: list[str]) -> dict[str, str]:
+    """Return the secrets of SECRETS_FILE; those of these names can also come from the shell."""
+    secrets = {name: os.environ.get(name) for name in names}
+    secrets |= dotenv_values(folder / SECRETS_FILE, interpolate=False)
+    return {name: value or "" for name, value in secrets.items()}
+
+
+def secret_values(variables: Mapping[str, str | None]) -> Iterator[tuple[str, str]]:
+    """Yield name and value of each token and password, and of each URL that holds a password."""
+    for name, value in variables.items():
+        passwords = PASSWORD_IN_URL.findall(value or "")
+        for secret in [value or "", *passwords] if passwords or SECRET_NAME.search(name) else []:
+            # A plain word such as "postgres" stands in many files, where it means nothing.
+            if len(secret) >= SHORTEST_SECRET and not secret.isalpha():
+                yield name, secret
+
+
+# ---- Each yields a line per problem that must be fixed before anything is sent ----
+
+
+def space_problems(space: str) -> Iterator[str]:
+    """Check the name of the Space, in which your-username is the template's placeholder."""
+    try:
+        validate_repo_id(space)
+    except HFValidationError as error:
+        yield str(error)
+    if "/" not in space or space.startswith("your-username/"):
+        yield f"{space} is no Space of yours: make deploy SPACE=user/name"
+
+
+def token_problems(token: str) -> Iterator[str]:
+    """Check that there is a token which can be sent."""
+    if not token:
+        yield (
+            f"no token: create one with write access at {TOKENS_PAGE} and set HF_TOKEN, or "
+            ".venv/bin/hf auth login"
+        )
+    elif not token.isascii() or not token.isprintable():
+        yield "HF_TOKEN holds characters that no token has: copy it again"
+
+
+def secret_problems(secrets: Mapping[str, str]) -> Iterator[str]:
+    """Check that each secret has a value, with which the app starts."""
+    for name, value in secrets.items():
+        if not value:
+            yield f"no value for {name}: write {name}=value into {SECRETS_FILE}"
+    for problem in setting_problems({name: value for name, value in secrets.items() if value}):
+        yield f"{SECRETS_FILE}: {problem}"
+
+
+def leak_problems(files: Mapping[str, bytes], variables: Mapping[str, str | None]) -> Iterator[str]:
+    """Check that no file holds one of the secrets in these variables."""
+    secrets = [(name, secret.encode()) for name, secret in secret_values(variables)]
+    for path, content in files.items():
+        for name in sorted({name for name, secret in secrets if secret in content}):
+            yield f"{path} holds the value of {name}, which everybody could read"
+
+
+def file_problems(files: Mapping[str, bytes]) -> Iterator[str]:
+    """Check the two files that every Docker Space needs."""
+    for name in ("README.md", "Dockerfile"):
+        if name not in files:
+            yield f"{name} is missing here, or ignored"
+    if "README.md" in files:
+        readme = files["README.md"].decode("utf-8", "replace")
+        dockerfile = files.get("Dockerfile", b"").decode("utf-8", "replace")
+        for problem in front_matter_problems(readme, dockerfile):
+            yield f"README.md, front matter: {problem}"
+
+
+def front_matter_problems(readme: str, dockerfile: str) -> list[str]:
+    """Return one line for each problem with the YAML block at the top of README.md.
+
+    Only what the Hub accepts although the Space could not run is checked here. `make deploy` asks
+    the Hub about the rest, such as license and colors: a list of them here would become outdated.
+    """
+    block = REGEX_YAML_BLOCK.match(readme)
+    if block is None:
+        return ["it must open the file, between two lines of ---, with nothing before it"]
+    try:
+        fields = yaml.safe_load(block[2])
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = readme.count("\n", 0, block.start(2)) + 1 + (mark.line if mark else 0)
+        return [f"line {line} is no valid YAML; text with : # @ or quotes goes into double quotes"]
+    if not isinstance(fields, dict):
+        return ["it must be lines of key: value"]
+    problems = []
+    if fields.get("sdk") != "docker":
+        problems.append(f"sdk: docker is required, not {fields.get('sdk')!r}")
+    port = fields.get("app_port", DEFAULT_APP_PORT)
+    exposed = re.findall(r"^EXPOSE (\d+)$", dockerfile, re.MULTILINE)
+    if exposed and (type(port) is not int or str(port) not in exposed):
+        problems.append(f"app_port: not {port!r}, but what the Dockerfile exposes: {exposed[0]}")
+    return problems
