@@ -14,7 +14,7 @@ LOCK = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-ha
 	--custom-compile-command "make lock" --upgrade
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test rest test-all chaos flaky soak lint check fix lock bench clean
+.PHONY: help demo test rest test-all chaos flaky soak lint check fix states lock bench clean
 
 help: ## List these verbs
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -51,6 +51,10 @@ check: lint ## Lint, types and quick tests: the loop while working
 fix: .venv/ready ## Format, and mend what the linter can mend
 	$(VENV)/ruff format
 	$(VENV)/ruff check --fix
+
+states: .venv/ready ## Print the table of states of the database's lifecycle, and write it into the runtime's README
+	@PYTHONPATH="$(PROJECT)" $(VENV)/python -m tools.states
+	@PYTHONPATH="$(PROJECT)" $(VENV)/python -m tools.states --write
 
 lock: .tools/bin/uv ## Pin the newest versions that the ranges allow, with hashes
 	cd "$(PROJECT)" && $(LOCK) requirements.txt --output-file requirements.lock

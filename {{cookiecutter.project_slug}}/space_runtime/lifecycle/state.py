@@ -2,7 +2,7 @@
 
 Pure: no thread, clock, file or database. decide() says which steps are due in a state. The runner
 performs them, and advance() returns the state that follows from what each of them observed. The
-table in space_runtime/README.md is printed by `python -m space_runtime.lifecycle.table`.
+table in space_runtime/README.md shows all of it.
 """
 
 import math

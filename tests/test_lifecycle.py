@@ -1,0 +1,265 @@
+"""The states of the database's lifecycle as a table: no thread, no clock, no database."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from space_runtime.lifecycle import state as machine
+from space_runtime.lifecycle.report import admission, describe, status
+from space_runtime.lifecycle.state import (
+    Answered,
+    Configuration,
+    Connected,
+    Counted,
+    Done,
+    Drained,
+    Failed,
+    FileRemoved,
+    Locked,
+    Moment,
+    Moved,
+    Observation,
+    Opened,
+    State,
+    Step,
+)
+from space_runtime.reasons import HARMLESS, REASONS
+
+from tests.chaos.faults import FAULTS, Fault
+from tools.states import (
+    POSTGRESQL,
+    README,
+    SCENARIOS,
+    STRICT,
+    UNSET,
+    UNUSABLE,
+    Event,
+    Scenario,
+    Transition,
+    lines,
+    play,
+    written,
+)
+
+UTC_NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+FALLS_BACK: tuple[Observation, ...] = (Failed("auth_failed"), Opened(), Answered())
+SERVES: tuple[Observation, ...] = (Connected(), Locked(), Moved(), Counted(), Answered())
+
+
+def ends(configuration: Configuration, *observed: Observation | Event) -> State:
+    """The state that these observations lead to."""
+    return list(play(Scenario("", configuration, observed)))[-1].after
+
+
+def told(state: State) -> tuple[str, str | None, str | None]:
+    report = describe(state)
+    return status(state), report.backend, report.reason
+
+
+def test_the_readme_of_the_runtime_shows_the_table_as_it_is() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert text == written(text, "".join(f"{line}\n" for line in lines())), "run `make states`"
+
+
+def test_the_table_reaches_every_phase_and_every_step_with_every_outcome() -> None:
+    played = [transition for scenario in SCENARIOS for transition in play(scenario)]
+    phases = {transition.after.phase for transition in played} | {transition.before.phase for transition in played}
+    assert phases == set(machine.Phase.__args__)  # type: ignore[attr-defined]
+    outcomes = {(type(one.step), type(one.observation)) for one in played if one.step is not None}
+    assert outcomes == {(step, outcome) for step, possible in POSSIBLE.items() for outcome in possible}
+
+
+@pytest.mark.parametrize(
+    ("configuration", "observed", "expected"),
+    [
+        (POSTGRESQL, (), ("starting", None, None)),
+        (POSTGRESQL, SERVES, ("ok", "postgresql", None)),
+        (POSTGRESQL, FALLS_BACK, ("degraded", "sqlite", "auth_failed")),
+        (STRICT, (Failed("auth_failed"),), ("unavailable", None, "auth_failed")),
+        (UNUSABLE, (Opened(), Answered()), ("degraded", "sqlite", "unparseable")),
+        (replace(UNUSABLE, strict=True), (), ("unavailable", None, "unparseable")),
+        (UNSET, (Opened(), Answered()), ("ok", "sqlite", "unset")),
+        (replace(UNSET, strict=True), (Opened(), Answered()), ("ok", "sqlite", "unset")),
+        (UNSET, (Opened(problem="no_writable_path"),), ("degraded", "sqlite", "no_writable_path")),
+        (UNSET, (Opened(schema_newer=True),), ("ok", "sqlite", "unset")),
+        (POSTGRESQL, (*SERVES, Failed("connection_lost")), ("unavailable", "postgresql", "connection_lost")),
+    ],
+)
+def test_what_is_told(
+    configuration: Configuration, observed: tuple[Observation, ...], expected: tuple[str, str | None, str | None]
+) -> None:
+    if observed:
+        assert told(ends(configuration, *observed)) == expected
+    else:
+        assert told(machine.begin(configuration, Moment(0.0, UTC_NOW))) == expected
+
+
+def test_rows_that_wait_are_counted_while_nothing_serves() -> None:
+    state = ends(STRICT, Failed("refused", pending_rows=7))
+    assert describe(state).pending_rows == 7
+
+
+def test_a_start_waits_for_what_may_pass_and_for_nothing_else() -> None:
+    waiting = ends(POSTGRESQL, Failed("starting_up"))
+    assert machine.decide(waiting, 0.0) == ()
+    assert machine.seconds_until_due(waiting, 0.0) == machine.FIRST_PAUSE_SECONDS
+    assert isinstance(machine.decide(waiting, 0.25)[0], machine.Connect)
+    assert machine.decide(ends(POSTGRESQL, Failed("auth_failed")), 0.0) == (machine.OpenSQLite(fallback=True),)
+
+
+def test_pauses_between_failbacks_grow_to_five_minutes() -> None:
+    state, pauses = ends(POSTGRESQL, *FALLS_BACK), []
+    now = 0.0
+    for _ in range(12):
+        now = state.next_connect
+        for step, observation in ((machine.Connect(3.0), Connected()), (machine.LockFiles(), Locked())):
+            state = machine.advance(state, step, observation, Moment(now, UTC_NOW))
+        state = machine.advance(state, machine.Drain(3.0), Failed("locked"), Moment(now, UTC_NOW))
+        pauses.append(state.next_connect - now)
+    assert pauses == [2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 300.0, 300.0, 300.0, 300.0]
+
+
+def test_strict_with_a_url_that_cannot_be_used_has_nothing_to_try() -> None:
+    state = machine.begin(replace(UNUSABLE, strict=True), Moment(0.0, UTC_NOW))
+    assert machine.decide(state, 1e9) == ()
+    assert 0 < machine.seconds_until_due(state, 1e9) < 3600
+
+
+def test_trouble_that_a_request_meets_during_a_check_is_looked_into_by_the_next_one() -> None:
+    state = ends(UNSET, Opened(), Answered())
+    suspected = machine.suspect(state, "disk_full")
+    after = machine.advance(suspected, machine.Check(due=0.0, write=False), Answered(), Moment(0.0, UTC_NOW))
+    assert after.is_suspect
+    again = machine.decide(machine.suspect(after, "disk_full"), 0.0)
+    assert again == (machine.Check(due=0.0, write=True),)
+
+
+def at_start(fault: Fault) -> list[State]:
+    """The states that a fault of the matrix leads to at the start; what its report says is what was observed."""
+    is_there = "sqlite" not in fault.at_start.backends
+    configuration = POSTGRESQL if "postgresql" in fault.healed.backends else UNSET
+    states = []
+    for reason in fault.at_start.reasons:
+        if reason in (None, *HARMLESS):
+            continue
+        if configuration is POSTGRESQL:
+            failed = Failed(str(reason), is_there=is_there)
+            observed: tuple[Observation, ...] = (failed,) if is_there else (*[failed] * 12, Opened(), Answered())
+            states.append(ends(configuration, *until_it_is_given_up(configuration, observed)))
+        elif fault.at_start.backends == (None, "sqlite"):
+            states.append(ends(configuration, Failed(str(reason))))
+        else:
+            states.append(ends(configuration, Opened(problem=reason), Answered()))
+    return states
+
+
+def until_it_is_given_up(configuration: Configuration, observed: tuple[Observation, ...]) -> tuple[Observation, ...]:
+    """As many failures as there are attempts before SQLite is opened."""
+    for count in range(1, len(observed) + 1):
+        if ends(configuration, *observed[:count]).phase == "opening":
+            return (*observed[:count], *(one for one in observed if not isinstance(one, Failed)))
+    return observed
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_each_fault_of_the_matrix_is_a_way_through_the_table(fault: Fault) -> None:
+    def fits(state: State, expected: object) -> bool:
+        report = describe(state)
+        database = {"backend": report.backend, "reason": report.reason}
+        return bool(expected.fits({"status": status(state), "database": database}))  # type: ignore[attr-defined]
+
+    assert all(fits(state, fault.at_start) for state in at_start(fault))
+    if fault.while_serving is not None:
+        serving = (POSTGRESQL, *SERVES) if "postgresql" in fault.healed.backends else (UNSET, Opened(), Answered())
+        for reason in fault.while_serving.reasons:
+            if reason in REASONS and reason not in HARMLESS:
+                lost = ends(serving[0], *serving[1:], Failed(str(reason)))  # type: ignore[arg-type]
+                assert fits(lost, fault.while_serving)
+                assert not admission(lost).writes
+                healed = ends(serving[0], *serving[1:], Failed(str(reason)), Answered())  # type: ignore[arg-type]
+                assert status(healed) == "ok"
+
+
+# every way through the table
+
+FAILED = st.builds(
+    Failed,
+    st.sampled_from(sorted(REASONS)),
+    is_there=st.booleans(),
+    is_silent=st.booleans(),
+    pending_rows=st.integers(0, 9),
+)
+POSSIBLE: dict[type, dict[type, st.SearchStrategy[Observation]]] = {
+    machine.Connect: {Connected: st.builds(Connected, st.booleans()), Failed: FAILED},
+    machine.OpenSQLite: {
+        Opened: st.builds(Opened, st.booleans(), st.booleans(), st.sampled_from([None, "corrupt", "no_writable_path"])),
+        Failed: FAILED,
+    },
+    machine.LockFiles: {Locked: st.just(Locked()), Failed: FAILED},
+    machine.Drain: {Drained: st.just(Drained()), Failed: FAILED},
+    machine.MoveRows: {Moved: st.just(Moved()), Failed: FAILED},
+    machine.ServePostgreSQL: {Counted: st.builds(Counted, st.integers(0, 9), st.integers(0, 9)), Failed: FAILED},
+    machine.Check: {
+        Answered: st.builds(Answered, st.just(1.0), st.integers(0, 9)),
+        FileRemoved: st.just(FileRemoved()),
+        Failed: FAILED,
+    },
+    machine.TerminateConnections: {Done: st.just(Done())},
+    machine.Close: {Done: st.just(Done())},
+}
+CONFIGURATIONS = [POSTGRESQL, STRICT, UNSET, UNUSABLE, replace(UNUSABLE, strict=True)]
+
+
+def next_transition(state: State, now: float, data: st.DataObject) -> tuple[Transition, float] | None:
+    """One of the transitions that are possible, or None if nothing is ever due again."""
+    now += machine.seconds_until_due(state, now)
+    due: tuple[Step, ...] = machine.decide(state, now)
+    if not due:
+        return None
+    step = data.draw(st.sampled_from(due))
+    observation = data.draw(data.draw(st.sampled_from(list(POSSIBLE[type(step)].values()))))
+    after = machine.advance(state, step, observation, Moment(now, UTC_NOW))
+    return Transition(state, step, observation, after), now
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(CONFIGURATIONS), st.data())
+def test_whatever_happens_the_promises_hold(configuration: Configuration, data: st.DataObject) -> None:
+    state, now = machine.begin(configuration, Moment(0.0, UTC_NOW)), 0.0
+    was_reached = False
+    for _ in range(data.draw(st.integers(1, 30))):
+        if (found := next_transition(state, now, data)) is None:
+            break
+        transition, now = found
+        state = transition.after
+        report, admitted = describe(state), admission(state)
+        is_there = isinstance(transition.observation, Failed) and transition.observation.is_there
+        serves_postgresql = state.phase == "serving" and state.backend == "postgresql"
+        # it comes up, or says that it does not, and says why
+        assert report.detail
+        assert status(state) in ("ok", "degraded") or not admitted.writes
+        assert admitted.writes or admitted.refusal
+        # only what was asked for is `ok`
+        if status(state) == "ok":
+            assert state.backend == configuration.backend
+            assert report.reason in HARMLESS
+        # strict never opens SQLite for PostgreSQL, and a PostgreSQL that was reached is never replaced
+        if transition.step == machine.OpenSQLite(fallback=True):
+            assert not configuration.strict
+            assert not was_reached
+        of_postgresql = isinstance(transition.step, (machine.Connect, machine.LockFiles, machine.MoveRows))
+        was_reached = was_reached or serves_postgresql or (of_postgresql and is_there and state.backend is None)
+        assert admitted.is_fallback == (state.is_fallback and state.serves)
+    # the end comes within a bounded number of steps
+    state = machine.stop(state, Moment(now, UTC_NOW))
+    for _ in range(10):
+        if state.phase == "stopped":
+            break
+        found = next_transition(state, now, data)
+        assert found is not None
+        state, now = found[0].after, found[1]
+        assert not admission(state).reads
+    assert state.phase == "stopped"

@@ -1,0 +1,1 @@
+"""The verbs of this repository that are more than a line of make."""
