@@ -74,6 +74,12 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return responses
 
 
+CREATED: dict[int | str, dict[str, Any]] = {
+    201: {"headers": {"Location": {"description": "Where it is", "schema": {"type": "string"}}}}
+}
+"""What the `responses` of a route say that creates something and sets the header Location."""
+
+
 def add_error_handlers(app: FastAPI) -> None:
     """Answer 404, 409, 422 and 503 for the errors that mean so; any other one is a 500.
 

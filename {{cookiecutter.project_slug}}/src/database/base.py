@@ -2,9 +2,11 @@
 
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID, uuid4
 
 from sqlalchemy import JSON, DateTime, Dialect, MetaData
-from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.engine.default import DefaultExecutionContext
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 
@@ -43,6 +45,30 @@ class UTCDateTime(TypeDecorator[datetime]):
         if value is None or value.tzinfo is not None:
             return value and value.astimezone(UTC)
         return value.replace(tzinfo=UTC)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _created_at(context: DefaultExecutionContext) -> datetime:
+    created_at: datetime = context.get_current_parameters()["created_at"]  # type: ignore[no-untyped-call]
+    return created_at
+
+
+class Resource:
+    """What the tables of resources have in common: a key, and when a row was created and changed.
+
+    The key is a UUID, so that rows of two databases can be put together. For pages, add
+    `Index(None, "created_at", "id")` to the table.
+    """
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4, sort_order=-1)
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=_now, sort_order=98)
+    # A new row has the same time in both, to the microsecond.
+    updated_at: Mapped[datetime] = mapped_column(
+        UTCDateTime, default=_created_at, onupdate=_now, sort_order=99
+    )
 
 
 class Base(DeclarativeBase):

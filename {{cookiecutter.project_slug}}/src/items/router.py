@@ -1,43 +1,24 @@
 """Items over HTTP."""
 
-from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Response, status
-from fastapi.exceptions import RequestValidationError
+from fastapi import APIRouter, Response, status
 
-from space_runtime.http.errors import errors
+from space_runtime.http.errors import CREATED, errors
 from src.database.session import DatabaseDep
 from src.items import service
 from src.items.models import Item
-from src.items.schemas import ItemCreate, ItemPage, ItemRead, ItemUpdate, Position, decode_cursor
+from src.items.schemas import ItemCreate, ItemPage, ItemRead, ItemUpdate
+from src.pagination import After, Limit, Page
 
 router = APIRouter(prefix="/api/items", tags=["items"], responses=errors(422, 503))
-CREATED: dict[str, Any] = {
-    "headers": {"Location": {"description": "Where the item is", "schema": {"type": "string"}}}
-}
-Cursor = Annotated[str | None, Query(description="next_cursor of an earlier answer")]
-
-
-async def position_after(cursor: Cursor = None) -> Position | None:
-    """Return where the page begins, or None for the first one; a bad cursor is a 422."""
-    if not cursor:
-        return None
-    try:
-        return decode_cursor(cursor)
-    except ValueError as error:
-        problem = {"type": "cursor", "loc": ("query", "cursor"), "msg": str(error)}
-        raise RequestValidationError([problem]) from None
-
-
-PositionDep = Annotated[Position | None, Depends(position_after)]
 
 
 @router.post(
     "",
     status_code=status.HTTP_201_CREATED,
     response_model=ItemRead,
-    responses=errors(409) | {201: CREATED},
+    responses=errors(409) | CREATED,
 )
 async def create_item(data: ItemCreate, response: Response, database: DatabaseDep) -> Item:
     """Create an item."""
@@ -47,11 +28,7 @@ async def create_item(data: ItemCreate, response: Response, database: DatabaseDe
 
 
 @router.get("", response_model=ItemPage)
-async def list_items(
-    database: DatabaseDep,
-    after: PositionDep,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-) -> service.Page:
+async def list_items(database: DatabaseDep, after: After, limit: Limit = 20) -> Page[Item]:
     """List items, newest first."""
     return await database.read(service.list_items, limit, after)
 

@@ -1,19 +1,16 @@
 """What clients send and what they get."""
 
-import base64
-import binascii
-from datetime import datetime, timedelta
-from typing import Annotated, Any, NamedTuple
+from datetime import datetime
+from typing import Annotated
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-# PostgreSQL stores no NUL characters
-_WITHOUT_NUL = r"^[^\x00]*$"
-Title = Annotated[
-    str, Field(min_length=1, max_length=200, pattern=_WITHOUT_NUL, examples=["Buy milk"])
-]
-Description = Annotated[str, Field(max_length=2000, pattern=_WITHOUT_NUL, examples=["Two bottles"])]
+from src.pagination import PageRead
+from src.schemas import PartialUpdate, Text
+
+Title = Annotated[Text, Field(min_length=1, max_length=200, examples=["Buy milk"])]
+Description = Annotated[Text, Field(max_length=2000, examples=["Two bottles"])]
 
 
 class ItemCreate(BaseModel):
@@ -25,27 +22,11 @@ class ItemCreate(BaseModel):
     description: Description | None = None
 
 
-def _say_that_something_is_needed(schema: dict[str, Any]) -> None:
-    schema["minProperties"] = 1
-    # generated clients would send the defaults, which are no values of the item
-    for field in schema["properties"].values():
-        field.pop("default")
-
-
-class ItemUpdate(BaseModel):
+class ItemUpdate(PartialUpdate):
     """The fields to change; those left out stay as they are."""
-
-    model_config = ConfigDict(extra="forbid", json_schema_extra=_say_that_something_is_needed)
 
     title: Title = ""
     description: Description | None = None
-
-    @model_validator(mode="after")
-    def changes_something(self) -> "ItemUpdate":
-        """Refuse a body without a field."""
-        if not self.model_fields_set:
-            raise ValueError("there is nothing to change: give title, description or both")
-        return self
 
 
 class ItemRead(BaseModel):
@@ -60,36 +41,5 @@ class ItemRead(BaseModel):
     updated_at: datetime
 
 
-class ItemPage(BaseModel):
+class ItemPage(PageRead[ItemRead]):
     """Some items, newest first, and the cursor of the next page."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    items: list[ItemRead]
-    next_cursor: str | None
-
-
-class Position(NamedTuple):
-    """The place of an item in the order (created_at, id)."""
-
-    created_at: datetime
-    id: UUID
-
-
-def encode_cursor(position: Position) -> str:
-    """Return the position as text that needs no escaping in a URL."""
-    text = f"{position.created_at.isoformat()} {position.id.hex}"
-    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
-
-
-def decode_cursor(cursor: str) -> Position:
-    """Return the position; raise ValueError for anything that encode_cursor() did not return."""
-    try:
-        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-        created_at, _, key = text.decode("ascii").partition(" ")
-        position = Position(datetime.fromisoformat(created_at), UUID(hex=key))
-    except (ValueError, binascii.Error):
-        raise ValueError("Input should be the next_cursor of an earlier answer") from None
-    if encode_cursor(position) != cursor or position.created_at.utcoffset() != timedelta(0):
-        raise ValueError("Input should be the next_cursor of an earlier answer")
-    return position

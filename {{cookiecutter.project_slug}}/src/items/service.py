@@ -1,47 +1,23 @@
 """What can be done with items: functions of a session, which know nothing of HTTP."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import Uuid, bindparam, select, tuple_
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from space_runtime.http.errors import NotFound
-from src.database.base import UTCDateTime
 from src.items.models import Item
-from src.items.schemas import ItemCreate, ItemUpdate, Position, encode_cursor
+from src.items.schemas import ItemCreate, ItemUpdate
+from src.pagination import NewestFirst, Page, Position
 
-
-@dataclass(frozen=True)
-class Page:
-    """Some items, newest first, and the cursor of the next page."""
-
-    items: Sequence[Item]
-    next_cursor: str | None
-
-
-# built once, since putting a query together takes longer than running it
+# Made once, since putting a query together takes longer than running it.
 ONE_ITEM = select(Item).where(Item.id == bindparam("id"))
-FIRST_PAGE = select(Item).order_by(Item.created_at.desc(), Item.id.desc()).limit(bindparam("limit"))
-NEXT_PAGE = FIRST_PAGE.where(
-    tuple_(Item.created_at, Item.id)
-    < tuple_(bindparam("created_at", type_=UTCDateTime), bindparam("id", type_=Uuid))
-)
+NEWEST_FIRST = NewestFirst(Item)
 
 
-def list_items(session: Session, limit: int, after: Position | None) -> Page:
+def list_items(session: Session, limit: int, after: Position | None) -> Page[Item]:
     """Return at most `limit` items that follow `after`, newest first."""
-    # one more than asked for tells whether there is a next page
-    asked = {"limit": limit + 1}
-    if after is None:
-        items = session.scalars(FIRST_PAGE, asked).all()
-    else:
-        items = session.scalars(NEXT_PAGE, asked | after._asdict()).all()
-    if len(items) <= limit:
-        return Page(items, None)
-    last = items[limit - 1]
-    return Page(items[:limit], encode_cursor(Position(last.created_at, last.id)))
+    return NEWEST_FIRST.page(session, limit, after)
 
 
 def get_item(session: Session, item_id: UUID) -> Item:
