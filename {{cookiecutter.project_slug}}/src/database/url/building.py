@@ -18,27 +18,16 @@ from src.database.url.vocabulary import Parts, UnusableURLError, decode, refuse_
 # All of libpq 18 but what is about security (see security.py) and these, on purpose:
 # service, servicefile: point at a file that a container does not have, which fails every connect;
 # replication: turns the connection into one that runs no SQL.
-_KEPT = """
-application_name client_encoding connect_timeout fallback_application_name hostaddr keepalives
-keepalives_count keepalives_idle keepalives_interval load_balance_hosts max_protocol_version
-min_protocol_version options target_session_attrs tcp_user_timeout
-"""
-
-# A value of another kind makes every connect fail, with a text that quotes the value.
+# A number or a choice that libpq does not know fails every connect, with a text that quotes it.
 _WHOLE_NUMBERS = """
 connect_timeout keepalives keepalives_count keepalives_idle keepalives_interval tcp_user_timeout
 """
-CHOICES = {
-    "load_balance_hosts": {"disable", "random"},
-    "target_session_attrs": {
-        "any",
-        "read-write",
-        "read-only",
-        "primary",
-        "standby",
-        "prefer-standby",
-    },
-}
+_TEXTS = """
+application_name client_encoding fallback_application_name hostaddr max_protocol_version
+min_protocol_version options
+"""
+_SESSIONS = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
+CHOICES = {"load_balance_hosts": ("disable", "random"), "target_session_attrs": _SESSIONS}
 
 # Other spellings, in lower case, of something that libpq has.
 ALIASES = {
@@ -53,34 +42,32 @@ ALIASES = {
     "pwd": "password",
     "schema": "search_path",
     "searchpath": "search_path",
-    "socket": "unix_sock",
-    "unix_socket": "unix_sock",
+    "socket": "host",
+    "unix_sock": "host",
+    "unix_socket": "host",
     "username": "user",
 }
-LIFTED = frozenset({"user", "password", "host", "port", "database", "unix_sock"})
+LIFTED = frozenset({"user", "password", "host", "port", "database"})
 TRANSLATED = frozenset({"search_path"})
 
-# Only names that tools are known to write may be shown in a report. Any other "name" may be the end
-# of a password that held a '?' or a '&'.
+# Names that tools are known to write may be shown in a report. Any other "name" may be the end of a
+# password that held a '?' or a '&'.
 _FOREIGN = """
-allowpublickeyretrieval async_fallback autocommit binaryparameters cache cached_statements charset
-check_same_thread command_timeout conn_health_checks conn_max_age connection_limit
-connectiontimeoutmillis default_query_exec_mode detect_types disable_server_side_cursors driver echo
-encoding env isolation_level max_overflow maxpoolsize minpoolsize mode name pgbouncer plugin pool
-pool_max_conns pool_min_conns pool_pre_ping pool_recycle pool_size pool_timeout pooling
-prefer_simple_protocol prepare_threshold prepared_statement_cache_size prepared_statement_name_func
+allowpublickeyretrieval async_fallback autocommit binary_parameters cache charset check_same_thread
+command_timeout conn_health_checks conn_max_age connection_limit default_query_exec_mode
+disable_server_side_cursors echo encoding env isolation_level max_overflow maxpoolsize minpoolsize
+mode name pgbouncer plugin pool pool_max_conns pool_min_conns pool_pre_ping pool_recycle pool_size
+pool_timeout pooling prepare_threshold prepared_statement_cache_size prepared_statement_name_func
 prepared_statements preparethreshold readonly reaping_frequency replication rewritebatchedinserts
 safemodelevel server_settings serverversion service servicefile single_use_connections
 socket_timeout sockettimeout statement_cache_capacity statement_cache_size statement_timeout
-statuscolor stringtype supa target_server_type targetservertype tcpkeepalive timeout timezone uri
-uselibpqcompat usepipelining useserverprepstmts workaround
+statuscolor stringtype supa targetservertype tcpkeepalive timeout timezone uri uselibpqcompat
+workaround
 """
 
-KEPT = frozenset(_KEPT.split())
 WHOLE_NUMBERS = frozenset(_WHOLE_NUMBERS.split())
+KEPT = frozenset([*WHOLE_NUMBERS, *CHOICES, *_TEXTS.split()])
 KNOWN = KEPT | LIFTED | TRANSLATED | SECURITY_NAMES | {*ALIASES, *_FOREIGN.split()}
-
-_SOCKET_FILE = re.compile(r"(?P<folder>.+)(?:/|%2F)\.s\.PGSQL\.(?P<port>\d+)", re.IGNORECASE)
 
 _SCHEMA = re.compile(r"[A-Za-z_][\w$-]*(?:,\s*[A-Za-z_\"][\w$\"-]*)*", re.ASCII)
 _WHOLE_NUMBER = re.compile(r"-?\d{1,9}", re.ASCII)
@@ -116,8 +103,8 @@ _MEMORY_PATHS = {"", ":memory:", "/:memory:"}
 
 def lift_parameters(parts: Parts) -> None:
     """Move credentials, hosts and database out of the query; the query wins, as in libpq."""
-    hosts: list[str] = []
-    ports: list[str] = []
+    held = {"user": parts.username, "password": parts.password, "database": parts.database}
+    addresses: dict[str, list[str]] = {"host": [], "port": []}
     left: list[tuple[str, str]] = []
     for written, value in parts.parameters:
         name = ALIASES.get(written, written)
@@ -125,17 +112,14 @@ def lift_parameters(parts: Parts) -> None:
             left.append((written, value))
         elif not value:
             continue
-        elif name == "host":
-            hosts.append(value)
-        elif name == "port":
-            ports.append(value)
-        elif name == "unix_sock":
-            _lift_socket(value, hosts, ports)
+        elif name in addresses:
+            addresses[name].append(value)
         # `database` and its like are other tools' words: they fill a gap and replace nothing.
-        elif written in {"user", "password", "dbname"} or not _held(parts, name):
-            _hold(parts, name, value)
+        elif written in {"user", "password", "dbname"} or not held[name]:
+            held[name] = value
+    parts.username, parts.password, parts.database = held.values()
     parts.parameters = left
-    parts.hosts_in_query, parts.ports_in_query = ",".join(hosts), ",".join(ports)
+    parts.hosts_in_query, parts.ports_in_query = map(",".join, addresses.values())
 
 
 def read_parameters(
@@ -143,16 +127,16 @@ def read_parameters(
 ) -> dict[str, str]:
     """Return what psycopg is to receive beside user, password, hosts and database."""
     kept, others = read_security(given, repairs)
-    for written, value in sorted(others, key=_order):
+    # What is translated to `options` is added to those that were written.
+    for written, value in sorted(others, key=lambda given: ALIASES.get(given[0]) == "search_path"):
         if written != "options":
             refuse_security_inside(value)
         name, value = _translate(ALIASES.get(written, written), value, pooled=pooled)
         if name in KEPT:
             refuse_control_characters(value)
-        if name == "options" and written != "options":
-            kept["options"] = f"{kept['options']} {value}" if "options" in kept else value
-        elif _is_usable(name, value, hosts):
-            kept[name] = value
+        if _is_usable(name, value, hosts):
+            more = name == "options" and name in kept
+            kept[name] = f"{kept[name]} {value}" if more else value
         if name not in kept:
             repairs.append(f"dropped_parameter:{_showable(written)}")
         elif name != written:
@@ -213,31 +197,6 @@ def _drop_parameters(query: str, repairs: list[str]) -> None:
         repairs.append(f"dropped_parameter:{_showable(piece.partition('=')[0].lower())}")
 
 
-def _lift_socket(value: str, hosts: list[str], ports: list[str]) -> None:
-    socket = _SOCKET_FILE.fullmatch(value)
-    hosts.append(socket["folder"] if socket else value)
-    if socket:
-        ports.append(socket["port"])
-
-
-def _held(parts: Parts, name: str) -> str:
-    return {"user": parts.username, "password": parts.password, "database": parts.database}[name]
-
-
-def _hold(parts: Parts, name: str, value: str) -> None:
-    if name == "user":
-        parts.username = value
-    elif name == "password":
-        parts.password = value
-    else:
-        parts.database = value
-
-
-def _order(parameter: tuple[str, str]) -> bool:
-    """Put last what is added to `options`."""
-    return ALIASES.get(parameter[0], parameter[0]) == "search_path"
-
-
 def _translate(name: str, value: str, *, pooled: bool) -> tuple[str, str]:
     # `public` is where tables go anyway, and transaction poolers refuse `options`.
     if name == "search_path" and _SCHEMA.fullmatch(value) and value != "public" and not pooled:
@@ -258,7 +217,7 @@ def _is_usable(name: str, value: str, hosts: int) -> bool:
     if name == "hostaddr":
         addresses = value.split(",")
         return len(addresses) == max(hosts, 1) and all(map(_is_address, addresses))
-    return value in CHOICES.get(name, {value})
+    return value in CHOICES.get(name, (value,))
 
 
 def _is_address(text: str) -> bool:

@@ -33,15 +33,15 @@ krbsrvname oauth_client_id oauth_client_secret oauth_issuer oauth_scope passfile
 scram_client_key scram_server_key sslcert sslcrl sslcrldir sslkey sslpassword sslrootcert
 """
 
+_YES = ("1", "true", "t", "yes", "y", "on")
+_NO = ("0", "false", "f", "no", "n", "off")
 # The words in which tools say sslmode. `no-verify` is node-postgres' word.
 _MODES = {
     **{mode: mode for mode in MODES},
-    **dict.fromkeys(["1", "true", "t", "yes", "y", "on", "required", "no-verify"], "require"),
-    **dict.fromkeys(["0", "false", "f", "no", "n", "off", "none", "disabled"], "disable"),
+    **dict.fromkeys([*_YES, "required", "no-verify"], "require"),
+    **dict.fromkeys([*_NO, "none", "disabled"], "disable"),
     "preferred": "prefer",
 }
-_YES = ("1", "true", "t", "yes", "y", "on")
-_NO = ("0", "false", "f", "no", "n", "off")
 
 _Wanted = dict[str, str]
 # A bound on sslmode, in what a parameter asks for.
@@ -98,11 +98,9 @@ _OWN = {_folded(name): name for name in OWN_NAMES}
 NAMES = OWN_NAMES | set(_OWN) | set(_FOREIGN) | set(_ALIASES) | _DROPPED | {"ssl-mode", "ssl_mode"}
 
 _WORDS = """
-ssl tls cert certs certificate encrypt encryption crypt verify verification security secure trust
-trusted auth authentication channel binding gss kerberos krb sasl scram spnego sspi jaas pkcs pem
-cipher ciphers require required reject unauthorized mode root ca client server private public key
-file path store pass password word version min max protocol enable enabled disable disabled accept
-strict check host name hostname identity factory arg context level type policy negotiation use
+ssl tls cert certs certificate encrypt encryption verify trust auth authentication kerberos spnego
+cipher require enabled use min max version protocol ca server client check hostname name identity
+factory arg context key file path store password
 """
 _ABOUT_SECURITY = re.compile(
     r"ssl|tls|cert|crypt|secur|verif|trust|auth(?!or)|bind|gss|krb|kerber|sasl|scram|spnego|sspi"
@@ -112,10 +110,7 @@ _ABOUT_SECURITY = re.compile(
 _NOTHING_BUT_WORDS = re.compile(rf"(?:{'|'.join(sorted(_WORDS.split(), reverse=True))})++")
 _LONGEST_NAME = 40
 # libpq's variables, as in `PGSSLMODE=require psql ...`
-_VARIABLE = re.compile(
-    r"\bPG(?:SSL(?:MODE|NEGOTIATION|CERTMODE|ROOTCERT|CERT|KEY|CRL|CRLDIR|SNI"
-    r"|(?:MIN|MAX)PROTOCOLVERSION)|REQUIRE(?:SSL|AUTH|PEER)|CHANNELBINDING|GSSENCMODE)(?=\s*=)"
-)
+_VARIABLE = re.compile(r"\bPG(?:SSL|REQUIRE|CHANNEL|GSS|KRB)[A-Z]*(?=\s*=)")
 _INNER_NAME = re.compile(r"(?<![\w-])[A-Za-z][\w-]{1,40}(?==)")
 
 
@@ -167,9 +162,9 @@ def refuse_security_inside(value: str) -> None:
 
 def refuse_security_outside(pasted: str) -> None:
     """Stop at a variable about security that was pasted with the URL, and is no part of it."""
-    if variable := _VARIABLE.search(pasted):
+    if _VARIABLE.search(pasted):
         raise _refused(
-            f"DATABASE_URL holds {variable[0]} outside the URL, where it has no effect:"
+            "DATABASE_URL holds a variable like PGSSLMODE outside the URL, where it has no effect:"
             " add sslmode or what else it means to the URL's parameters."
         )
 
@@ -198,7 +193,7 @@ def _name_of(written: str) -> str | None:
 
 def _meant(folded: str) -> str:
     """Return which of libpq's names was probably meant, or ""."""
-    if not 5 <= len(folded) <= _LONGEST_NAME:
+    if len(folded) > _LONGEST_NAME:
         return ""
     return min((_MISSPELT[word] for word in _spellings(folded) if word in _MISSPELT), default="")
 

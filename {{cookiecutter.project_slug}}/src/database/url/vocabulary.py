@@ -4,7 +4,6 @@ A reason is a code and a sentence is a fixed text, so that no value can get into
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 from urllib.parse import unquote
@@ -92,7 +91,7 @@ class Parts:
     hosts_in_query: str = ""
     ports_in_query: str = ""
 
-    def decode(self, decode: Callable[[str], str]) -> None:
+    def decode(self) -> None:
         """Decode what has no inner structure; hosts are decoded one by one."""
         self.username = decode(self.username)
         self.password = decode(self.password)
