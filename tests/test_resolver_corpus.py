@@ -138,6 +138,7 @@ ENCLOSED = {
     "marks of direction": f"\u202a{PASTED}\u202c",
     "printed quotes": f"\u201c{PASTED}\u201d",
     "printed quotes of another language": f"\u201e{PASTED}\u201c",
+    "printed quotes in a sentence": f"use \u201c{PASTED}\u201d instead",
     "single printed quotes": f"\u2018{PASTED}\u2019",
     "single pointed quotes": f"\u2039{PASTED}\u203a",
     "quotes of HTML": f"&quot;{PASTED}&quot;",
@@ -148,6 +149,7 @@ ENCLOSED = {
     "JSON": '{"url": "' + PASTED + '", "ssl": true}',
     "JSON with escaped slashes": '"' + PASTED.replace("/", "\\/") + '"',
     "an encoded form field": quote(PASTED, safe=""),
+    "a form field in small letters": quote(PASTED, safe="").replace("3A", "3a").replace("2F", "2f"),
     "a keyword string in an assignment": (
         "export DATABASE_URL=\"host=db.example.com user=app password='Vt7mQz29LkRw' port=5432 dbname=shop\""
     ),
@@ -169,6 +171,7 @@ ENCLOSED = {
     "R2DBC": f"r2dbc:postgresql://{ADDRESS}",
     "Django's old name": f"postgresql_psycopg2://{ADDRESS}",
     "capitals": f"POSTGRESQL://{ADDRESS}",
+    "capitals in a command": f"psql POSTGRESQL://{ADDRESS}",
     "a blank before the colon": f"postgresql ://{ADDRESS}",
     "four slashes": f"postgresql:////{ADDRESS}",
     "a tunnel's scheme before the host": PASTED.replace("@", "@tcp://"),
@@ -314,7 +317,7 @@ REFUSED = {
         "postgresql://user:pass@hostname/db",
         "postgresql://db_user:db_password@db_host/db_name",
         "postgresql://user:passwd@example.org/db",
-        "postgresql://user:pwd@EXAMPLE.net/db",
+        "postgresql://user:PWD@EXAMPLE.net/db",
         *(f"postgresql://app:Vt7mQz29LkRw@{host}:5432/shop" for host in ("HOST", "HOSTNAME", "DBHOST", "DB_HOST")),
         *(f"postgresql://app:Vt7mQz29LkRw@{host}/shop" for host in ("PGHOST", "POSTGRES_HOST", "SERVER")),
         *(
@@ -369,16 +372,13 @@ REFUSED = {
         "sqlite:///$home/app.db",
         "sqlite:///%APPDATA%/app.db",
     ],
-    "unsupported_scheme": ["postgresql+ssh://a@b/c", "sqlite+libsql://x.turso.io", "sqlite+pysqlcipher://:key@/app.db"],
+    "unsupported_scheme": [
+        *("postgresql+ssh://a@b/c", "sqlite+libsql://x.turso.io", "sqlite+pysqlcipher://:key@/app.db"),
+        "https://example.com/?next=postgresql://a:b@c/d",
+    ],
     "unparseable": [
-        *(
-            "postgresql:",
-            "postgresql:app",
-            "host=db.example.com",
-            "a=b user=c",
-            "host=a user=b c",
-            "sqlite://app:Vt7m@h/d",
-        ),
+        *("postgresql:", "postgresql:app", "redis:6379", "socket:/tmp", "sqlite://app:Vt7m@h/d"),
+        *("host=db.example.com", "a=b user=c", "host=a user=b c"),
     ],
     "invalid_host": [
         *(
@@ -398,7 +398,26 @@ REFUSED = {
         "sqlite:///a%00.db",
         "postgresql://app:Vt7m\udcff@db.example.com/shop",
     ],
-    "missing_host": ["postgresql:///shop?user=app", "postgresql://app:Vt7mQz29LkRw@/shop?host="],
+    "missing_host": [
+        *("postgresql:///shop?user=app", "postgresql://app:Vt7mQz29LkRw@/shop?host="),
+        *("dbname=shop port=5432", "dbname=shop user=app", "user=app port=5432", "host='' user=app"),
+    ],
+}
+REPAIRS = {
+    "blanks": f" {PASTED}",
+    "driver": PASTED.replace(":", "+asyncpg:", 1),
+    "escapes": PASTED.replace("/", "\\/"),
+    "host": PASTED.replace("@", "@https://"),
+    "invisible_characters": f"{PASTED}\u200b",
+    "line_breaks": PASTED.replace("example", "exam\nple"),
+    "other_lines": f"{PASTED}\nDEBUG=1",
+    "prefix": f"DATABASE_URL={PASTED}",
+    "query": f"{PASTED}&keepalives=1",
+    "quotes": f"'{PASTED}'",
+    "scheme": PASTED.replace("ql:", ":"),
+    "slashes": PASTED.replace("//", "///"),
+    "trailing_characters": f"{PASTED};",
+    "translated_parameter:schema": f"{PASTED}?schema=mine",
 }
 SQLITE = {
     "in memory": ("sqlite:///:memory:", ":memory:"),
@@ -449,6 +468,11 @@ def test_the_path_of_sqlite_is_what_was_meant(value: str, path: str) -> None:
     resolution = resolve(value)
     assert resolution.url is not None
     assert (resolution.backend, resolution.url.database) == ("sqlite", path)
+
+
+@pytest.mark.parametrize(("repair", "value"), REPAIRS.items())
+def test_what_was_repaired_is_named(repair: str, value: str) -> None:
+    assert resolve(value).repairs == (repair,)
 
 
 @pytest.mark.parametrize("said", ["pgbouncer", "pgbouncer=1", "pgbouncer=TRUE", "pgbouncer=yes", "pgbouncer=on"])

@@ -1,9 +1,9 @@
-"""Build the URL that SQLAlchemy receives: from it the driver gets exactly what was meant.
+"""Build the URL that SQLAlchemy receives.
 
-User, password, hosts and database are lifted out of the query to their places. Of what is left,
-libpq's own parameters are kept, those that mean the same are translated, and the rest is dropped
-by name, unless it is about security. Whatever may be a secret stays out of the URL, because
-SQLAlchemy shows a URL's query in every repr.
+User, password, hosts and database move out of the query to their places. Of the other parameters,
+libpq's own are kept, those that mean the same are translated, and the rest is dropped, unless it
+is about security. Whatever may be a secret stays out of the URL, because SQLAlchemy shows a URL's
+query in every repr.
 """
 
 import re
@@ -15,10 +15,10 @@ from src.database.url.security import NAMES as SECURITY_NAMES
 from src.database.url.security import read_security, refuse_security_inside
 from src.database.url.vocabulary import Parts, UnusableURLError, decode, refuse_control_characters
 
-# All of libpq 18 but what is about security (see security.py) and these, on purpose:
-# service, servicefile: point at a file that a container does not have, which fails every connect;
+# All parameters of libpq 18, except those about security (see security.py) and these:
+# service, servicefile: name a file that a container does not have, which fails every connect;
 # replication: turns the connection into one that runs no SQL.
-# A number or a choice that libpq does not know fails every connect, with a text that quotes it.
+# Numbers and choices are checked, since libpq answers a wrong one with a text that quotes it.
 _WHOLE_NUMBERS = """
 connect_timeout keepalives keepalives_count keepalives_idle keepalives_interval tcp_user_timeout
 """
@@ -41,6 +41,7 @@ ALIASES = {
     "pass": "password",
     "pwd": "password",
     "schema": "search_path",
+    "search_path": "search_path",
     "searchpath": "search_path",
     "socket": "host",
     "unix_sock": "host",
@@ -48,7 +49,6 @@ ALIASES = {
     "username": "user",
 }
 LIFTED = frozenset({"user", "password", "host", "port", "database"})
-TRANSLATED = frozenset({"search_path"})
 
 # Names that tools are known to write may be shown in a report. Any other "name" may be the end of a
 # password that held a '?' or a '&'.
@@ -67,7 +67,7 @@ workaround
 
 WHOLE_NUMBERS = frozenset(_WHOLE_NUMBERS.split())
 KEPT = frozenset([*WHOLE_NUMBERS, *CHOICES, *_TEXTS.split()])
-KNOWN = KEPT | LIFTED | TRANSLATED | SECURITY_NAMES | {*ALIASES, *_FOREIGN.split()}
+KNOWN = KEPT | LIFTED | SECURITY_NAMES | {*ALIASES, *_FOREIGN.split()}
 
 _SCHEMA = re.compile(r"[A-Za-z_][\w$-]*(?:,\s*[A-Za-z_\"][\w$\"-]*)*", re.ASCII)
 _WHOLE_NUMBER = re.compile(r"-?\d{1,9}", re.ASCII)
@@ -86,8 +86,8 @@ _NO_SECRETS = {
     "sslkey": re.compile(r"[\w./~][\w./~ -]*"),
 }
 
-# What a Space needs: an answer within seconds, and to notice a connection that died silently. The
-# last is in milliseconds: without it, a silent network can hold a query for many minutes.
+# A Space needs an answer within seconds, and must notice a connection that died silently. Without
+# tcp_user_timeout (milliseconds), a silent network can hold a query for many minutes.
 _ADDED = {
     "connect_timeout": "5",
     "keepalives": "1",
@@ -177,7 +177,8 @@ def build_sqlite_url(rest: str, repairs: list[str]) -> URL:
     if _CREDENTIALS_IN_PATH.match(rest):
         raise UnusableURLError("unparseable")
     path, _, query = rest.partition("?")
-    _drop_parameters(query, repairs)
+    names = [piece.partition("=")[0].lower() for piece in query.split("&") if piece]
+    repairs.extend(f"dropped_parameter:{_showable(name)}" for name in names)
     path = decode(path.removeprefix("file:"))
     refuse_control_characters(path)
     # `file:name?mode=memory` names a shared memory database, which lives no longer than any other.
@@ -189,12 +190,6 @@ def _may_be_secret(name: str, value: str | tuple[str, ...]) -> bool:
     if name in _NO_SECRETS:
         return not isinstance(value, str) or _NO_SECRETS[name].fullmatch(value) is None
     return name in _SECRETS
-
-
-def _drop_parameters(query: str, repairs: list[str]) -> None:
-    """Note that a query is not used, without showing what it holds."""
-    for piece in filter(None, query.split("&")):
-        repairs.append(f"dropped_parameter:{_showable(piece.partition('=')[0].lower())}")
 
 
 def _translate(name: str, value: str, *, pooled: bool) -> tuple[str, str]:

@@ -6,7 +6,7 @@ drivers write is translated where its meaning is plain, never to something weake
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from src.database.url.vocabulary import UnusableURLError, refuse_control_characters
 
@@ -48,39 +48,37 @@ _Wanted = dict[str, str]
 _AT_LEAST = "at least"
 
 
-def _by_mode(*modes: str) -> dict[str, _Wanted]:
-    return {word: {_AT_LEAST: mode} for word, mode in _MODES.items() if word in (modes or _MODES)}
+_WORD_FOR_MODE = {word: {_AT_LEAST: mode} for word, mode in _MODES.items()}
+_REQUIRE = {_AT_LEAST: "require"}
 
 
-def _by_answer(yes: _Wanted | None, no: _Wanted | None) -> dict[str, _Wanted]:
-    """Return what yes and no ask for; None where the answer is not understood."""
-    answers = {**dict.fromkeys(_YES, yes), **dict.fromkeys(_NO, no)}
-    return {answer: wanted for answer, wanted in answers.items() if wanted is not None}
+def _answers(yes: _Wanted | None, no: _Wanted | None) -> dict[str, _Wanted | None]:
+    return {**dict.fromkeys(_YES, yes), **dict.fromkeys(_NO, no)}
 
 
 # Parameters of other drivers, and what each value asks for. A value that asks for nothing is safe
-# to drop, since libpq then does at least as much.
-_FOREIGN: dict[str, dict[str, _Wanted]] = {
+# to drop, since libpq then does at least as much; None stands for a value that is refused.
+_FOREIGN: dict[str, Mapping[str, _Wanted | None]] = {
     # JDBC writes `ssl` without a value for true, asyncpg writes sslmode's words into it.
-    "ssl": {**_by_mode(), "": {_AT_LEAST: "require"}},
-    "tls": _by_mode(),
-    "usessl": _by_mode(),
-    "usetls": _by_mode(),
+    "ssl": {**_WORD_FOR_MODE, "": _REQUIRE},
+    "tls": _WORD_FOR_MODE,
+    "usessl": _WORD_FOR_MODE,
+    "usetls": _WORD_FOR_MODE,
     # libpq of old: no means that encryption is not required, not that it is off.
-    "requiressl": _by_answer({_AT_LEAST: "require"}, {}),
+    "requiressl": _answers(_REQUIRE, {}),
     # dj-database-url
-    "sslrequire": _by_answer({_AT_LEAST: "require"}, {}),
+    "sslrequire": _answers(_REQUIRE, {}),
     # TablePlus writes its number for "no choice made" into every URL.
-    "tlsmode": {**_by_mode(*MODES), "0": {}},
-    "useprivatekey": _by_answer(None, {}),
+    "tlsmode": {**{mode: {_AT_LEAST: mode} for mode in MODES}, "0": {}},
+    "useprivatekey": _answers(None, {}),
     # Prisma
     "sslaccept": {"strict": {_AT_LEAST: "verify-full"}, "accept-invalid-certs": {}},
     # asyncpg
-    "directtls": _by_answer({_AT_LEAST: "require", "sslnegotiation": "direct"}, {}),
+    "directtls": _answers({**_REQUIRE, "sslnegotiation": "direct"}, {}),
     # node-postgres
-    "rejectunauthorized": _by_answer({_AT_LEAST: "verify-full"}, {}),
+    "rejectunauthorized": _answers({_AT_LEAST: "verify-full"}, {}),
     # Npgsql
-    "trustservercertificate": _by_answer({}, None),
+    "trustservercertificate": _answers({}, None),
 }
 _ALIASES = {"sslca": "sslrootcert"}
 # It would write the session's keys to disk: without it the connection is the safer one.
@@ -279,8 +277,9 @@ def _allowed(name: str) -> str:
     if name in _CHOICES:
         return _listed(_CHOICES[name])
     if name in _FOREIGN:
-        words = [word for word in _FOREIGN[name] if word in {"true", "false", "strict", *MODES}]
-        return f"{_listed(words)}, or use sslmode"
+        shown = {"true", "false", "strict", *MODES}
+        words = [word for word, wanted in _FOREIGN[name].items() if wanted is not None]
+        return f"{_listed(word for word in words if word in shown)}, or use sslmode"
     return "a value that is not empty, or remove it"
 
 

@@ -16,24 +16,23 @@ from src.database.url.vocabulary import Parts, UnusableURLError, decode, refuse_
 Backend: TypeAlias = Literal["postgresql", "sqlite"]
 
 _KEYWORD_PAIR = re.compile(
-    r"\s*(?P<name>[a-z_]+)\s*=\s*(?:'(?P<quoted>(?:[^'\\]|\\.)*)'|(?P<plain>(?:[^\s'\\]|\\.)*))(?=\s|$)",
-    re.DOTALL,
+    r"\s*(?P<name>[a-z_]+)\s*=\s*(?:'(?P<quoted>(?:[^'\\]|\\.)*)'|(?P<plain>(?:[^\s'\\]|\\.)*))(?=\s|$)"
 )
-_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
-_TELLING_NAMES = {"host", "hostaddr", "dbname", "user", "port"}
+_ESCAPE = re.compile(r"\\(.)")
+_TELLING_NAMES = {"host", "dbname", "user", "port"}
 
-# What tools call the two databases, and a driver of some language or library.
+# Names that tools use for the two databases, with an optional driver.
 SCHEME = r"(?P<base>postgres(?:ql)?|psql|pgsql|postgis|sqlite3?)(?:[+_](?P<driver>\w[\w.-]*))?"
 _OWN_SCHEME = re.compile(SCHEME)
 _URL = re.compile(
     r"(?P<java>(?:(?:jdbc|r2dbc):)?)(?P<scheme>[A-Z][\w+.-]*)\s?:(?P<slashes>[/\\]*)(?P<rest>.*)",
-    re.DOTALL | re.IGNORECASE,
+    re.IGNORECASE,
 )
 # Tunnels, other servers and encrypted files, which neither psycopg nor sqlite3 can open.
 _OTHER_SYSTEMS = {"ssh", "pysqlcipher", "libsql"}
 
 _HOST = r"(?:\[[^\[\]/@]*\]|[\w.%-]*)(?::\d*)?"
-_ADDRESS = re.compile(rf"{_HOST}(?:,{_HOST})*(?P<path>/.*)?", re.DOTALL)
+_ADDRESS = re.compile(rf"{_HOST}(?:,{_HOST})*(?P<path>/.*)?")
 # Hosts with a path that cannot be the middle of a password by accident.
 _CERTAIN_ADDRESS = re.compile(
     r"@[\w-]+:\d{2,5}/|(?:@|^)(?:localhost|[\w-]+(?:\.[\w-]+)+|\[[\da-fA-F:.]+\])(?::\d+)?/"
@@ -47,7 +46,7 @@ _WEB_SCHEME = re.compile(r"(?:https?|tcp)://", re.IGNORECASE)
 
 # Each may cost a connect timeout.
 _MOST_HOSTS = 32
-_BRACKETED = re.compile(r"\[(?P<host>[^\[\]]*)\](?::(?P<port>.*))?", re.DOTALL)
+_BRACKETED = re.compile(r"\[(?P<host>[^\[\]]*)\](?::(?P<port>.*))?")
 _NAME = re.compile(r"(?!-)[\w-]{1,63}(?:\.[\w-]{1,63})*\.?")
 
 _TRANSACTION_PORT = 6543

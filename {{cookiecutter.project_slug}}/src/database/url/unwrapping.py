@@ -45,7 +45,7 @@ _VARIABLE_FOR_URL = re.compile(
     \$(?:env:)?\w+(?:/.*)? | (?:\$[({]|\{\{).* | %\w+% | \{\w+\} | __\w+__
     | <%.* | (?:secrets?|vars|env)\.\w+ | (?:\w+\.)*(?:env|environ|getenv|ENV)\b[.(\[].*
     """,
-    re.VERBOSE | re.DOTALL,
+    re.VERBOSE,
 )
 # Wherever these stand, somebody meant them to be replaced.
 _VARIABLE_INSIDE = re.compile(r"[$#]\{[A-Za-z_][^{}]*\}|\{\{[^{}]*\}\}|<%=|%\([A-Za-z_]\w*\)s")
@@ -101,8 +101,8 @@ def cut_out_url(text: str, repairs: list[str]) -> str:
     if url is None:
         return text
     before = text[: url.start()]
-    same_line = before.rpartition("\n")[2]
-    if "://" in same_line or "@" in same_line:
+    # A URL inside another one is a part of that.
+    if "://" in before.rpartition("\n")[2]:
         return text
     quoted = before[-1:] in _CLOSING
     if quoted:
