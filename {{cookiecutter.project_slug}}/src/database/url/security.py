@@ -1,8 +1,8 @@
 """Read the parameters about encryption and authentication, and drop none of them.
 
-Without its sslmode a connection is made all the same, only unencrypted or to anybody. So what
-cannot be understood here refuses the connection, in contrast to every other parameter. What other
-drivers write is translated where its meaning is plain, never to something weaker.
+If sslmode were dropped, the connection would still be made, but unencrypted or to an impostor. So
+a parameter that is not understood here refuses the connection, unlike any other parameter. The
+parameters of other drivers are translated where their meaning is plain, never to something weaker.
 """
 
 import re
@@ -35,7 +35,7 @@ scram_client_key scram_server_key sslcert sslcrl sslcrldir sslkey sslpassword ss
 
 _YES = ("1", "true", "t", "yes", "y", "on")
 _NO = ("0", "false", "f", "no", "n", "off")
-# The words in which tools say sslmode. `no-verify` is node-postgres' word.
+# What tools write for sslmode; `no-verify` is node-postgres' word.
 _MODES = {
     **{mode: mode for mode in MODES},
     **dict.fromkeys([*_YES, "required", "no-verify"], "require"),
@@ -81,7 +81,7 @@ _FOREIGN: dict[str, Mapping[str, _Wanted | None]] = {
     "trustservercertificate": _answers({}, None),
 }
 _ALIASES = {"sslca": "sslrootcert"}
-# It would write the session's keys to disk: without it the connection is the safer one.
+# It writes the session's keys to disk, so a connection without it is safer.
 _DROPPED = {"sslkeylogfile"}
 
 OWN_NAMES = frozenset([*_CHOICES, "require_auth", *_ANY_TEXT.split()])
@@ -104,7 +104,7 @@ _ABOUT_SECURITY = re.compile(
     r"ssl|tls|cert|crypt|secur|verif|trust|auth(?!or)|bind|gss|krb|kerber|sasl|scram|spnego|sspi"
     r"|jaas|pkcs|pem|cipher|unauthorized|^ca(?:file|path)?$"
 )
-# A name made of nothing but such words cannot be the end of somebody's password.
+# A name made of such words only is shown; any other may be the end of a password.
 _NOTHING_BUT_WORDS = re.compile(rf"(?:{'|'.join(sorted(_WORDS.split(), reverse=True))})++")
 _LONGEST_NAME = 40
 # libpq's variables, as in `PGSSLMODE=require psql ...`
@@ -113,7 +113,7 @@ _INNER_NAME = re.compile(r"(?<![\w-])[A-Za-z][\w-]{1,40}(?==)")
 
 
 def _spellings(folded: str) -> set[str]:
-    """Return the name and what one lost character makes of it."""
+    """Return the name, and the name without each of its characters."""
     return {folded, *(folded[:at] + folded[at + 1 :] for at in range(len(folded)))}
 
 
@@ -148,12 +148,9 @@ def refuse_security_inside(value: str) -> None:
     """Stop at a parameter about security that another parameter's value has swallowed."""
     for inner in _INNER_NAME.finditer(value):
         written = inner[0].lower()
-        folded = _folded(written)
-        known = folded in _OWN or folded in _FOREIGN or folded in _ALIASES
-        name = written if known else _meant(folded) or _description(folded, written)
-        if name:
+        if _name_of(written):
             raise _refused(
-                f"DATABASE_URL holds {name} inside the value of another parameter:"
+                f"DATABASE_URL holds {written} inside the value of another parameter:"
                 " put a '&' before it."
             )
 
@@ -197,7 +194,7 @@ def _meant(folded: str) -> str:
 
 
 def _description(folded: str, written: str) -> str:
-    """Return how to call an unknown name without showing a password, or "" for other subjects."""
+    """Return what to call an unknown parameter about security in a message; "" for any other."""
     if not _ABOUT_SECURITY.search(folded):
         return ""
     showable = len(folded) <= _LONGEST_NAME and _NOTHING_BUT_WORDS.fullmatch(folded)

@@ -1,9 +1,8 @@
-"""Take apart a URL, or libpq's other notation, without losing a character of a password.
+"""Split a URL, or libpq's keyword string, into its parts.
 
-The many spellings of a scheme fold into the two databases that we serve. What follows it,
-`user:password@hosts/database?query`, is split so that raw `@ : / # ? %` in a password survive. And
-`host=... dbname=...`, which psycopg users paste, is read as a URL that is all query. Hosts and
-ports are checked for what would otherwise fail inside the driver.
+What follows the scheme, `user:password@hosts/database?query`, is split so that raw `@ : / # ? %`
+in a password survive. `host=... dbname=...`, which psycopg users paste, is read as a URL that is
+all query. Hosts and ports are checked for what would otherwise fail inside the driver.
 """
 
 import re
@@ -16,7 +15,7 @@ from src.database.url.vocabulary import Parts, UnusableURLError, decode, refuse_
 Backend: TypeAlias = Literal["postgresql", "sqlite"]
 
 _KEYWORD_PAIR = re.compile(
-    r"\s*(?P<name>[a-z_]+)\s*=\s*(?:'(?P<quoted>(?:[^'\\]|\\.)*)'|(?P<plain>(?:[^\s'\\]|\\.)*))(?=\s|$)"
+    r"\s*(?P<name>[a-z_]+)\s*=\s*(?:'(?P<quoted>(?:[^'\\]|\\.)*)'|(?P<plain>(?:[^\s'\\]|\\.)*))"
 )
 _ESCAPE = re.compile(r"\\(.)")
 _TELLING_NAMES = {"host", "dbname", "user", "port"}
@@ -28,7 +27,7 @@ _URL = re.compile(
     r"(?P<java>(?:(?:jdbc|r2dbc):)?)(?P<scheme>[A-Z][\w+.-]*)\s?:(?P<slashes>[/\\]*)(?P<rest>.*)",
     re.IGNORECASE,
 )
-# Tunnels, other servers and encrypted files, which neither psycopg nor sqlite3 can open.
+# Drivers for tunnels, encrypted files and other servers, which psycopg and sqlite3 cannot open.
 _OTHER_SYSTEMS = {"ssh", "pysqlcipher", "libsql"}
 
 _HOST = r"(?:\[[^\[\]/@]*\]|[\w.%-]*)(?::\d*)?"
@@ -37,14 +36,14 @@ _ADDRESS = re.compile(rf"{_HOST}(?:,{_HOST})*(?P<path>/.*)?")
 _CERTAIN_ADDRESS = re.compile(
     r"@[\w-]+:\d{2,5}/|(?:@|^)(?:localhost|[\w-]+(?:\.[\w-]+)+|\[[\da-fA-F:.]+\])(?::\d+)?/"
 )
-_QUERY = re.compile(r"\?&?(?P<name>[A-Za-z_]{2,40})=")
+_QUERY = re.compile(r"\?(?P<name>[A-Za-z_]{2,40})=")
 _SEPARATOR = re.compile(r"&(?:amp;)?|[?;](?=[A-Za-z_]{2,40}=)")
 _OTHER_QUESTION_MARK = re.compile(r"[&;](?P<name>[A-Za-z_]{2,40})=")
-# Where an unencoded socket folder is likelier than a database of that name.
+# Folders of sockets, which are likelier here than a database of that name.
 _SOCKET_FOLDER = re.compile(r"/(?:cloudsql|var|run|tmp)/")
 _WEB_SCHEME = re.compile(r"(?:https?|tcp)://", re.IGNORECASE)
 
-# Each may cost a connect timeout.
+# Each host may cost the time of a connect timeout.
 _MOST_HOSTS = 32
 _BRACKETED = re.compile(r"\[(?P<host>[^\[\]]*)\](?::(?P<port>.*))?")
 _NAME = re.compile(r"(?!-)[\w-]{1,63}(?:\.[\w-]{1,63})*\.?")
@@ -231,7 +230,7 @@ def _split_port(element: str) -> tuple[str, str]:
 
 def _check_host(host: str, *, alone: bool) -> None:
     refuse_control_characters(host)
-    # libpq splits at every comma, also at one that was percent-encoded.
+    # libpq splits at every comma, even at one that was percent-encoded.
     if "," in host:
         raise UnusableURLError("invalid_host")
     if host.startswith("/") or _is_ipv6(host) or (alone and not host):

@@ -1,9 +1,9 @@
 """Find the URL in what was pasted, and refuse what only stands for one.
 
-First comes off what encloses the whole value: blanks, quotes, `DATABASE_URL=`, invisible
+First, what encloses the whole value is removed: blanks, quotes, `DATABASE_URL=`, invisible
 characters. Then what was pasted along with the URL: a command, a code block, a comment, other
-lines. The word None, a placeholder or a variable that nobody expanded may stand for the whole URL
-or for a piece of it; a real password must never be refused as one.
+lines. The word None, a placeholder or an unexpanded variable may stand for the whole URL or for a
+piece of it. The forms are narrow, because a real password must not be refused as a placeholder.
 """
 
 import re
@@ -14,9 +14,9 @@ from urllib.parse import unquote
 from src.database.url.splitting import SCHEME, split_list
 from src.database.url.vocabulary import Parts, Reason, UnusableURLError, decode
 
-# Far more than a token used as a password needs, far less than what slows a step down.
+# Tokens that serve as passwords are shorter; longer texts would slow the steps down.
 _LONGEST = 8_192
-# Shells and people nest two or three quotes and assignments; more is noise that costs time.
+# More quotes and assignments than anybody nests.
 _ROUNDS = 8
 
 _PRINTED_QUOTES = "\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb\u2039\u203a"
@@ -26,10 +26,10 @@ _CLOSING = {
     **dict.fromkeys(_PRINTED_QUOTES, _PRINTED_QUOTES),
 }
 # Only a NAME in capitals: `host=...` is the start of a libpq connection string.
-_ASSIGNMENT = re.compile(r"(?:[\w-]+ +)?[A-Z][A-Z0-9_]*[\"'`]?\s*(?:=|:(?=\s|$))\s*")
+_ASSIGNMENT = re.compile(r"(?:[\w-]+ +)?[A-Z][A-Z0-9_]*\s*(?:=|:(?=\s|$))")
 
 _OWN_URL = re.compile(
-    rf"(?:^|(?<=[\s=:,{{{re.escape(''.join(_CLOSING))}]))(?:(?:jdbc|r2dbc):)?{SCHEME}:(?=[/\\])",
+    rf"(?:^|(?<=[\s=:,{re.escape(''.join(_CLOSING))}]))(?:(?:jdbc|r2dbc):)?{SCHEME}:(?=[/\\])",
     re.IGNORECASE,
 )
 _ENCODED_URL = re.compile(rf"{SCHEME}%3A%2F%2F", re.IGNORECASE)
@@ -39,7 +39,7 @@ _COMMAND_LINE = re.compile(r"\s(?:--?[A-Za-z]|[|<>&])")
 _LINE_BREAK = re.compile(r"\r\n|[\r\n\u2028\u2029]")
 _ANOTHER_LINE = re.compile(r"$|[#`\]})]|[A-Z_][A-Z0-9_]*=|.*(?:://|\s)")
 
-# Shells and PowerShell, GitHub and templates, Windows, Python, and the code of a program.
+# Variables of shells, PowerShell, templates, Windows, GitHub Actions, JavaScript and Python.
 _VARIABLE_FOR_URL = re.compile(
     r"""
     \$(?:env:)?\w+(?:/.*)? | (?:\$[({]|\{\{).* | %\w+% | \{\w+\} | __\w+__
@@ -47,7 +47,7 @@ _VARIABLE_FOR_URL = re.compile(
     """,
     re.VERBOSE,
 )
-# Wherever these stand, somebody meant them to be replaced.
+# These are not expected in any password, so they are refused anywhere in the URL.
 _VARIABLE_INSIDE = re.compile(r"[$#]\{[A-Za-z_][^{}]*\}|\{\{[^{}]*\}\}|<%=|%\([A-Za-z_]\w*\)s")
 _PLACEHOLDER_FOR_URL = re.compile(
     r"""
@@ -63,19 +63,19 @@ _VARIABLE_FOR_PIECE = re.compile(
     r"\$[A-Z_][A-Z0-9_]+|\$\([^()]*\)|%[A-Za-z_]\w*%|\{(?:[A-Za-z_][\w.-]*)?\}|%s"
     r"|__[A-Z][A-Z0-9_]*__"
 )
-# In small letters this may be a password, but no name.
+# In lower case this may be a password, so only names are compared with it.
 _VARIABLE_FOR_NAME = re.compile(r"\$[A-Za-z_]\w*")
 _NOTHING = re.compile(r"None|NULL|null|undefined")
 _BRACKETS = re.compile(r"<[A-Za-z][^<>]*>|\[[A-Za-z][A-Za-z _.'-]*\]")
 _YOUR = re.compile(
     r"your[-_ ]?(?:[a-z]{2,12}[-_ ])?"
-    r"(?:db|database|user|host|pass|pwd|project|server|name|ref|tenant|secret|here)[a-z_. -]*"
+    r"(?:db|database|user|host|pass|pwd|project|name|secret|here)[a-z_. -]*"
     r"|(?:replace|insert|enter)[-_ ](?:me|this|with|your|pass|here)[a-z_. -]*",
     re.IGNORECASE,
 )
 _FILLING = re.compile(r"x{3,}|[.?_#]{3,}|\*+|\u2026", re.IGNORECASE)
 _MASK = re.compile(r"\*{4,}|[\u2022\u25cf]{2,}")
-_YOUR_HOST = re.compile(r"your[-_].*", re.IGNORECASE)
+_YOUR_HOST = re.compile(r"your[-_]", re.IGNORECASE)
 _SHOUTED_HOST = re.compile(r"(?:DB_?|PG|POSTGRES_)?HOST(?:NAME)?|SERVER")
 # `host` alone may be a real name on somebody's network; with `password` it is an example.
 _WORD_FOR_HOST = re.compile(r"(?:db_)?host(?:name)?|example\.(?:com|org|net)", re.IGNORECASE)
