@@ -168,6 +168,7 @@ ENCLOSED = {
     "a comment below": f"{PASTED}\n#production",
     "a brace below": f"{PASTED}\n}}",
     "another URL below": f"{PASTED}\nhttps://example.com",
+    "a word after an empty line": f"{PASTED}\n\nproduction",
     "a sentence below": f"{PASTED}\nreplace the password",
     "a line break of a text processor": PASTED.replace("example", "exam\u2028ple"),
     "a wrapped line": PASTED.replace("example", "exam\r\n  ple"),
@@ -276,6 +277,15 @@ ADDRESSES: dict[str, tuple[str, dict[str, Any]]] = {
         {"connect_timeout": "9"},
     ),
     "JDBC's timeout": ("app:Vt7mQz29LkRw@db.example.com/shop?loginTimeout=9", {"connect_timeout": "9"}),
+    "JDBC's name of a program": (
+        "app:Vt7mQz29LkRw@db.example.com/shop?ApplicationName=me",
+        {"application_name": "me"},
+    ),
+    "Npgsql's schema": (
+        "app:Vt7mQz29LkRw@db.example.com/shop?SearchPath=mine",
+        {"options": "-c search_path=mine"},
+    ),
+    "pg8000's socket": ("app:Vt7mQz29LkRw@/shop?unix_sock=/tmp/.s.PGSQL.5432", {"host": "/tmp", "port": "5432"}),
     "Npgsql's timeout": ("app:Vt7mQz29LkRw@db.example.com/shop?connectTimeout=9", {"connect_timeout": "9"}),
     "a choice in capitals": (
         "app:Vt7mQz29LkRw@db.example.com/shop?target_session_attrs=PRIMARY",
@@ -294,11 +304,11 @@ PARAMETERS_OF_LIBPQ = {
     "keepalives_count": "4",
     "keepalives_idle": "20",
     "keepalives_interval": "9",
-    "load_balance_hosts": "random",
+    "load_balance_hosts": "disable|random",
     "max_protocol_version": "3.2",
     "min_protocol_version": "3.0",
     "options": "-c jit=off",
-    "target_session_attrs": "prefer-standby",
+    "target_session_attrs": "any|read-write|read-only|primary|standby|prefer-standby",
     "tcp_user_timeout": "9000",
 }
 # What tools write into a URL, and psycopg does not know.
@@ -331,6 +341,7 @@ REFUSED = {
         *("insert url here", "add your url", "paste here", "put-your-url-here", "enter_url", "?", "-", "_"),
         *("DATABASE_URL: None", "DATABASE_URL = None", "DB2_URL=None", "--env DATABASE_URL=None"),
         "postgresql://user:pass@hostname/db",
+        "postgresql://user:pass@example.com/db",
         "postgresql://db_user:db_password@db_host/db_name",
         "postgresql://user:passwd@example.org/db",
         "postgresql://user:PWD@EXAMPLE.net/db",
@@ -380,7 +391,15 @@ REFUSED = {
             f"postgresql://app:{word}@db.example.com/shop"
             for word in (
                 *("$DB_PASSWORD", "$(DB_PASSWORD)", "%DB_PASSWORD%", "{password}", "{}", "%s", "__DB_PASSWORD__"),
-                *("#{password}", "<%= password %>", "%(password)s", "{{password}}", "${password}", "{config.password}"),
+                *(
+                    "#{password}",
+                    "<%= password %>",
+                    "%(password)s",
+                    "{{password}}",
+                    "${password}",
+                    "{config.password}",
+                    "%7Bpassword%7D",
+                ),
             )
         ),
         "postgresql://app:Vt7mQz29LkRw@$host/shop",
@@ -438,10 +457,12 @@ REPAIRS = [
     ("quotes", f"<{PASTED}>"),
     ("quotes prefix", f"psql '{PASTED}'"),
     ("scheme", PASTED.replace("ql:", ":")),
+    ("quotes prefix", f"psql '{PASTED}?options=-c jit=off -c timezone=UTC'"),
     ("scheme", f"jdbc:{PASTED}"),
     ("scheme", f"r2dbc:{PASTED}"),
     ("slashes", PASTED.replace("//", "///")),
     ("trailing_characters", f"{PASTED};"),
+    ("translated_parameter:search_path", f"{PASTED}?search_path=mine"),
     ("translated_parameter:schema", f"{PASTED}?keepalives=1&amp;schema=mine"),
 ]
 SQLITE = {
@@ -472,9 +493,10 @@ def test_the_driver_receives_what_an_address_means(address: str, difference: dic
     assert {**received, "port": received.get("port", 5432)} == {"port": 5432, **expected}
 
 
-@pytest.mark.parametrize(("name", "value"), PARAMETERS_OF_LIBPQ.items())
-def test_the_driver_receives_the_parameters_of_libpq(name: str, value: str) -> None:
-    assert what_the_driver_receives(resolve(f"{PASTED}?{name}={quote(value)}"))[name] == value
+@pytest.mark.parametrize(("name", "values"), PARAMETERS_OF_LIBPQ.items())
+def test_the_driver_receives_the_parameters_of_libpq(name: str, values: str) -> None:
+    for value in values.split("|"):
+        assert what_the_driver_receives(resolve(f"{PASTED}?{name}={quote(value)}"))[name] == value
 
 
 @pytest.mark.parametrize("names", PARAMETERS_OF_TOOLS.values(), ids=PARAMETERS_OF_TOOLS)

@@ -30,24 +30,16 @@ _SESSIONS = ("any", "read-write", "read-only", "primary", "standby", "prefer-sta
 CHOICES = {"load_balance_hosts": ("disable", "random"), "target_session_attrs": _SESSIONS}
 
 # Other spellings, in lower case, of something that libpq has.
-ALIASES = {
-    "applicationname": "application_name",
-    "connecttimeout": "connect_timeout",
-    "currentschema": "search_path",
-    "dbname": "database",
-    "db": "database",
-    "hostname": "host",
-    "logintimeout": "connect_timeout",
-    "pass": "password",
-    "pwd": "password",
-    "schema": "search_path",
-    "search_path": "search_path",
-    "searchpath": "search_path",
-    "socket": "host",
-    "unix_sock": "host",
-    "unix_socket": "host",
-    "username": "user",
+_SPELLINGS = {
+    "application_name": "applicationname",
+    "connect_timeout": "connecttimeout logintimeout",
+    "database": "db dbname",
+    "host": "hostname socket unix_sock unix_socket",
+    "password": "pass pwd",
+    "search_path": "currentschema schema search_path searchpath",
+    "user": "username",
 }
+ALIASES = {other: name for name, others in _SPELLINGS.items() for other in others.split()}
 LIFTED = frozenset({"user", "password", "host", "port", "database"})
 
 # Names that tools are known to write may be shown in a report. Any other "name" may be the end of a

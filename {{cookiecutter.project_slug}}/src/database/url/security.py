@@ -61,9 +61,7 @@ def _answers(yes: _Wanted | None, no: _Wanted | None) -> dict[str, _Wanted | Non
 _FOREIGN: dict[str, Mapping[str, _Wanted | None]] = {
     # JDBC writes `ssl` without a value for true, asyncpg writes sslmode's words into it.
     "ssl": {**_WORD_FOR_MODE, "": _REQUIRE},
-    "tls": _WORD_FOR_MODE,
-    "usessl": _WORD_FOR_MODE,
-    "usetls": _WORD_FOR_MODE,
+    **dict.fromkeys(["tls", "usessl", "usetls"], _WORD_FOR_MODE),
     # libpq of old: no means that encryption is not required, not that it is off.
     "requiressl": _answers(_REQUIRE, {}),
     # dj-database-url

@@ -43,7 +43,7 @@ _ANOTHER_LINE = re.compile(r"$|[#`\]})]|[A-Z_][A-Z0-9_]*=|.*(?:://|\s)")
 _VARIABLE_FOR_URL = re.compile(
     r"""
     \$(?:env:)?\w+(?:/.*)? | (?:\$[({]|\{\{).* | %\w+% | \{\w+\} | __\w+__
-    | <%.* | (?:secrets?|vars|env)\.\w+ | (?:\w+\.)*(?:env|environ|getenv|ENV)\b[.(\[].*
+    | <%.* | (?:secrets?|vars)\.\w+ | (?:\w+\.)*(?:env|environ|getenv|ENV)\b[.(\[].*
     """,
     re.VERBOSE,
 )
@@ -86,10 +86,7 @@ def unwrap(value: str, repairs: list[str]) -> str:
     """Return the value without what people paste around it."""
     text = _without_blanks(value, repairs)
     for _ in range(_ROUNDS):
-        unwrapped = _without_assignment(_without_quotes(text, repairs), repairs)
-        if unwrapped == text:
-            break
-        text = unwrapped
+        text = _without_assignment(_without_quotes(text, repairs), repairs)
     if text.strip(_QUOTES) == "":
         raise UnusableURLError("empty")
     return _without_escapes(text, repairs)
@@ -114,10 +111,9 @@ def cut_out_url(text: str, repairs: list[str]) -> str:
 
 def refuse_what_is_no_url(text: str) -> None:
     """Stop at a value that stands for another one."""
-    if _VARIABLE_FOR_URL.fullmatch(text):
-        raise UnusableURLError("unexpanded_variable")
-    if _PLACEHOLDER_FOR_URL.fullmatch(text) and "://" not in text:
-        raise UnusableURLError("placeholder")
+    _refuse(_VARIABLE_FOR_URL.fullmatch(text), "unexpanded_variable")
+    if "://" not in text:
+        _refuse(_PLACEHOLDER_FOR_URL.fullmatch(text), "placeholder")
 
 
 def refuse_variables_inside(text: str) -> None:
@@ -129,12 +125,10 @@ def refuse_placeholders(parts: Parts) -> None:
     """Stop at a piece that stands for another one."""
     addresses = split_list(parts.hosts_in_query or parts.hosts)
     places = [place for address in addresses for place in address.split(":")]
-    for piece in [parts.username, parts.password, parts.database, *places]:
-        # Once as written, since %DB_PASSWORD% decodes to something else, and once as meant.
-        for text in [piece, decode(piece)]:
-            _refuse(_VARIABLE_FOR_PIECE.fullmatch(text), "unexpanded_variable")
+    for piece in map(decode, [parts.username, parts.password, parts.database, *places]):
+        _refuse(_VARIABLE_FOR_PIECE.fullmatch(piece), "unexpanded_variable")
         for form in [_NOTHING, _BRACKETS, _YOUR, _FILLING]:
-            _refuse(form.fullmatch(decode(piece)), "placeholder")
+            _refuse(form.fullmatch(piece), "placeholder")
     for name in [parts.username, parts.database, *places]:
         _refuse(_VARIABLE_FOR_NAME.fullmatch(name), "unexpanded_variable")
         _refuse(_BRACKETS.search(decode(name)), "placeholder")
