@@ -274,11 +274,19 @@ def test_yes_and_no_may_be_said_in_many_words(name: str, received: list[dict[str
         *("sslfactoryarg", "sslidentity", "ssl_check_hostname", "ssl_verify_cert", "ssl_cipher", "ssl_context"),
         *("ssl_ca_certs", "ssl_protocol", "ssl_enabled", "ssl_min_version", "ssl_max_version", "require_tls"),
         *("tlsCAFile", "tlsCertificateKeyFile", "ca", "capath", "clientCertificateKeyStore", "trustStorePassword"),
-        *("authentication", "encryption", "encrypt", "use_spnego", "kerberosServerName", "server_cert_name"),
+        *(
+            "authentication",
+            "auth_protocol",
+            "encryption",
+            "encrypt",
+            "use_spnego",
+            "kerberosServerName",
+            "server_cert_name",
+        ),
     ],
 )
 def test_a_parameter_of_another_driver_about_security_is_refused_by_name(name: str) -> None:
-    check_refused(resolve(f"{name}={VALUE}"), name.lower())
+    check_refused(resolve(f"{name}={VALUE}"), f"the parameter {name.lower()},")
 
 
 @pytest.mark.parametrize(
