@@ -248,6 +248,9 @@ ADDRESSES: dict[str, tuple[str, dict[str, Any]]] = {
     "a socket's file": ("app:Vt7mQz29LkRw@/shop?host=/tmp/.s.PGSQL.5433", {"host": "/tmp", "port": "5433"}),
     "a socket of other drivers": ("app:Vt7mQz29LkRw@/shop?socket=/tmp", {"host": "/tmp"}),
     "a socket of MySQL's drivers": ("app:Vt7mQz29LkRw@/shop?unix_socket=/tmp", {"host": "/tmp"}),
+    "an empty parameter": ("app:Vt7mQz29LkRw@db.example.com/shop?user=&port=", {}),
+    "a user in the query": ("other:Vt7mQz29LkRw@db.example.com/shop?user=app", {}),
+    "a port for one of two hosts": ("app:Vt7mQz29LkRw@a,b:5433/shop", {"host": "a,b", "port": ",5433"}),
     "one port for several hosts": ("app:Vt7mQz29LkRw@a,b/shop?port=5433", {"host": "a,b", "port": "5433,5433"}),
     "a host in the query and the port outside": ("app:Vt7mQz29LkRw@:5433/shop?host=a", {"host": "a", "port": 5433}),
     "an address beside the host": (
@@ -443,6 +446,12 @@ REFUSED = {
     ],
 }
 REPAIRS = [
+    ("", PASTED),
+    ("", f"postgresql+psycopg://{ADDRESS}"),
+    ("", "sqlite:///shop.db"),
+    ("translated_parameter:ssl-mode", f"{PASTED}?ssl-mode=require"),
+    ("translated_parameter:ssl_mode", f"{PASTED}?ssl_mode=require"),
+    ("translated_parameter:oauth_issuer", f"{PASTED}?oauth-issuer=me"),
     ("blanks", f" {PASTED}"),
     ("driver", PASTED.replace(":", "+asyncpg:", 1)),
     ("escapes", PASTED.replace("/", "\\/")),

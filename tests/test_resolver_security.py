@@ -184,6 +184,8 @@ def test_a_keyword_string_is_held_to_the_same() -> None:
         f"PGSSLMODE=verify-full\nDATABASE_URL={SERVER}",
         f"export PGCHANNELBINDING=require; psql {SERVER}",
         f"DATABASE_URL={SERVER}\nPGREQUIREAUTH = scram-sha-256",
+        f"PGGSSENCMODE=require psql {SERVER}",
+        f"PGKRBSRVNAME=postgres psql {SERVER}",
     ],
 )
 def test_a_variable_about_security_that_was_pasted_beside_the_url_is_not_overlooked(pasted: str) -> None:

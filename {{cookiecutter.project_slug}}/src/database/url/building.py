@@ -71,10 +71,7 @@ _SECRETS = {
 # Secrets unless they look like this. Any other setting may be a token that the server's own code
 # reads; a key that is no file may be the key itself, or a PKCS#11 address, which holds a PIN.
 _NO_SECRETS = {
-    "options": re.compile(
-        r"(?:\s*(?:-c\s*|--)(?:search_path|[a-z_]+_timeout|timezone|datestyle|jit)=\S*)+\s*",
-        re.IGNORECASE,
-    ),
+    "options": re.compile(r"(?:\s*-c\s*(?:search_path|[a-z_]+_timeout|timezone|jit)=\S*)+\s*"),
     "sslkey": re.compile(r"[\w./~][\w./~ -]*"),
 }
 
@@ -90,7 +87,7 @@ _ADDED = {
 }
 
 _CREDENTIALS_IN_PATH = re.compile(r"[^/@:]*:[^/@]*@")
-_MEMORY_PATHS = {"", ":memory:", "/:memory:"}
+_MEMORY_PATHS = {"", "/:memory:"}
 
 
 def lift_parameters(parts: Parts) -> None:

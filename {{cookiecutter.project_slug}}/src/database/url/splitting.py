@@ -240,7 +240,7 @@ def _check_host(host: str, *, alone: bool) -> None:
     try:
         if host.replace(".", "").isdecimal():
             IPv4Address(host)
-        host.encode("ascii" if host.isascii() else "idna")
+        host.encode("idna")
     except ValueError:
         raise UnusableURLError("invalid_host") from None
 
