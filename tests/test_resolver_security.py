@@ -186,6 +186,8 @@ def test_a_keyword_string_is_held_to_the_same() -> None:
         f"PGSSLMODE=verify-full\nDATABASE_URL={SERVER}",
         f"export PGCHANNELBINDING=require; psql {SERVER}",
         f"DATABASE_URL={SERVER}\nPGREQUIREAUTH = scram-sha-256",
+        f"PGGSSENCMODE=require psql {SERVER}",
+        f"PGKRBSRVNAME=postgres psql {SERVER}",
     ],
 )
 def test_a_variable_about_security_that_was_pasted_beside_the_url_is_not_overlooked(pasted: str) -> None:
@@ -237,6 +239,77 @@ def test_what_other_drivers_write_means_at_least_as_much(
     query: str, expected: dict[str, str], received: list[dict[str, Any]]
 ) -> None:
     assert driver_receives(resolve(query), received) == expected
+
+
+CHOICES_OF_LIBPQ = {
+    "channel_binding": "disable prefer require",
+    "gssdelegation": "0 1",
+    "gssencmode": "disable prefer require",
+    "gsslib": "gssapi sspi",
+    "require_auth": "password md5 gss sspi scram-sha-256 oauth none",
+    "ssl_max_protocol_version": "TLSv1 TLSv1.1 TLSv1.2 TLSv1.3",
+    "ssl_min_protocol_version": "TLSv1 TLSv1.1 TLSv1.2 TLSv1.3",
+    "sslcertmode": "disable allow require",
+    "sslcompression": "0 1",
+    "sslmode": "disable allow prefer require verify-ca verify-full",
+    "sslnegotiation": "postgres direct",
+    "sslsni": "0 1",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in CHOICES_OF_LIBPQ.items() for value in values.split()]
+)
+def test_all_that_a_parameter_of_libpq_may_be_arrives(name: str, value: str, received: list[dict[str, Any]]) -> None:
+    assert driver_receives(resolve(f"{name}={value}"), received) == {name: value}
+
+
+@pytest.mark.parametrize("name", ["ssl", "tls", "useSSL", "useTLS", "sslmode"])
+def test_yes_and_no_may_be_said_in_many_words(name: str, received: list[dict[str, Any]]) -> None:
+    for word in ("1", "true", "T", "yes", "y", "on", "required", "no-verify"):
+        assert driver_receives(resolve(f"{name}={word}"), received) == {"sslmode": "require"}
+    for word in ("0", "false", "f", "NO", "n", "off", "none", "disabled"):
+        assert driver_receives(resolve(f"{name}={word}"), received) == {"sslmode": "disable"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("sslfactoryarg", "sslidentity", "ssl_check_hostname", "ssl_verify_cert", "ssl_cipher", "ssl_context"),
+        *("ssl_ca_certs", "ssl_protocol", "ssl_enabled", "ssl_min_version", "ssl_max_version", "require_tls"),
+        *("tlsCAFile", "tlsCertificateKeyFile", "ca", "capath", "clientCertificateKeyStore", "trustStorePassword"),
+        *(
+            "authentication",
+            "auth_protocol",
+            "encryption",
+            "encrypt",
+            "use_spnego",
+            "kerberosServerName",
+            "server_cert_name",
+        ),
+    ],
+)
+def test_a_parameter_of_another_driver_about_security_is_refused_by_name(name: str) -> None:
+    check_refused(resolve(f"{name}={VALUE}"), f"the parameter {name.lower()},")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("sslResponseTimeout", "tlsInsecure", "certFingerprint", "decryptor", "secureTransport", "verifier"),
+        *("trustAnyone", "authMechanism", "binding_type", "gssResponseTimeout", "krb5conf", "kerberosRealm"),
+        *("saslMechanism", "scramMaxIterations", "spnegoRealm", "sspiServiceClass", "jaasLogin", "pkcs12", "pem_text"),
+        *("ciphers_suite", "allow_unauthorized", "s" * 50 + "sl"),
+    ],
+)
+def test_a_name_that_may_hold_a_password_is_refused_without_being_shown(name: str) -> None:
+    resolution = resolve(f"{name}={VALUE}")
+    check_refused(resolution)
+    assert name.lower() not in resolution.message
+
+
+def test_the_author_of_a_thing_is_not_about_security() -> None:
+    assert resolve("author=me").reason is None
 
 
 def test_ordinary_parameters_are_not_taken_for_security() -> None:

@@ -1,9 +1,9 @@
-"""Build the URL that SQLAlchemy receives: from it the driver gets exactly what was meant.
+"""Build the URL that SQLAlchemy receives.
 
-User, password, hosts and database are lifted out of the query to their places. Of what is left,
-libpq's own parameters are kept, those that mean the same are translated, and the rest is dropped
-by name, unless it is about security. Whatever may be a secret stays out of the URL, because
-SQLAlchemy shows a URL's query in every repr.
+User, password, hosts and database move out of the query to their places. Of the other parameters,
+libpq's own are kept, those that mean the same are translated, and the rest is dropped, unless it
+is about security. Whatever may be a secret stays out of the URL, because SQLAlchemy shows a URL's
+query in every repr.
 """
 
 import re
@@ -15,72 +15,51 @@ from space_runtime.url.security import NAMES as SECURITY_NAMES
 from space_runtime.url.security import read_security, refuse_security_inside
 from space_runtime.url.vocabulary import Parts, UnusableURLError, decode, refuse_control_characters
 
-# All of libpq 18 but what is about security (see security.py) and these, on purpose:
-# service, servicefile: point at a file that a container does not have, which fails every connect;
+# All parameters of libpq 18, except those about security (see security.py) and these:
+# service, servicefile: name a file that a container does not have, which fails every connect;
 # replication: turns the connection into one that runs no SQL.
-_KEPT = """
-application_name client_encoding connect_timeout fallback_application_name hostaddr keepalives
-keepalives_count keepalives_idle keepalives_interval load_balance_hosts max_protocol_version
-min_protocol_version options target_session_attrs tcp_user_timeout
-"""
-
-# A value of another kind makes every connect fail, with a text that quotes the value.
+# Numbers and choices are checked, since libpq answers a wrong one with a text that quotes it.
 _WHOLE_NUMBERS = """
 connect_timeout keepalives keepalives_count keepalives_idle keepalives_interval tcp_user_timeout
 """
-CHOICES = {
-    "load_balance_hosts": {"disable", "random"},
-    "target_session_attrs": {
-        "any",
-        "read-write",
-        "read-only",
-        "primary",
-        "standby",
-        "prefer-standby",
-    },
-}
+_TEXTS = """
+application_name client_encoding fallback_application_name hostaddr max_protocol_version
+min_protocol_version options
+"""
+_SESSIONS = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
+CHOICES = {"load_balance_hosts": ("disable", "random"), "target_session_attrs": _SESSIONS}
 
 # Other spellings, in lower case, of something that libpq has.
-ALIASES = {
-    "applicationname": "application_name",
-    "connecttimeout": "connect_timeout",
-    "currentschema": "search_path",
-    "dbname": "database",
-    "db": "database",
-    "hostname": "host",
-    "logintimeout": "connect_timeout",
-    "pass": "password",
-    "pwd": "password",
-    "schema": "search_path",
-    "searchpath": "search_path",
-    "socket": "unix_sock",
-    "unix_socket": "unix_sock",
-    "username": "user",
+_SPELLINGS = {
+    "application_name": "applicationname",
+    "connect_timeout": "connecttimeout logintimeout",
+    "database": "db dbname",
+    "host": "hostname socket unix_sock unix_socket",
+    "password": "pass pwd",
+    "search_path": "currentschema schema search_path searchpath",
+    "user": "username",
 }
-LIFTED = frozenset({"user", "password", "host", "port", "database", "unix_sock"})
-TRANSLATED = frozenset({"search_path"})
+ALIASES = {other: name for name, others in _SPELLINGS.items() for other in others.split()}
+LIFTED = frozenset({"user", "password", "host", "port", "database"})
 
-# Only names that tools are known to write may be shown in a report. Any other "name" may be the end
-# of a password that held a '?' or a '&'.
+# Names that tools are known to write may be shown in a report. Any other "name" may be the end of a
+# password that held a '?' or a '&'.
 _FOREIGN = """
-allowpublickeyretrieval async_fallback autocommit binaryparameters cache cached_statements charset
-check_same_thread command_timeout conn_health_checks conn_max_age connection_limit
-connectiontimeoutmillis default_query_exec_mode detect_types disable_server_side_cursors driver echo
-encoding env isolation_level max_overflow maxpoolsize minpoolsize mode name pgbouncer plugin pool
-pool_max_conns pool_min_conns pool_pre_ping pool_recycle pool_size pool_timeout pooling
-prefer_simple_protocol prepare_threshold prepared_statement_cache_size prepared_statement_name_func
+allowpublickeyretrieval async_fallback autocommit binary_parameters cache charset check_same_thread
+command_timeout conn_health_checks conn_max_age connection_limit default_query_exec_mode
+disable_server_side_cursors echo encoding env isolation_level max_overflow maxpoolsize minpoolsize
+mode name pgbouncer plugin pool pool_max_conns pool_min_conns pool_pre_ping pool_recycle pool_size
+pool_timeout pooling prepare_threshold prepared_statement_cache_size prepared_statement_name_func
 prepared_statements preparethreshold readonly reaping_frequency replication rewritebatchedinserts
 safemodelevel server_settings serverversion service servicefile single_use_connections
 socket_timeout sockettimeout statement_cache_capacity statement_cache_size statement_timeout
-statuscolor stringtype supa target_server_type targetservertype tcpkeepalive timeout timezone uri
-uselibpqcompat usepipelining useserverprepstmts workaround
+statuscolor stringtype supa targetservertype tcpkeepalive timeout timezone uri uselibpqcompat
+workaround
 """
 
-KEPT = frozenset(_KEPT.split())
 WHOLE_NUMBERS = frozenset(_WHOLE_NUMBERS.split())
-KNOWN = KEPT | LIFTED | TRANSLATED | SECURITY_NAMES | {*ALIASES, *_FOREIGN.split()}
-
-_SOCKET_FILE = re.compile(r"(?P<folder>.+)(?:/|%2F)\.s\.PGSQL\.(?P<port>\d+)", re.IGNORECASE)
+KEPT = frozenset([*WHOLE_NUMBERS, *CHOICES, *_TEXTS.split()])
+KNOWN = KEPT | LIFTED | SECURITY_NAMES | {*ALIASES, *_FOREIGN.split()}
 
 _SCHEMA = re.compile(r"[A-Za-z_][\w$-]*(?:,\s*[A-Za-z_\"][\w$\"-]*)*", re.ASCII)
 _WHOLE_NUMBER = re.compile(r"-?\d{1,9}", re.ASCII)
@@ -92,15 +71,12 @@ _SECRETS = {
 # Secrets unless they look like this. Any other setting may be a token that the server's own code
 # reads; a key that is no file may be the key itself, or a PKCS#11 address, which holds a PIN.
 _NO_SECRETS = {
-    "options": re.compile(
-        r"(?:\s*(?:-c\s*|--)(?:search_path|[a-z_]+_timeout|timezone|datestyle|jit)=\S*)+\s*",
-        re.IGNORECASE,
-    ),
+    "options": re.compile(r"(?:\s*-c\s*(?:search_path|[a-z_]+_timeout|timezone|jit)=\S*)+\s*"),
     "sslkey": re.compile(r"[\w./~][\w./~ -]*"),
 }
 
-# What a Space needs: an answer within seconds, and to notice a connection that died silently. The
-# last is in milliseconds: without it, a silent network can hold a query for many minutes.
+# A Space needs an answer within seconds, and must notice a connection that died silently. Without
+# tcp_user_timeout (milliseconds), a silent network can hold a query for many minutes.
 _ADDED = {
     "connect_timeout": "5",
     "keepalives": "1",
@@ -111,13 +87,13 @@ _ADDED = {
 }
 
 _CREDENTIALS_IN_PATH = re.compile(r"[^/@:]*:[^/@]*@")
-_MEMORY_PATHS = {"", ":memory:", "/:memory:"}
+_MEMORY_PATHS = {"", "/:memory:"}
 
 
 def lift_parameters(parts: Parts) -> None:
     """Move credentials, hosts and database out of the query; the query wins, as in libpq."""
-    hosts: list[str] = []
-    ports: list[str] = []
+    held = {"user": parts.username, "password": parts.password, "database": parts.database}
+    addresses: dict[str, list[str]] = {"host": [], "port": []}
     left: list[tuple[str, str]] = []
     for written, value in parts.parameters:
         name = ALIASES.get(written, written)
@@ -125,17 +101,14 @@ def lift_parameters(parts: Parts) -> None:
             left.append((written, value))
         elif not value:
             continue
-        elif name == "host":
-            hosts.append(value)
-        elif name == "port":
-            ports.append(value)
-        elif name == "unix_sock":
-            _lift_socket(value, hosts, ports)
+        elif name in addresses:
+            addresses[name].append(value)
         # `database` and its like are other tools' words: they fill a gap and replace nothing.
-        elif written in {"user", "password", "dbname"} or not _held(parts, name):
-            _hold(parts, name, value)
+        elif written in {"user", "password", "dbname"} or not held[name]:
+            held[name] = value
+    parts.username, parts.password, parts.database = held.values()
     parts.parameters = left
-    parts.hosts_in_query, parts.ports_in_query = ",".join(hosts), ",".join(ports)
+    parts.hosts_in_query, parts.ports_in_query = map(",".join, addresses.values())
 
 
 def read_parameters(
@@ -143,16 +116,16 @@ def read_parameters(
 ) -> dict[str, str]:
     """Return what psycopg is to receive beside user, password, hosts and database."""
     kept, others = read_security(given, repairs)
-    for written, value in sorted(others, key=_order):
+    # What is translated to `options` is added to those that were written.
+    for written, value in sorted(others, key=lambda given: ALIASES.get(given[0]) == "search_path"):
         if written != "options":
             refuse_security_inside(value)
         name, value = _translate(ALIASES.get(written, written), value, pooled=pooled)
         if name in KEPT:
             refuse_control_characters(value)
-        if name == "options" and written != "options":
-            kept["options"] = f"{kept['options']} {value}" if "options" in kept else value
-        elif _is_usable(name, value, hosts):
-            kept[name] = value
+        if _is_usable(name, value, hosts):
+            more = name == "options" and name in kept
+            kept[name] = f"{kept[name]} {value}" if more else value
         if name not in kept:
             repairs.append(f"dropped_parameter:{_showable(written)}")
         elif name != written:
@@ -193,7 +166,8 @@ def build_sqlite_url(rest: str, repairs: list[str]) -> URL:
     if _CREDENTIALS_IN_PATH.match(rest):
         raise UnusableURLError("unparseable")
     path, _, query = rest.partition("?")
-    _drop_parameters(query, repairs)
+    names = [piece.partition("=")[0].lower() for piece in query.split("&") if piece]
+    repairs.extend(f"dropped_parameter:{_showable(name)}" for name in names)
     path = decode(path.removeprefix("file:"))
     refuse_control_characters(path)
     # `file:name?mode=memory` names a shared memory database, which lives no longer than any other.
@@ -205,37 +179,6 @@ def _may_be_secret(name: str, value: str | tuple[str, ...]) -> bool:
     if name in _NO_SECRETS:
         return not isinstance(value, str) or _NO_SECRETS[name].fullmatch(value) is None
     return name in _SECRETS
-
-
-def _drop_parameters(query: str, repairs: list[str]) -> None:
-    """Note that a query is not used, without showing what it holds."""
-    for piece in filter(None, query.split("&")):
-        repairs.append(f"dropped_parameter:{_showable(piece.partition('=')[0].lower())}")
-
-
-def _lift_socket(value: str, hosts: list[str], ports: list[str]) -> None:
-    socket = _SOCKET_FILE.fullmatch(value)
-    hosts.append(socket["folder"] if socket else value)
-    if socket:
-        ports.append(socket["port"])
-
-
-def _held(parts: Parts, name: str) -> str:
-    return {"user": parts.username, "password": parts.password, "database": parts.database}[name]
-
-
-def _hold(parts: Parts, name: str, value: str) -> None:
-    if name == "user":
-        parts.username = value
-    elif name == "password":
-        parts.password = value
-    else:
-        parts.database = value
-
-
-def _order(parameter: tuple[str, str]) -> bool:
-    """Put last what is added to `options`."""
-    return ALIASES.get(parameter[0], parameter[0]) == "search_path"
 
 
 def _translate(name: str, value: str, *, pooled: bool) -> tuple[str, str]:
@@ -258,7 +201,7 @@ def _is_usable(name: str, value: str, hosts: int) -> bool:
     if name == "hostaddr":
         addresses = value.split(",")
         return len(addresses) == max(hosts, 1) and all(map(_is_address, addresses))
-    return value in CHOICES.get(name, {value})
+    return value in CHOICES.get(name, (value,))
 
 
 def _is_address(text: str) -> bool:

@@ -1,12 +1,12 @@
 """Read the parameters about encryption and authentication, and drop none of them.
 
-Without its sslmode a connection is made all the same, only unencrypted or to anybody. So what
-cannot be understood here refuses the connection, in contrast to every other parameter. What other
-drivers write is translated where its meaning is plain, never to something weaker.
+If sslmode were dropped, the connection would still be made, but unencrypted or to an impostor. So
+a parameter that is not understood here refuses the connection, unlike any other parameter. The
+parameters of other drivers are translated where their meaning is plain, never to something weaker.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from space_runtime.url.vocabulary import UnusableURLError, refuse_control_characters
 
@@ -33,57 +33,53 @@ krbsrvname oauth_client_id oauth_client_secret oauth_issuer oauth_scope passfile
 scram_client_key scram_server_key sslcert sslcrl sslcrldir sslkey sslpassword sslrootcert
 """
 
-# The words in which tools say sslmode. `no-verify` is node-postgres' word.
-_MODES = {
-    **{mode: mode for mode in MODES},
-    **dict.fromkeys(["1", "true", "t", "yes", "y", "on", "required", "no-verify"], "require"),
-    **dict.fromkeys(["0", "false", "f", "no", "n", "off", "none", "disabled"], "disable"),
-    "preferred": "prefer",
-}
 _YES = ("1", "true", "t", "yes", "y", "on")
 _NO = ("0", "false", "f", "no", "n", "off")
+# What tools write for sslmode; `no-verify` is node-postgres' word.
+_MODES = {
+    **{mode: mode for mode in MODES},
+    **dict.fromkeys([*_YES, "required", "no-verify"], "require"),
+    **dict.fromkeys([*_NO, "none", "disabled"], "disable"),
+    "preferred": "prefer",
+}
 
 _Wanted = dict[str, str]
 # A bound on sslmode, in what a parameter asks for.
 _AT_LEAST = "at least"
 
 
-def _by_mode(*modes: str) -> dict[str, _Wanted]:
-    return {word: {_AT_LEAST: mode} for word, mode in _MODES.items() if word in (modes or _MODES)}
+_WORD_FOR_MODE = {word: {_AT_LEAST: mode} for word, mode in _MODES.items()}
+_REQUIRE = {_AT_LEAST: "require"}
 
 
-def _by_answer(yes: _Wanted | None, no: _Wanted | None) -> dict[str, _Wanted]:
-    """Return what yes and no ask for; None where the answer is not understood."""
-    answers = {**dict.fromkeys(_YES, yes), **dict.fromkeys(_NO, no)}
-    return {answer: wanted for answer, wanted in answers.items() if wanted is not None}
+def _answers(yes: _Wanted | None, no: _Wanted | None) -> dict[str, _Wanted | None]:
+    return {**dict.fromkeys(_YES, yes), **dict.fromkeys(_NO, no)}
 
 
 # Parameters of other drivers, and what each value asks for. A value that asks for nothing is safe
-# to drop, since libpq then does at least as much.
-_FOREIGN: dict[str, dict[str, _Wanted]] = {
+# to drop, since libpq then does at least as much; None stands for a value that is refused.
+_FOREIGN: dict[str, Mapping[str, _Wanted | None]] = {
     # JDBC writes `ssl` without a value for true, asyncpg writes sslmode's words into it.
-    "ssl": {**_by_mode(), "": {_AT_LEAST: "require"}},
-    "tls": _by_mode(),
-    "usessl": _by_mode(),
-    "usetls": _by_mode(),
+    "ssl": {**_WORD_FOR_MODE, "": _REQUIRE},
+    **dict.fromkeys(["tls", "usessl", "usetls"], _WORD_FOR_MODE),
     # libpq of old: no means that encryption is not required, not that it is off.
-    "requiressl": _by_answer({_AT_LEAST: "require"}, {}),
+    "requiressl": _answers(_REQUIRE, {}),
     # dj-database-url
-    "sslrequire": _by_answer({_AT_LEAST: "require"}, {}),
+    "sslrequire": _answers(_REQUIRE, {}),
     # TablePlus writes its number for "no choice made" into every URL.
-    "tlsmode": {**_by_mode(*MODES), "0": {}},
-    "useprivatekey": _by_answer(None, {}),
+    "tlsmode": {**{mode: {_AT_LEAST: mode} for mode in MODES}, "0": {}},
+    "useprivatekey": _answers(None, {}),
     # Prisma
     "sslaccept": {"strict": {_AT_LEAST: "verify-full"}, "accept-invalid-certs": {}},
     # asyncpg
-    "directtls": _by_answer({_AT_LEAST: "require", "sslnegotiation": "direct"}, {}),
+    "directtls": _answers({**_REQUIRE, "sslnegotiation": "direct"}, {}),
     # node-postgres
-    "rejectunauthorized": _by_answer({_AT_LEAST: "verify-full"}, {}),
+    "rejectunauthorized": _answers({_AT_LEAST: "verify-full"}, {}),
     # Npgsql
-    "trustservercertificate": _by_answer({}, None),
+    "trustservercertificate": _answers({}, None),
 }
 _ALIASES = {"sslca": "sslrootcert"}
-# It would write the session's keys to disk: without it the connection is the safer one.
+# It writes the session's keys to disk, so a connection without it is safer.
 _DROPPED = {"sslkeylogfile"}
 
 OWN_NAMES = frozenset([*_CHOICES, "require_auth", *_ANY_TEXT.split()])
@@ -98,29 +94,24 @@ _OWN = {_folded(name): name for name in OWN_NAMES}
 NAMES = OWN_NAMES | set(_OWN) | set(_FOREIGN) | set(_ALIASES) | _DROPPED | {"ssl-mode", "ssl_mode"}
 
 _WORDS = """
-ssl tls cert certs certificate encrypt encryption crypt verify verification security secure trust
-trusted auth authentication channel binding gss kerberos krb sasl scram spnego sspi jaas pkcs pem
-cipher ciphers require required reject unauthorized mode root ca client server private public key
-file path store pass password word version min max protocol enable enabled disable disabled accept
-strict check host name hostname identity factory arg context level type policy negotiation use
+ssl tls cert certs certificate encrypt encryption verify trust auth authentication kerberos spnego
+cipher require enabled use min max version protocol ca server client check hostname name identity
+factory arg context key file path store password
 """
 _ABOUT_SECURITY = re.compile(
     r"ssl|tls|cert|crypt|secur|verif|trust|auth(?!or)|bind|gss|krb|kerber|sasl|scram|spnego|sspi"
     r"|jaas|pkcs|pem|cipher|unauthorized|^ca(?:file|path)?$"
 )
-# A name made of nothing but such words cannot be the end of somebody's password.
+# A name made of such words only is shown; any other may be the end of a password.
 _NOTHING_BUT_WORDS = re.compile(rf"(?:{'|'.join(sorted(_WORDS.split(), reverse=True))})++")
 _LONGEST_NAME = 40
 # libpq's variables, as in `PGSSLMODE=require psql ...`
-_VARIABLE = re.compile(
-    r"\bPG(?:SSL(?:MODE|NEGOTIATION|CERTMODE|ROOTCERT|CERT|KEY|CRL|CRLDIR|SNI"
-    r"|(?:MIN|MAX)PROTOCOLVERSION)|REQUIRE(?:SSL|AUTH|PEER)|CHANNELBINDING|GSSENCMODE)(?=\s*=)"
-)
+_VARIABLE = re.compile(r"\bPG(?:SSL|REQUIRE|CHANNEL|GSS|KRB)[A-Z]*(?=\s*=)")
 _INNER_NAME = re.compile(r"(?<![\w-])[A-Za-z][\w-]{1,40}(?==)")
 
 
 def _spellings(folded: str) -> set[str]:
-    """Return the name and what one lost character makes of it."""
+    """Return the name, and the name without each of its characters."""
     return {folded, *(folded[:at] + folded[at + 1 :] for at in range(len(folded)))}
 
 
@@ -155,21 +146,18 @@ def refuse_security_inside(value: str) -> None:
     """Stop at a parameter about security that another parameter's value has swallowed."""
     for inner in _INNER_NAME.finditer(value):
         written = inner[0].lower()
-        folded = _folded(written)
-        known = folded in _OWN or folded in _FOREIGN or folded in _ALIASES
-        name = written if known else _meant(folded) or _description(folded, written)
-        if name:
+        if _name_of(written):
             raise _refused(
-                f"DATABASE_URL holds {name} inside the value of another parameter:"
+                f"DATABASE_URL holds {written} inside the value of another parameter:"
                 " put a '&' before it."
             )
 
 
 def refuse_security_outside(pasted: str) -> None:
     """Stop at a variable about security that was pasted with the URL, and is no part of it."""
-    if variable := _VARIABLE.search(pasted):
+    if _VARIABLE.search(pasted):
         raise _refused(
-            f"DATABASE_URL holds {variable[0]} outside the URL, where it has no effect:"
+            "DATABASE_URL holds a variable like PGSSLMODE outside the URL, where it has no effect:"
             " add sslmode or what else it means to the URL's parameters."
         )
 
@@ -198,13 +186,13 @@ def _name_of(written: str) -> str | None:
 
 def _meant(folded: str) -> str:
     """Return which of libpq's names was probably meant, or ""."""
-    if not 5 <= len(folded) <= _LONGEST_NAME:
+    if len(folded) > _LONGEST_NAME:
         return ""
     return min((_MISSPELT[word] for word in _spellings(folded) if word in _MISSPELT), default="")
 
 
 def _description(folded: str, written: str) -> str:
-    """Return how to call an unknown name without showing a password, or "" for other subjects."""
+    """Return what to call an unknown parameter about security in a message; "" for any other."""
     if not _ABOUT_SECURITY.search(folded):
         return ""
     showable = len(folded) <= _LONGEST_NAME and _NOTHING_BUT_WORDS.fullmatch(folded)
@@ -284,8 +272,9 @@ def _allowed(name: str) -> str:
     if name in _CHOICES:
         return _listed(_CHOICES[name])
     if name in _FOREIGN:
-        words = [word for word in _FOREIGN[name] if word in {"true", "false", "strict", *MODES}]
-        return f"{_listed(words)}, or use sslmode"
+        shown = {"true", "false", "strict", *MODES}
+        words = [word for word, wanted in _FOREIGN[name].items() if wanted is not None]
+        return f"{_listed(word for word in words if word in shown)}, or use sslmode"
     return "a value that is not empty, or remove it"
 
 

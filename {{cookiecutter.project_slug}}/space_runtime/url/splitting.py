@@ -1,13 +1,12 @@
-"""Take apart a URL, or libpq's other notation, without losing a character of a password.
+"""Split a URL, or libpq's keyword string, into its parts.
 
-The many spellings of a scheme fold into the two databases that we serve. What follows it,
-`user:password@hosts/database?query`, is split so that raw `@ : / # ? %` in a password survive. And
-`host=... dbname=...`, which psycopg users paste, is read as a URL that is all query. Hosts and
-ports are checked for what would otherwise fail inside the driver.
+What follows the scheme, `user:password@hosts/database?query`, is split so that raw `@ : / # ? %`
+in a password survive. `host=... dbname=...`, which psycopg users paste, is read as a URL that is
+all query. Hosts and ports are checked for what would otherwise fail inside the driver.
 """
 
 import re
-from ipaddress import AddressValueError, IPv6Address
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Literal, TypeAlias
 
 from space_runtime.url.building import KNOWN
@@ -16,46 +15,38 @@ from space_runtime.url.vocabulary import Parts, UnusableURLError, decode, refuse
 Backend: TypeAlias = Literal["postgresql", "sqlite"]
 
 _KEYWORD_PAIR = re.compile(
-    r"\s*(?P<name>[a-z_]+)\s*=\s*(?:'(?P<quoted>(?:[^'\\]|\\.)*)'|(?P<plain>(?:[^\s'\\]|\\.)*))(?=\s|$)",
-    re.DOTALL,
+    r"\s*(?P<name>[a-z_]+)\s*=\s*(?:'(?P<quoted>(?:[^'\\]|\\.)*)'|(?P<plain>(?:[^\s'\\]|\\.)*))"
 )
-_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
-_TELLING_NAMES = {"host", "hostaddr", "dbname", "user", "port"}
+_ESCAPE = re.compile(r"\\(.)")
+_TELLING_NAMES = {"host", "dbname", "user", "port"}
 
+# Names that tools use for the two databases, with an optional driver.
+SCHEME = r"(?P<base>postgres(?:ql)?|psql|pgsql|postgis|sqlite3?)(?:[+_](?P<driver>\w[\w.-]*))?"
+_OWN_SCHEME = re.compile(SCHEME)
 _URL = re.compile(
-    r"(?P<java>(?:(?:jdbc|r2dbc):)?)(?P<scheme>[A-Z][\w+.-]*)\s?:\s?(?P<slashes>[/\\]*)(?P<rest>.*)",
-    re.DOTALL | re.IGNORECASE,
+    r"(?P<java>(?:(?:jdbc|r2dbc):)?)(?P<scheme>[A-Z][\w+.-]*)\s?:(?P<slashes>[/\\]*)(?P<rest>.*)",
+    re.IGNORECASE,
 )
-_POSTGRESQL = re.compile(
-    r"(?P<base>postgres|postgresql|psql|pgsql|postgis)(?:[+_.-](?P<driver>[\w+.-]*))?"
-)
-_SQLITE = re.compile(r"(?P<base>sqlite3?)(?:\+(?P<driver>[\w+.-]*))?")
-# These reach PostgreSQL through something else, which psycopg cannot do.
-_NOT_A_DRIVER = {"ssh", "http", "https", "srv", "unix"}
-# These are other file formats and servers.
-_NOT_SQLITE = {"pysqlcipher", "sqlcipher", "libsql", "http", "https"}
+# Drivers for tunnels, encrypted files and other servers, which psycopg and sqlite3 cannot open.
+_OTHER_SYSTEMS = {"ssh", "pysqlcipher", "libsql"}
 
 _HOST = r"(?:\[[^\[\]/@]*\]|[\w.%-]*)(?::\d*)?"
-_ADDRESS = re.compile(rf"{_HOST}(?:,{_HOST})*(?P<path>/.*)?", re.DOTALL)
-# An address that cannot be the middle of a password by accident.
-_CERTAIN_HOST = re.compile(
-    r"\[[0-9A-Fa-f:.%]+\]|localhost(?=[:/])|[\w-]+\.[\w.-]+|[\w-]+(?=:\d{2,5}/)"
+_ADDRESS = re.compile(rf"{_HOST}(?:,{_HOST})*(?P<path>/.*)?")
+# Hosts with a path that cannot be the middle of a password by accident.
+_CERTAIN_ADDRESS = re.compile(
+    r"@[\w-]+:\d{2,5}/|(?:@|^)(?:localhost|[\w-]+(?:\.[\w-]+)+|\[[\da-fA-F:.]+\])(?::\d+)?/"
 )
-_QUERY = re.compile(r"\?&?(?P<name>[A-Za-z_]{2,40})=")
+_QUERY = re.compile(r"\?(?P<name>[A-Za-z_]{2,40})=")
 _SEPARATOR = re.compile(r"&(?:amp;)?|[?;](?=[A-Za-z_]{2,40}=)")
 _OTHER_QUESTION_MARK = re.compile(r"[&;](?P<name>[A-Za-z_]{2,40})=")
-# Where an unencoded socket folder is likelier than a database of that name.
+# Folders of sockets, which are likelier here than a database of that name.
 _SOCKET_FOLDER = re.compile(r"/(?:cloudsql|var|run|tmp)/")
-# No password holds more; text made of '@' must not cost time.
-_MOST_SIGNS = 100
-_WEB_SCHEME = re.compile(r"^(?:https?|tcp)://", re.IGNORECASE)
+_WEB_SCHEME = re.compile(r"(?:https?|tcp)://", re.IGNORECASE)
 
-# Each may cost a connect timeout.
+# Each host may cost the time of a connect timeout.
 _MOST_HOSTS = 32
-_BRACKETED = re.compile(r"\[(?P<host>[^\[\]]*)\](?::(?P<port>.*))?", re.DOTALL)
-_SOCKET = re.compile(r"(?P<host>.*?)(?:/\.s\.PGSQL\.(?P<file>\d+))?(?::(?P<port>\d*))?", re.DOTALL)
+_BRACKETED = re.compile(r"\[(?P<host>[^\[\]]*)\](?::(?P<port>.*))?")
 _NAME = re.compile(r"(?!-)[\w-]{1,63}(?:\.[\w-]{1,63})*\.?")
-_FOUR_NUMBERS = re.compile(r"\d{1,10}(?:\.\d{1,10}){3}", re.ASCII)
 
 _TRANSACTION_PORT = 6543
 _YES = {"", "1", "true", "yes", "on"}
@@ -82,18 +73,20 @@ def split_scheme(text: str, repairs: list[str]) -> tuple[Backend, str]:
     url = _URL.fullmatch(text)
     if url is None:
         raise UnusableURLError("unparseable")
-    scheme, slashes, rest = url["scheme"].lower(), len(url["slashes"]), url["rest"].strip()
-    if slashes < 2 and not rest:
+    slashes, rest = len(url["slashes"]), url["rest"].strip()
+    scheme = _OWN_SCHEME.fullmatch(url["scheme"].lower())
+    if slashes < 2 and not (scheme and rest):
         raise UnusableURLError("unparseable")
-    postgresql, sqlite = _POSTGRESQL.fullmatch(scheme), _SQLITE.fullmatch(scheme)
-    if postgresql and postgresql["driver"] not in _NOT_A_DRIVER:
-        _note_repairs(url["java"], postgresql, repairs)
+    if scheme is None or scheme["driver"] in _OTHER_SYSTEMS:
+        raise UnusableURLError("unsupported_scheme")
+    if url["java"] or scheme["base"] not in {"postgresql", "sqlite"}:
+        repairs.append("scheme")
+    if scheme["driver"] not in {None, "psycopg"}:
+        repairs.append("driver")
+    if not scheme["base"].startswith("sqlite"):
         return "postgresql", _after_two_slashes(rest, slashes, repairs)
-    if sqlite and sqlite["driver"] not in _NOT_SQLITE:
-        _note_repairs(url["java"], sqlite, repairs)
-        # After `sqlite://` a third slash ends an empty host, a fourth begins an absolute path.
-        return "sqlite", "/" + rest if slashes == 1 or slashes > 3 else rest
-    raise UnusableURLError("unsupported_scheme" if slashes >= 2 else "unparseable")
+    # After `sqlite://` a third slash ends an empty host, a fourth begins an absolute path.
+    return "sqlite", "/" + rest if slashes == 1 or slashes > 3 else rest
 
 
 def split_url(text: str, repairs: list[str]) -> Parts:
@@ -119,8 +112,6 @@ def read_hosts(parts: Parts) -> tuple[list[str], list[int | None]]:
     numbers = [_read_port(port) for port in ports]
     if len(numbers) == 1:
         numbers *= len(hosts)
-    if not any(numbers):
-        numbers = [None] * len(hosts)
     if len(numbers) != len(hosts):
         raise UnusableURLError("invalid_port")
     return ([], numbers) if hosts == [""] else (hosts, numbers)
@@ -153,13 +144,6 @@ def split_list(text: str) -> list[str]:
     if len(elements) > _MOST_HOSTS:
         raise UnusableURLError("invalid_host")
     return [element.strip() for element in elements]
-
-
-def _note_repairs(java: str, scheme: re.Match[str], repairs: list[str]) -> None:
-    if java or scheme["base"] not in {"postgresql", "sqlite"}:
-        repairs.append("scheme")
-    if scheme["driver"] not in {None, "psycopg"}:
-        repairs.append("driver")
 
 
 def _after_two_slashes(rest: str, slashes: int, repairs: list[str]) -> str:
@@ -198,20 +182,10 @@ def _end_of_credentials(text: str) -> int:
     too much for a password is a failed login; to take too little prints half of it as a host.
     """
     last = text.rfind("@")
-    tail = text[last + 1 :]
-    if "/" in tail or "." in tail or "," in tail:
+    if re.search("[/.,]", text[last + 1 :]):
         return last
-    at = last
-    for _ in range(_MOST_SIGNS):
-        at = text.rfind("@", 0, max(at, 0))
-        if at >= 0 and _CERTAIN_HOST.match(text, at + 1) and _has_path(text, at + 1):
-            return at
-    return -1 if re.match(r"localhost[:/]|[\w-]+\.[\w.-]+(?::\d+)?/", text) else last
-
-
-def _has_path(text: str, start: int) -> bool:
-    address = _ADDRESS.match(text, start)
-    return address is not None and bool(address["path"])
+    certain = [match.start() for match in _CERTAIN_ADDRESS.finditer(text)] or [last]
+    return certain[-1] if text.startswith("@", certain[-1]) else -1
 
 
 def _split_address(text: str, repairs: list[str]) -> tuple[str, str]:
@@ -245,34 +219,35 @@ def _split_port(element: str) -> tuple[str, str]:
         return decode(literal["host"]), literal["port"] or ""
     element = decode(element)
     if element.startswith("/"):
-        socket = _SOCKET.fullmatch(element)
-        return (socket["host"], socket["port"] or socket["file"] or "") if socket else (element, "")
+        # The names of Cloud SQL's folders hold a ':', too.
+        folder, _, port = element.replace("/.s.PGSQL.", ":").rpartition(":")
+        return (folder, port) if folder and not port.strip("0123456789") else (element, "")
     if _is_ipv6(element):
         return element, ""
-    host, _, port = element.rpartition(":") if element.count(":") > 7 else element.partition(":")
+    host, _, port = element.partition(":")
     return host, port
 
 
 def _check_host(host: str, *, alone: bool) -> None:
     refuse_control_characters(host)
-    # libpq splits at every comma, also at one that was percent-encoded.
+    # libpq splits at every comma, even at one that was percent-encoded.
     if "," in host:
         raise UnusableURLError("invalid_host")
     if host.startswith("/") or _is_ipv6(host) or (alone and not host):
         return
-    if not _NAME.fullmatch(host) or len(host) > 253 or host.isdecimal():
-        raise UnusableURLError("invalid_host")
-    if _FOUR_NUMBERS.fullmatch(host) and any(int(number) > 255 for number in host.split(".")):
+    if not _NAME.fullmatch(host) or len(host) > 253:
         raise UnusableURLError("invalid_host")
     try:
-        host.encode("ascii" if host.isascii() else "idna")
-    except UnicodeError:
+        if host.replace(".", "").isdecimal():
+            IPv4Address(host)
+        host.encode("idna")
+    except ValueError:
         raise UnusableURLError("invalid_host") from None
 
 
 def _is_ipv6(text: str) -> bool:
     # A zone may be anything to IPv6Address, but not to the resolver of names.
-    if ":" not in text or len(text) > 63 or not text.isascii():
+    if len(text) > 63 or not text.isascii():
         return False
     try:
         IPv6Address(text)

@@ -1,10 +1,9 @@
-"""What the steps share: reasons and their sentences, a URL taken apart, questions about characters.
+"""What the steps share: the reasons for a fallback and their sentences, and the parts of a URL.
 
-A reason is a code and a sentence is a fixed text, so that no value can get into either.
+Reasons and sentences are fixed texts, so that no value can get into them.
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 from urllib.parse import unquote
@@ -68,16 +67,12 @@ _SUPABASE_DIRECT = re.compile(r"db\.[a-z0-9]+\.supabase\.(?:co|com|net)\.?", re.
 _OPEN_PORTS = {None, 80, 443, 8080, 5432, 6543}
 
 
+@dataclass(eq=False)
 class UnusableURLError(Exception):
-    """Raised by a step that cannot go on; carries the reason's code.
+    """Raised by a step that cannot go on; the message holds known names, never values."""
 
-    `message` says more than the code does; it is made of names that are known, never of values.
-    """
-
-    def __init__(self, reason: Reason, message: str = "") -> None:
-        super().__init__(reason)
-        self.reason: Reason = reason
-        self.message = message
+    reason: Reason
+    message: str = ""
 
 
 @dataclass(repr=False)
@@ -92,7 +87,7 @@ class Parts:
     hosts_in_query: str = ""
     ports_in_query: str = ""
 
-    def decode(self, decode: Callable[[str], str]) -> None:
+    def decode(self) -> None:
         """Decode what has no inner structure; hosts are decoded one by one."""
         self.username = decode(self.username)
         self.password = decode(self.password)

@@ -36,7 +36,6 @@ from space_runtime.url.vocabulary import (
     Reason,
     UnusableURLError,
     advise_on_space,
-    decode,
     explain_problem,
     refuse_control_characters,
 )
@@ -82,7 +81,7 @@ class DatabaseURLResolver:
         lift_parameters(parts)
         refuse_placeholders(parts)
         hosts, ports = read_hosts(parts)
-        parts.decode(decode)
+        parts.decode()
         refuse_incomplete(parts, hosts)
         pooled = is_transaction_pooler(parts, hosts, ports)
         query = read_parameters(parts.parameters, len(hosts), repairs, pooled=pooled)
