@@ -29,6 +29,39 @@ def test_its_own_tests_pass_on_both_databases(project: BakedProject) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
+def test_its_own_tests_pass_with_the_runtime_as_a_package_from_elsewhere(project: BakedProject) -> None:
+    elsewhere = project.path.parent / "elsewhere"
+    elsewhere.mkdir()
+    (project.path / "space_runtime").rename(elsewhere / "space_runtime")
+    done = project.run("python", "-m", "pytest", "--verbose", environ=NO_PLUGINS | {"PYTHONPATH": str(elsewhere)})
+    assert "[postgresql" in done.stdout
+    assert " SKIPPED" not in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "line", "told"),
+    [
+        ("space_runtime/reasons.py", "import src.main", "pass it as an argument"),
+        ("space_runtime/reasons.py", "from space_runtime.runtime import Runtime", "let the part above pass in"),
+        ("space_runtime/runtime.py", "SQLITE = 'sqlite' == engine.dialect.name", "ask backend_of(engine) instead"),
+        ("src/items/models.py", "import src.main", "nothing may import it"),
+        ("src/items/service.py", "from fastapi import HTTPException", "raise an error of your own"),
+    ],
+)
+def test_where_the_wall_is_broken_its_test_says_what_to_do(
+    project: BakedProject, file: str, line: str, told: str
+) -> None:
+    # never run, since only the text is looked at
+    (project.path / file).write_text(f"{project.read(file)}\n\ndef _broken() -> None:\n    {line}\n")
+    command = ("python", "-m", "pytest", "tests/test_architecture.py")
+    done = project.run(*command, environ=NO_PLUGINS, check=False)
+    assert done.returncode == 1, done.stdout
+    assert told in done.stdout
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "database_url", [pytest.param("sqlite", marks=pytest.mark.thorough), "postgresql"], indirect=True
 )
