@@ -19,7 +19,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from space_runtime.backends import POSTGRESQL, SQLITE, backend_of
 from space_runtime.backends.errors import DatabaseUnavailable, connection_reason
-from space_runtime.backends.opening import CannotServe, open_postgresql, ping
+from space_runtime.backends.opening import (
+    MIGRATION_SECONDS,
+    CannotServe,
+    open_postgresql,
+    ping,
+)
 from space_runtime.backends.protocol import Backend, Name
 from space_runtime.backends.sqlite import file_system, is_sound
 from space_runtime.failback import rows
@@ -111,8 +116,9 @@ class Lifecycle:
         self._thread.start()
 
     def wait_until_settled(self) -> None:
-        """Wait until a database serves, or it is known that none does."""
-        self._settled.wait()
+        """Wait until a database serves, or it is known that none does; migrations may take long."""
+        connect_seconds = self._state.configuration.connect_seconds
+        self._settled.wait(timeout=connect_seconds + MIGRATION_SECONDS)
 
     def stop(self) -> None:
         """Let admitted work finish, try once more to fail back, close the database; in bounds."""
@@ -122,6 +128,8 @@ class Lifecycle:
         self._wake.set()
         # An attempt to connect cannot be interrupted: its daemon thread ends with the process.
         self._thread.join(timeout=STOP_SECONDS + 1 if serves else CHECK_SECONDS)
+        if self._thread.is_alive():
+            logger.warning("the database could not be closed in time")
         taken_at = self._snapshots.taken_at
         logger.info(
             "stopped: the database is closed",
@@ -134,21 +142,29 @@ class Lifecycle:
 
     def _run(self) -> None:
         while self._state.phase != "stopped":
-            now = time.monotonic()
-            steps = machine.decide(self._state, now)
-            if not steps:
-                self._wake.wait(machine.seconds_until_due(self._state, now))
-                self._wake.clear()
-            for step in steps:
-                phase = self._state.phase
-                observation = self._perform(step)
-                self._update(
-                    partial(machine.advance, step=step, observation=observation, now=_now())
-                )
-                self._close_unused()
+            try:
+                self._perform_what_is_due()
+            except Exception as error:
+                # Every report comes from this thread, so a bug must not end it.
+                self._log_bug(error)
+                self._update(machine.note_bug)
                 self._publish()
-                if self._state.phase != phase:
-                    break
+                self._wake.wait(machine.SECONDS_BETWEEN_CHECKS_WHILE_DOWN)
+
+    def _perform_what_is_due(self) -> None:
+        now = time.monotonic()
+        steps = machine.decide(self._state, now)
+        if not steps:
+            self._wake.wait(machine.seconds_until_due(self._state, now))
+            self._wake.clear()
+        for step in steps:
+            phase = self._state.phase
+            observation = self._perform(step)
+            self._update(partial(machine.advance, step=step, observation=observation, now=_now()))
+            self._close_unused()
+            self._publish()
+            if self._state.phase != phase:
+                break
 
     def _suspect(self, reason: str | None) -> None:
         self._update(lambda state: machine.suspect(state, reason))
@@ -161,7 +177,6 @@ class Lifecycle:
             self._database.admission = admission(self._state)
 
     def _perform(self, step: Step) -> Observation:
-        """Perform a step; a mistake in one must not end the thread that every report comes from."""
         try:
             return self._perform_or_raise(step)
         except CannotServe as error:
@@ -170,9 +185,7 @@ class Lifecycle:
         except Busy:
             return self._failed("locked")
         except Exception as error:
-            # The frames and the name only: the text may tell of hosts, users and values.
-            frames = "".join(traceback.format_tb(error.__traceback__))
-            logger.error("a step of the lifecycle failed: %s\n%s", type(error).__name__, frames)
+            self._log_bug(error)
             return self._failed("internal")
 
     def _perform_or_raise(self, step: Step) -> Observation:
@@ -375,6 +388,11 @@ class Lifecycle:
             exc_info=self._migration_error if self.report.reason == "migration_failed" else None,
             extra={"version": self._project.version, "seconds": seconds} if is_first else None,
         )
+
+    def _log_bug(self, error: Exception) -> None:
+        # The frames and the name only: the text may tell of hosts, users and values.
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        logger.error("a step of the lifecycle failed: %s\n%s", type(error).__name__, frames)
 
     def _show(self) -> None:
         """Let the metrics say what the report says."""

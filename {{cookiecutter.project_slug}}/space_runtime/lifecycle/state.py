@@ -276,6 +276,11 @@ def suspect(state: State, reason: str | None) -> State:
     )
 
 
+def note_bug(state: State) -> State:
+    """Return the state after the runner itself failed; the next answered check clears it."""
+    return replace(state, trouble="internal", has_settled=True)
+
+
 def stop(state: State, now: Moment) -> State:
     """Return the state once the server is to stop."""
     return replace(state, stopping=True, stop_deadline=now.seconds + STOP_SECONDS)
