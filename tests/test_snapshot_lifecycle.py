@@ -430,9 +430,9 @@ def test_two_processes_that_find_the_same_rows_in_a_snapshot_move_each_row_once(
             report = server.settled(60)
             assert (report["status"], report["database"]["pending_rows"]) == ("ok", 0), server.log()
             assert server.titles() == ["the last one"]
-    with login.postgres.connect(login.url) as connection:
+    with login.postgres.connect(login.url) as postgresql:
         for table in ("numbered", "without_key"):
-            rows = connection.execute(f"SELECT title FROM {table} ORDER BY title").fetchall()  # noqa: S608
+            rows = postgresql.execute(f"SELECT title FROM {table} ORDER BY title").fetchall()  # noqa: S608
             assert rows == [("first",), ("second",)], table
     moved = {container.path: list((container.path / "data").glob("*.db")) for container in (project, other)}
     assert [[file.name.partition("-")[0] for file in files] for files in moved.values()] == [["moved"]] * containers
