@@ -123,6 +123,34 @@ def test_a_disk_that_is_full_from_the_start_is_passed_over(project: BakedProject
         assert create(server, "elsewhere") == 201
 
 
+@pytest.mark.parametrize("ended", ["killed", pytest.param("stopped", marks=pytest.mark.thorough)])
+def test_rows_on_a_disk_over_its_quota_are_not_hidden_by_an_empty_database_elsewhere(
+    project: BakedProject, tmp_path: Path, ended: str
+) -> None:
+    with project.boot(in_place=True) as server:
+        server.settled()
+        assert create(server, "within the quota") == 201
+        server.kill() if ended == "killed" else server.stop()
+    data = project.path / "data"
+    used = sum(file.stat().st_size for file in data.iterdir())
+    with project.boot(disks.with_quota(data, used, library_in=tmp_path), in_place=True) as server:
+        server.settled()
+        if ended == "killed":
+            assert server.titles() == ["within the quota"]
+        else:
+            # a file that was closed can be read only if there is room for the index of its log
+            assert server.get("/api/items").status_code == 503
+        assert create(server, "beyond it") == 503
+        report = server.health_when(lambda report: report["status"] == "unavailable", within=5)
+        assert report["database"]["reason"] == "disk_full"
+        if ended == "killed":
+            assert server.titles() == ["within the quota"]
+    with project.boot(in_place=True) as server:
+        assert server.settled()["status"] == "ok"
+        assert create(server, "with a larger quota") == 201
+        assert server.titles() == ["with a larger quota", "within the quota"]
+
+
 def test_a_file_that_becomes_read_only_refuses_writes_and_still_shows_its_rows(project: BakedProject) -> None:
     with project.boot(in_place=True) as server:
         server.settled()

@@ -622,6 +622,38 @@ def test_the_command_says_what_is_missing_and_leaves_files_in_use_alone(project:
         assert server.titles() == ["in use"]
 
 
+# What is set, what is done to the login, and why nothing serves then.
+NOTHING_SERVES = {
+    "strict": ({"DATABASE_FALLBACK": "strict"}, "NOLOGIN", "auth_failed"),
+    "strict, and no URL": ({"DATABASE_FALLBACK": "strict", "DATABASE_URL": "nonsense"}, "NOLOGIN", "unparseable"),
+    "read-only": ({}, "LOGIN", "read_only"),
+}
+
+
+@pytest.mark.parametrize("why", NOTHING_SERVES)
+def test_rows_that_wait_are_counted_while_nothing_serves(project: BakedProject, login: Login, why: str) -> None:
+    changed, right, reason = NOTHING_SERVES[why]
+    environ = {"DATABASE_URL": login.url}
+    with project.boot(environ, in_place=True) as server:
+        degraded(server)
+        for title in ("first", "second"):
+            create(server, title)
+        server.kill()
+    with login.postgres.connect() as connection:
+        connection.execute(f"ALTER ROLE {login.name} {right}")
+        connection.execute(f"ALTER ROLE {login.name} SET default_transaction_read_only = on")
+    with project.boot(environ | changed, in_place=True) as server:
+        report = server.settled()
+        assert (report["status"], report["database"]["backend"]) == ("unavailable", None)
+        assert (report["database"]["reason"], report["database"]["pending_rows"]) == (reason, 2)
+        with login.postgres.connect() as connection:
+            connection.execute(f"ALTER ROLE {login.name} LOGIN")
+            connection.execute(f"ALTER ROLE {login.name} RESET default_transaction_read_only")
+        if environ["DATABASE_URL"] == (environ | changed)["DATABASE_URL"]:
+            assert ok(server)["pending_rows"] == 0
+            assert server.titles() == ["second", "first"]
+
+
 def test_strict_never_serves_sqlite_and_finds_postgresql_by_itself(project: BakedProject, postgres: Postgres) -> None:
     url = postgres.create_database()
     postgres.stop()

@@ -33,6 +33,7 @@ from tools.states import (
     README,
     SCENARIOS,
     STRICT,
+    STRICT_UNUSABLE,
     UNSET,
     UNUSABLE,
     Event,
@@ -80,7 +81,7 @@ def test_the_table_reaches_every_phase_and_every_step_with_every_outcome() -> No
         (POSTGRESQL, FALLS_BACK, ("degraded", "sqlite", "auth_failed")),
         (STRICT, (Failed("auth_failed"),), ("unavailable", None, "auth_failed")),
         (UNUSABLE, (Opened(), Answered()), ("degraded", "sqlite", "unparseable")),
-        (replace(UNUSABLE, strict=True), (), ("unavailable", None, "unparseable")),
+        (STRICT_UNUSABLE, (Failed("unparseable"),), ("unavailable", None, "unparseable")),
         (UNSET, (Opened(), Answered()), ("ok", "sqlite", "unset")),
         (replace(UNSET, strict=True), (Opened(), Answered()), ("ok", "sqlite", "unset")),
         (UNSET, (Opened(problem="no_writable_path"),), ("degraded", "sqlite", "no_writable_path")),
@@ -122,10 +123,10 @@ def test_pauses_between_failbacks_grow_to_five_minutes() -> None:
     assert pauses == [2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 300.0, 300.0, 300.0, 300.0]
 
 
-def test_strict_with_a_url_that_cannot_be_used_has_nothing_to_try() -> None:
-    state = machine.begin(replace(UNUSABLE, strict=True), Moment(0.0, UTC_NOW))
-    assert machine.decide(state, 1e9) == ()
-    assert 0 < machine.seconds_until_due(state, 1e9) < 3600
+def test_strict_with_a_url_that_cannot_be_used_counts_again_what_waits() -> None:
+    state = ends(STRICT_UNUSABLE, Failed("unparseable", pending_rows=2), Failed("unparseable", pending_rows=3))
+    assert (told(state), describe(state).pending_rows) == (("unavailable", None, "unparseable"), 3)
+    assert machine.decide(state, state.next_connect) == (machine.Connect(machine.CHECK_SECONDS),)
 
 
 def test_trouble_that_a_request_meets_during_a_check_is_looked_into_by_the_next_one() -> None:
@@ -210,7 +211,7 @@ POSSIBLE: dict[type, dict[type, st.SearchStrategy[Observation]]] = {
     machine.TerminateConnections: {Done: st.just(Done())},
     machine.Close: {Done: st.just(Done())},
 }
-CONFIGURATIONS = [POSTGRESQL, STRICT, UNSET, UNUSABLE, replace(UNUSABLE, strict=True)]
+CONFIGURATIONS = [POSTGRESQL, STRICT, UNSET, UNUSABLE, STRICT_UNUSABLE]
 
 
 def next_transition(state: State, now: float, data: st.DataObject) -> tuple[Transition, float] | None:

@@ -278,6 +278,9 @@ def test_what_is_too_long_is_refused(opened: Server, target: bytes, headers: lis
         ([b"X_API_Token: " + TOKEN.encode()], 401),
         ([b"Authorization: bearer " + TOKEN.encode()], 201),
         ([AUTHORIZED], 201),
+        ([b"X-API-Token: " + TOKEN.encode()], 201),
+        # the Hub's own, on a private Space
+        ([b"X-API-Token: " + TOKEN.encode(), b"Authorization: Bearer of-the-hub"], 201),
     ],
 )
 def test_only_the_token_itself_opens(guarded: Server, headers: list[bytes], status: int) -> None:

@@ -295,3 +295,144 @@ def test_rows_that_no_timer_kept_are_in_a_snapshot_before_they_move(
     with project.boot(rarely, in_place=True) as server:
         assert server.settled()["status"] == "ok"
         assert server.titles() == ["of the last moment"]
+
+
+@pytest.mark.parametrize("at_next_start", ["there", "away"])
+def test_a_row_that_was_deleted_before_postgresql_came_back_stays_deleted(
+    project: BakedProject, store: Path, fallback: dict[str, str], login: Login, at_next_start: str
+) -> None:
+    with project.boot(fallback, in_place=True) as server:
+        assert server.settled()["status"] == "degraded"
+        create(server, "deleted")
+        wait_for_snapshot_of(store, "deleted")
+        before = set(snapshots(store))
+        (item,) = server.get("/api/items").json()["items"]
+        assert server.delete(f"/api/items/{item['id']}").status_code == 204
+        login.allow()
+        server.health_when(lambda report: report["status"] == "ok", within=30)
+        assert server.titles() == []
+        server.kill()
+    lose_the_disk(project)
+    # one that the timer took at the last moment would not hold the row
+    for taken in set(snapshots(store)) - before:
+        taken.unlink()
+    if at_next_start == "there":
+        # PostgreSQL knows by itself, even if SNAPSHOT_URL could not be told
+        for tombstone in store.glob("*.moved"):
+            tombstone.unlink()
+    else:
+        login.refuse()
+        with project.boot(fallback, in_place=True) as server:
+            assert server.settled()["status"] == "degraded"
+            assert server.titles() == []
+        login.allow()
+    with project.boot(fallback, in_place=True) as server:
+        report = server.settled()
+        assert (report["status"], report["database"]["pending_rows"]) == ("ok", 0)
+        assert server.titles() == []
+
+
+# Both find rows in a snapshot only. The one that is first to restore them goes on as soon as the other one is about to
+# look, or has looked; if that one restores them, too, it does so when they have been moved already.
+RACING = """
+import os
+import time
+from space_runtime.failback import handover
+from space_runtime.files import sqlite_files
+from space_runtime.snapshots.schedule import Snapshots
+from src.main import app
+
+setting_up, restore, finish = sqlite_files.setting_up, Snapshots.restore, handover.finish
+
+
+def note(what):
+    with open(os.environ["NOTES"], "a") as notes:
+        notes.write(f"{what} {os.getpid()}\\n")
+
+
+def wait_until(holds):
+    deadline = time.monotonic() + 30
+    while not holds([line.split() for line in open(os.environ["NOTES"])]):
+        assert time.monotonic() < deadline, open(os.environ["NOTES"]).read()
+        time.sleep(0.01)
+
+
+def set_up_noted(location):
+    note("looks")
+    return setting_up(location)
+
+
+def restore_in_turn(*arguments):
+    note("restores")
+    with open(os.environ["NOTES"]) as notes:
+        first = next(line.split()[1] for line in notes if line.startswith("restores"))
+    if first == str(os.getpid()):
+        wait_until(lambda notes: len({process for _, process in notes}) == 2)
+    else:
+        wait_until(lambda notes: ["moved", first] in notes)
+    return restore(*arguments)
+
+
+def finish_noted(file):
+    finished = finish(file)
+    note("moved")
+    return finished
+
+
+sqlite_files.setting_up = set_up_noted
+Snapshots.restore = restore_in_turn
+handover.finish = finish_noted
+"""
+
+NUMBERED = """
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    op.create_table("numbered", sa.Column("id", sa.Integer(), primary_key=True), sa.Column("title", sa.String()))
+    op.create_table("without_key", sa.Column("title", sa.String()))
+
+
+def downgrade() -> None:
+    op.drop_table("without_key")
+    op.drop_table("numbered")
+"""
+
+
+@pytest.mark.parametrize("containers", [1, 2])
+def test_two_processes_that_find_the_same_rows_in_a_snapshot_move_each_row_once(
+    project: BakedProject, store: Path, fallback: dict[str, str], login: Login, tmp_path: Path, containers: int
+) -> None:
+    (project.path / "migrations" / "versions" / "0002_numbered.py").write_text(NUMBERED)
+    (project.path / "racing.py").write_text(RACING)
+    with project.boot(fallback, in_place=True) as server:
+        assert server.settled()["status"] == "degraded"
+        (serving,) = (project.path / "data").glob("fallback-*.db")
+        with closing(sqlite3.connect(serving)) as connection, connection:
+            connection.execute("INSERT INTO numbered (title) VALUES ('first'), ('second')")
+            connection.execute("INSERT INTO without_key VALUES ('first'), ('second')")
+        create(server, "the last one")
+        wait_for_snapshot_of(store, "the last one")
+        server.kill()
+    lose_the_disk(project)
+    other = project if containers == 1 else project.copy_to(tmp_path / "other")
+    login.allow()
+    environ = fallback | {"NOTES": str(tmp_path / "notes")}
+    with (
+        project.boot(environ, in_place=True, app="racing:app") as first,
+        other.boot(environ, in_place=True, app="racing:app") as second,
+    ):
+        for server in (first, second):
+            report = server.settled(60)
+            assert (report["status"], report["database"]["pending_rows"]) == ("ok", 0), server.log()
+            assert server.titles() == ["the last one"]
+    with login.postgres.connect(login.url) as postgresql:
+        for table in ("numbered", "without_key"):
+            rows = postgresql.execute(f"SELECT title FROM {table} ORDER BY title").fetchall()  # noqa: S608
+            assert rows == [("first",), ("second",)], table
+    moved = {container.path: list((container.path / "data").glob("*.db")) for container in (project, other)}
+    assert [[file.name.partition("-")[0] for file in files] for files in moved.values()] == [["moved"]] * containers

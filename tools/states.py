@@ -89,6 +89,7 @@ POSTGRESQL = _configuration(None)
 STRICT = _configuration(None, strict=True)
 UNSET = _configuration("unset")
 UNUSABLE = _configuration("unparseable")
+STRICT_UNUSABLE = _configuration("unparseable", strict=True)
 
 _STARTS = (Connected(), Locked(), Moved(), Counted(), Answered())
 _FALLS_BACK = (Failed("auth_failed"), Opened(), Answered())
@@ -167,6 +168,7 @@ SCENARIOS = (
         STRICT,
         (Connected(), Failed("locked", pending_rows=3), Counted(pending_rows=3)),
     ),
+    Scenario("strict: DATABASE_URL cannot be used", STRICT_UNUSABLE, (Failed("unparseable"),)),
     Scenario("DATABASE_URL is unset", UNSET, _OPENS),
     Scenario("the file was damaged", UNSET, (Opened(problem="corrupt"),)),
     Scenario(

@@ -6,12 +6,14 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 import pytest
 
-from tests.support.machine import need
+from tests.support.machine import built_to_preload, need
 
 _SEAL = 'while read -r _ point _; do mount -o remount,bind,ro "$point" 2>/dev/null; done </proc/self/mounts'
+QUOTA = Path(__file__).with_name("quota.c")
 _UNSHARE = ["unshare", "--map-root-user", "--mount"]
 
 
@@ -28,6 +30,16 @@ def small(folder: str, *, kilobytes: int, full_beside: str | None = None) -> lis
     """
     fill = f"; cp {full_beside}/* {folder}; cat /dev/zero >{folder}/filler 2>/dev/null" if full_beside else ""
     return in_namespace(f"mount -t tmpfs -o size={kilobytes}k none {folder}{fill}")
+
+
+def with_quota(folder: Path, most_bytes: int, *, library_in: Path) -> dict[str, str]:
+    """The environment of a process that may have so much in `folder`; what is beyond it fails as by a quota.
+
+    A quota of the kernel's own needs a disk of its own, and whoever mounts that is exempt.
+    """
+    library = built_to_preload(QUOTA, library_in, "a process over its quota on a disk")
+    quota = {"FOLDER_WITH_QUOTA": str(folder.resolve()), "QUOTA_BYTES": str(most_bytes)}
+    return {"LD_PRELOAD": str(library)} | quota
 
 
 def without_roots_rights() -> list[str]:

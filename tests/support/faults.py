@@ -2,7 +2,6 @@
 
 import contextlib
 import socket
-import subprocess
 import sys
 import sysconfig
 import threading
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.disks import in_namespace
-from tests.support.machine import need
+from tests.support.machine import built_to_preload
 from tests.support.processes import free_port
 
 CLOCK = Path(__file__).with_name("clock.c")
@@ -179,15 +178,10 @@ class Clock:
 
     def __init__(self, folder: Path) -> None:
         """`folder` receives what makes the process wrong about the time."""
-        self._seconds, self._library = folder / "seconds", folder / "clock.so"
+        self._seconds = folder / "seconds"
         if not sysconfig.get_config_var("HAVE_SEM_CLOCKWAIT"):
             pytest.skip("this Python waits by the time of day, which only the kernel can change then")
-        compiler = need("cc", "a process that is wrong about the time of day")
-        done = subprocess.run(  # noqa: S603
-            [compiler, "-shared", "-fPIC", "-o", self._library, CLOCK], capture_output=True, text=True, check=False
-        )
-        if done.returncode != 0:
-            pytest.skip(f"cc does not work here: {done.stderr}")
+        self._library = built_to_preload(CLOCK, folder, "a process that is wrong about the time of day")
         self._seconds.write_bytes(bytes(8))
 
     def environ(self) -> dict[str, str]:

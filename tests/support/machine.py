@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,17 @@ def need(program: str, purpose: str) -> str:
     if found is None:
         pytest.skip(f"{program} is not installed (apt install {PACKAGES.get(program, program)}): {purpose}")
     return found
+
+
+def built_to_preload(source: Path, folder: Path, purpose: str) -> Path:
+    """The library for LD_PRELOAD that this C file gives, in `folder`, or a skipped test."""
+    library = folder / f"{source.stem}.so"
+    done = subprocess.run(  # noqa: S603
+        [need("cc", purpose), "-shared", "-fPIC", "-o", library, source], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        pytest.skip(f"cc does not work here: {done.stderr}")
+    return library
 
 
 @cache

@@ -8,7 +8,7 @@ from typing import Literal
 
 from alembic import context
 from alembic.autogenerate.api import AutogenContext
-from sqlalchemy import Connection
+from sqlalchemy import DATETIME, Connection
 from sqlalchemy.types import TypeDecorator
 
 from space_runtime.backends import backend_of
@@ -18,10 +18,15 @@ from src.items import models as items_models  # noqa: F401  (registers the table
 
 
 def render_item(kind: str, value: object, autogen: AutogenContext) -> str | Literal[False]:
-    """Write the application's own types as the plain ones they are: a migration stands alone."""
+    """Write the application's own types as the plain ones they are: a migration stands alone.
+
+    PostgreSQL knows no DATETIME, which is what SQLite calls the times of a table that is dropped.
+    """
     if kind == "type" and isinstance(value, PortableJSON):
         autogen.imports.add("from sqlalchemy.dialects import postgresql")
         return 'sa.JSON().with_variant(postgresql.JSONB(), "postgresql")'
+    if kind == "type" and isinstance(value, DATETIME):
+        return "sa.DateTime(timezone=True)"
     if kind == "type" and isinstance(value, TypeDecorator):
         return f"sa.{value.impl!r}"
     return False

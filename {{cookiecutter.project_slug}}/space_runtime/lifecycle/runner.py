@@ -216,8 +216,12 @@ class Lifecycle:
     # steps
 
     def _connect(self, seconds: float) -> Observation:
+        configuration = self._state.configuration
+        if not configuration.can_connect:
+            # Only another DATABASE_URL can change that; what waits may change all the time.
+            return self._failed(configuration.unusable_reason)
         opened = open_postgresql(
-            self._state.configuration.resolution,
+            configuration.resolution,
             self._migrations,
             connections=self._size_for(POSTGRESQL) + 1,
             seconds=seconds,

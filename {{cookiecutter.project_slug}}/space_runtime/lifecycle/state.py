@@ -5,7 +5,6 @@ performs them, and advance() returns the state that follows from what each of th
 table in space_runtime/README.md shows all of it.
 """
 
-import math
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal, NamedTuple
@@ -62,6 +61,11 @@ class Configuration:
     def can_connect(self) -> bool:
         """Return whether there is a PostgreSQL to connect to."""
         return self.backend == "postgresql" and self.resolution.url is not None
+
+    @property
+    def unusable_reason(self) -> str:
+        """Return why there is none."""
+        return self.resolution.reason or "unparseable"
 
 
 @dataclass(frozen=True)
@@ -393,14 +397,10 @@ def _choose_anew(state: State, now: Moment) -> State:
     )
     if configuration.backend == "sqlite":
         return replace(state, phase="opening")
-    if configuration.can_connect:
+    if configuration.can_connect or configuration.strict:
         deadline = now.seconds + configuration.connect_seconds
         return replace(state, phase="connecting", deadline=deadline, pause=FIRST_PAUSE_SECONDS)
-    reason = configuration.resolution.reason or "unparseable"
-    if configuration.strict:
-        # Nothing can change that but another DATABASE_URL, which is another process.
-        return replace(_down(state, reason, 0, now), next_connect=math.inf)
-    return replace(state, phase="opening", connect_failure=reason)
+    return replace(state, phase="opening", connect_failure=configuration.unusable_reason)
 
 
 def _decide_at_stop(state: State, now: float) -> tuple[Step, ...]:
@@ -412,11 +412,12 @@ def _decide_at_stop(state: State, now: float) -> tuple[Step, ...]:
 def _decide_without_database(state: State, now: float) -> tuple[Step, ...]:
     if now < state.next_connect:
         return ()
-    if state.configuration.can_connect:
+    configuration, is_fallback = state.configuration, state.configuration.backend == "postgresql"
+    if configuration.can_connect or (is_fallback and configuration.strict):
         # Only a start that may still fall back has a deadline.
         is_first = state.phase == "connecting" and state.may_fall_back
         return (Connect(state.deadline - now if is_first else CHECK_SECONDS),)
-    return (OpenSQLite(fallback=state.configuration.backend == "postgresql"),)
+    return (OpenSQLite(fallback=is_fallback),)
 
 
 def _decide_while_serving(state: State, now: float) -> tuple[Step, ...]:

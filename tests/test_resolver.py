@@ -1,11 +1,10 @@
 """The resolver reads DATABASE_URL as people paste it, and shows nothing of it."""
 
-import random
+from random import Random
 
 import pytest
-from sqlalchemy import event
-
 from space_runtime.url.resolution import Resolution
+from sqlalchemy import event
 from src.database.resolver import DatabaseURLResolver
 from src.database.session import build_engine
 
@@ -27,9 +26,7 @@ def received(resolution: Resolution) -> dict[str, object]:
     engine = build_engine(resolution)
 
     @event.listens_for(engine, "do_connect")
-    def capture(
-        dialect: object, record: object, arguments: object, received: dict[str, object]
-    ) -> None:
+    def capture(dialect: object, record: object, arguments: object, received: dict[str, object]) -> None:
         parameters.update(received)
         raise ConnectionRefusedError
 
@@ -215,7 +212,7 @@ def test_advice_for_a_space_is_given_on_a_space_only() -> None:
 
 def test_no_value_raises_or_is_shown() -> None:
     """Any change to a URL gives a Resolution in which none of its secrets can be read."""
-    chance = random.Random(7)
+    chance = Random(7)  # noqa: S311
     noise = ["@", ":", "/", "?", "#", "%", "&", "=", "[", "]", "'", " ", "\n", "\0", "\udcff", "${"]
     for _ in range(2_000):
         at = chance.randrange(len(PASTED))

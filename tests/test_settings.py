@@ -1,0 +1,38 @@
+"""A setting that cannot be used stops the start with one line that names it and does not show it."""
+
+import pytest
+from src.config.settings import load_settings
+
+NO_ORIGINS = (
+    "example.com",
+    "https://example.com/",
+    "https://example.com/app",
+    "https://*.example.com",
+    "https://user@example.com",
+    "ftp://example.com",
+    "https://example.com,",
+    "https://example.com https://example.org",
+    "*,https://example.com",
+)
+ORIGINS_LINE = "CORS_ORIGINS must be comma-separated origins such as https://example.com, without a path, or *."
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("DATABASE_FALLBACK", "sometimes", "DATABASE_FALLBACK must be auto or strict."),
+        ("POOL_SIZE", "many", "POOL_SIZE must be a whole number from 1 to 100."),
+        ("API_TOKEN", "short", "API_TOKEN must be at least 8 characters."),
+        *(("CORS_ORIGINS", value, ORIGINS_LINE) for value in NO_ORIGINS),
+    ],
+)
+def test_a_bad_value_is_named_and_not_shown(monkeypatch: pytest.MonkeyPatch, name: str, value: str, line: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as stop:
+        load_settings()
+    assert stop.value.code == line
+
+
+def test_a_blank_value_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POOL_SIZE", "")
+    assert load_settings().pool_size is None
