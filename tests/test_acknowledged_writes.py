@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 KILLS = [5, pytest.param(20, marks=pytest.mark.thorough)]
 
-# The steps of a hand-over, and on which side of each of them the app is killed.
+# The steps of a failback, and on which side of each of them the app is killed.
 STEPS = [
     ("space_runtime.failback.handover.begin", "before"),
     ("space_runtime.failback.handover.checkpoint", "after"),

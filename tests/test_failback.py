@@ -72,7 +72,7 @@ def test_rows_move_while_the_app_serves(project: BakedProject, postgres: Postgre
         assert connection.execute("SELECT count(*) FROM items").fetchone() == (29,)
 
 
-def test_clients_of_a_hand_over_see_a_pause_and_nothing_else(project: BakedProject, login: Login) -> None:
+def test_clients_of_a_failback_see_a_pause_and_nothing_else(project: BakedProject, login: Login) -> None:
     with project.boot({"DATABASE_URL": login.url}, in_place=True) as server:
         degraded(server)
         answers: dict[str, httpx2.Response] = {}
@@ -525,7 +525,7 @@ def test_work_under_way_when_postgresql_returns_is_waited_for(project: BakedProj
         try:
             server.health_when(lambda _: (project.path / "begun").exists())
             login.allow()
-            # a hand-over has waited for the work, and has given up for now
+            # a failback has waited for the work, and has given up for now
             server.health_when(lambda report: report["database"]["reason"] == "locked")
         finally:
             (project.path / "may-end").touch()
@@ -534,7 +534,7 @@ def test_work_under_way_when_postgresql_returns_is_waited_for(project: BakedProj
         assert server.titles() == ["slow"]
 
 
-def test_rows_of_an_asked_for_sqlite_move_by_command_only(project: BakedProject, login: Login) -> None:
+def test_rows_of_a_configured_sqlite_move_by_command_only(project: BakedProject, login: Login) -> None:
     with project.boot({}, in_place=True) as server:
         server.settled()
         create(server, "from my laptop")
@@ -692,7 +692,7 @@ def test_processes_that_share_the_file_agree_and_move_it_when_one_is_left(projec
         assert sorted(first.titles()) == ["by the first", "by the second", "by the third"]
 
 
-# What ends the process: before and after each step of a hand-over that leaves a trace.
+# What ends the process: before and after each step of a failback that leaves a trace.
 STEPS = [
     ("handover", "begin", "before"),
     ("handover", "checkpoint", "after"),
@@ -714,7 +714,7 @@ DEATHS = [
 
 
 @pytest.mark.parametrize(("module", "name", "moment", "next_start"), DEATHS)
-def test_killed_at_any_step_of_a_hand_over_every_answer_stays_true(
+def test_killed_at_any_step_of_a_failback_every_answer_stays_true(
     project: BakedProject, login: Login, module: str, name: str, moment: str, next_start: str
 ) -> None:
     app = app_that_dies(project, moment, module, name)

@@ -253,7 +253,7 @@ def test_rows_for_postgresql_survive_the_loss_of_the_disk(
         pytest.param("handover", "finish", "before", id="moved"),
     ],
 )
-def test_killed_during_a_hand_over_and_the_disk_lost_every_row_arrives_once(
+def test_killed_during_a_failback_and_the_disk_lost_every_row_arrives_once(
     project: BakedProject,
     store: Path,
     fallback: dict[str, str],
