@@ -6,7 +6,7 @@ need no code here. A row that PostgreSQL refuses stays behind, and so do the row
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -246,12 +246,12 @@ class _Move:
         """Return the columns that both databases have, with the types of the model if any."""
         here = {info["name"] for info in inspect(self._source).get_columns(name)}
         model = self._models.tables.get(name)
-        known: Mapping[str, Any] = {} if model is None else dict(model.c)
-        columns: list[ColumnClause[Any]] = []
-        for info in inspect(self._target).get_columns(name):
-            if info["name"] in here and not info.get("computed"):
-                kind = known[info["name"]].type if info["name"] in known else info["type"]
-                columns.append(column(info["name"], _as_stored(kind)))
+        types = {} if model is None else {one.name: one.type for one in model.columns}
+        columns: list[ColumnClause[Any]] = [
+            column(info["name"], _as_stored(types.get(info["name"], info["type"])))
+            for info in inspect(self._target).get_columns(name)
+            if info["name"] in here and not info.get("computed")
+        ]
         return table(name, *columns)
 
     def _copy_rows(self, name: str, ids: Sequence[int]) -> list[_Row]:

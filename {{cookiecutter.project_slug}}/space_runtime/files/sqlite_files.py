@@ -39,6 +39,7 @@ class OpenedFile:
 class _Serving(NamedTuple):
     path: Path
     stat: os.stat_result
+    """As it was when the file was opened; another file at the path differs from it."""
     lock: FileLock
 
 
@@ -63,29 +64,24 @@ class SQLiteFiles:
 
     def open_configured(self, url: URL | None, connections: int) -> OpenedFile:
         """Open the file that was configured, or the best there is; raise CannotServe or Busy."""
-        path, problem = self._configured_path(url)
-        if path is None:
-            raise CannotServe("no_writable_path", is_there=False)
+        location, problem = self._configured_location(url)
         if is_memory(url):
-            return OpenedFile(path, self._open(path, lambda: path, connections).opened)
+            return self._open(location, lambda path: path, connections)
         series = None
 
-        def choose() -> Path:
+        def choose(path: Path) -> Path:
             nonlocal series
             if not path.exists():
                 series = self._snapshots.restore(CONFIGURED, path) or new_series()
             return path
 
-        file = self._open(path, choose, connections)
-        self._snapshots.begin(path, series)
-        return OpenedFile(path, file.opened, problem or file.problem)
+        file = self._open(location, choose, connections)
+        self._snapshots.begin(file.path, series)
+        return OpenedFile(file.path, file.opened, problem or file.problem)
 
     def open_fallback(self, connections: int) -> OpenedFile:
         """Open the file for rows that belong in PostgreSQL; raise CannotServe or Busy."""
-        location = self._fallback_location()
-        if location is None:
-            raise CannotServe("no_writable_path", is_there=False)
-        file = self._open(location, lambda: self._choose_fallback(location.parent), connections)
+        file = self._open(self._fallback_location(), self._choose_fallback, connections)
         self._snapshots.begin(file.path, names.series_of(names.id_of(file.path)))
         return OpenedFile(file.path, file.opened)
 
@@ -144,8 +140,8 @@ class SQLiteFiles:
         path = self._locations.find(CONFIGURED_FILE).path
         return _count_rows(path) if path and path.exists() else 0
 
-    def _configured_path(self, url: URL | None) -> tuple[Path | None, str | None]:
-        """Return the file, and "no_writable_path" if it is not the right one."""
+    def _configured_location(self, url: URL | None) -> tuple[Path | None, str | None]:
+        """Return the path, and "no_writable_path" if it is a substitute."""
         if url is None:
             path, is_substitute = self._locations.find(CONFIGURED_FILE)
             return path, "no_writable_path" if is_substitute else None
@@ -163,11 +159,9 @@ class SQLiteFiles:
                 return names.location_of(file)
         return self._locations.find(names.LOCATION).path
 
-    def _choose_fallback(self, directory: Path) -> Path:
-        """Return the fallback file there, else the newest one that a snapshot has, else a new one.
-
-        Rows that were moved are not restored.
-        """
+    def _choose_fallback(self, location: Path) -> Path:
+        """Return an existing file, or restore the newest one, or begin a new one."""
+        directory = location.parent
         if existing := names.find("fallback", [directory]):
             return existing[0]
         for series, has_tombstone in reversed(self._snapshots.series(FALLBACK).items()):
@@ -179,16 +173,20 @@ class SQLiteFiles:
                 break
         return names.path(directory, "fallback", uuid4())
 
-    def _open(self, location: Path, choose: Callable[[], Path], connections: int) -> OpenedFile:
-        """Open the file that `choose` returns, and serve it; raise CannotServe or Busy.
+    def _open(
+        self, location: Path | None, choose: Callable[[Path], Path], connections: int
+    ) -> OpenedFile:
+        """Open the file that `choose` returns for a location; raise CannotServe or Busy.
 
         A damaged file is set aside, and `choose` is called again.
         """
+        if location is None:
+            raise CannotServe("no_writable_path", is_there=False)
         lock, problem = FileLock(location), None
         try:
             with setting_up(location):
                 lock.share()
-                path = choose()
+                path = choose(location)
                 try:
                     opened = open_sqlite(path, self._migrations, connections=connections)
                 except CannotServe as error:
@@ -197,7 +195,7 @@ class SQLiteFiles:
                     problem = error.reason
                     lock.take_exclusively()
                     names.set_aside(path)
-                    path = choose()
+                    path = choose(location)
                     opened = open_sqlite(path, self._migrations, connections=connections)
                     lock.share()
             self._serving = _Serving(path, path.stat(), lock)

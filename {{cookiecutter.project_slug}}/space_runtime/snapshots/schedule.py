@@ -184,7 +184,7 @@ def _text_of(error: SnapshotError | TimeoutError) -> str:
 
 
 def _state_of(file: Path) -> list[tuple[int, int]]:
-    """Return what changes whenever the database does."""
+    """Return what changes whenever the database does, so that an idle one need not be copied."""
     state = []
     for part in (file, file.with_name(f"{file.name}-wal")):
         with suppress(FileNotFoundError):
