@@ -176,6 +176,7 @@ class _Move:
         models: MetaData,
         on_progress: Callable[[], None],
     ) -> None:
+        """Raise SchemasDiffer unless both are at the same revision."""
         if current_revision(source) != current_revision(target):
             raise SchemasDiffer
         self.moved = 0
@@ -203,12 +204,10 @@ class _Move:
 
     def retry(self, refused: list[_Row]) -> list[_Row]:
         """Try refused rows until no more of them can be moved; log and return those that stay."""
-        count = 0
-        while len(refused) != count:
-            count = len(refused)
-            refused = [
-                row for one in refused for row in self._copy_rows(one.table_name, [one.row_id])
-            ]
+        before = 0
+        while len(refused) != before:
+            before = len(refused)
+            refused = [row for name, row_id in refused for row in self._copy_rows(name, [row_id])]
         self._advance_sequences()
         self._log(refused)
         return refused
@@ -234,11 +233,8 @@ class _Move:
             columns: list[ColumnClause[Any]] = [column(key) for key in keys or ["_rowid_"]]
             query = select(*columns).select_from(table(row.table_name))
             values = self._source.execute(query.where(_row_id == row.row_id)).one()
-            logger.warning(
-                "PostgreSQL refused a row: table %s, key %s",
-                row.table_name,
-                ", ".join(map(str, values)),
-            )
+            key = ", ".join(map(str, values))
+            logger.warning("PostgreSQL refused a row: table %s, key %s", row.table_name, key)
         if len(refused) > MOST_ROWS_NAMED:
             logger.warning("PostgreSQL refused %d more rows", len(refused) - MOST_ROWS_NAMED)
 
@@ -296,10 +292,7 @@ def _transaction(source: Engine, target: Engine) -> Iterator[tuple[Connection, C
     """Yield both connections; commit the target's at the end, under the migrations' lock."""
     is_committing = False
     try:
-        with (
-            source.connect() as rows,
-            backend_of(target).lock_migrations(target) as connection,
-        ):
+        with source.connect() as rows, backend_of(target).lock_migrations(target) as connection:
             # SQLite stores times without an offset; they are in UTC.
             connection.execute(text("SET LOCAL TIME ZONE 'UTC'"))
             connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))

@@ -3,17 +3,7 @@
 import sqlite3
 from pathlib import Path
 
-from sqlalchemy import (
-    Connection,
-    Engine,
-    create_engine,
-    func,
-    inspect,
-    literal,
-    select,
-    table,
-    text,
-)
+from sqlalchemy import Connection, Engine, create_engine, func, inspect, select, table, text
 from sqlalchemy.pool import NullPool
 
 COUNTED_AT_MOST = 100_000
@@ -33,7 +23,7 @@ def count_rows(source: Engine, *, at_most: int = -1) -> dict[str, int]:
     counts = {}
     with source.connect() as connection:
         for name in data_tables(connection):
-            rows = select(literal(1)).select_from(table(name)).limit(at_most).subquery()
+            rows = select(text("1")).select_from(table(name)).limit(at_most).subquery()
             if count := connection.scalar(select(func.count()).select_from(rows)):
                 counts[name] = count
     return counts
