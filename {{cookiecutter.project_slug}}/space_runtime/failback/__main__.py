@@ -5,6 +5,7 @@ python -m space_runtime.failback src.main:create_runtime [--dry-run] [FILE ...]
 
 import argparse
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -45,8 +46,9 @@ def main() -> int:
         sys.exit(resolution.message or "DATABASE_URL names no PostgreSQL: set it first.")
     directories = runtime.locations.directories()
     files = names.find("handover", directories) + names.find("fallback", directories)
+    # Unlike Path.exists(), os.path.exists() does not fail in a directory that may not be entered.
     configured = [directory / CONFIGURED_FILE for directory in directories]
-    files += arguments.files or [file for file in configured if file.exists()]
+    files += arguments.files or [file for file in configured if os.path.exists(file)]
     moved = names.find("moved", directories)
     migrations = Migrations(runtime.project.folder)
     with runtime.configured_engine() as target:

@@ -107,11 +107,7 @@ def count_refused(target: Engine, file_ids: Sequence[UUID]) -> int:
 
 
 def move_rows(
-    source: Engine,
-    target: Engine,
-    file_id: UUID,
-    models: MetaData,
-    on_progress: Callable[[], None],
+    source: Engine, target: Engine, file_id: UUID, models: MetaData, on_progress: Callable[[], None]
 ) -> Outcome:
     """Move every row and record the id, in one transaction of `target`; return what became of them.
 

@@ -23,8 +23,8 @@ class Location(NamedTuple):
 
     path: Path | None
     is_substitute: bool = False
-    """Whether a file of that name is in a better directory, which cannot be written to, or whether
-    only memory can be written to."""
+    """Whether a better directory has a file of that name but cannot be written to, or whether only
+    memory can be written to."""
 
 
 class Locations:

@@ -1,8 +1,8 @@
 """Snapshots: copies of a live SQLite file at SNAPSHOT_URL, and their restore.
 
 A snapshot is one object, `<series>-<number>-<digest>.db`; the snapshots of one database are a
-series. Numbers count up over all series, because a clock could go back. The digest tells a whole
-object from a torn one, because object stores cannot rename it once it is complete.
+series. Numbers count up over all series, because a clock could go back. An object store cannot
+rename an object once it is complete, so the digest tells a whole object from a torn one.
 `<series>-<number>.moved` is a tombstone: the rows of that series are in PostgreSQL and must not
 be restored.
 """
@@ -104,7 +104,7 @@ class SnapshotStore:
         """
         folder = _Folder(self._url)
         ours = [one for one in folder.listing() if one.is_of(which)]
-        # A caller that names the series, and not its kind, knows that its rows were not moved.
+        # A caller that names a series, and not only a kind, knows that its rows were not moved.
         moved = {one.series for one in ours if one.is_tombstone and one.series != which}
         if not ours or ours[-1].series in moved:
             return None
