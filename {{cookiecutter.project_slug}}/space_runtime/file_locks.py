@@ -1,6 +1,6 @@
-"""Locks by which the processes of one deployment agree about an SQLite file.
+"""File locks by which the processes of one deployment agree on who uses an SQLite file.
 
-They are advisory locks on files beside it, and the system ends them with the process.
+They are advisory locks on files beside it, and the kernel releases them when the process ends.
 """
 
 import fcntl
@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -17,7 +17,7 @@ _SECONDS_FOR_OTHERS = 10.0
 
 
 class Busy(Exception):
-    """Another process works with these files."""
+    """Another process uses these files."""
 
 
 class FileLock:
@@ -31,23 +31,26 @@ class FileLock:
         """Take the shared lock; raise Busy while another process has the exclusive one."""
         try:
             self._lock(fcntl.LOCK_SH)
+        except BlockingIOError:
+            raise Busy from None
         except OSError:
-            # On a full disk, say: better to serve without a lock than not at all.
+            # On a full disk, say: serving without a lock is better than not serving.
             logger.warning("the SQLite file cannot be locked: let only one process use it")
 
     def take_exclusively(self) -> None:
-        """Take the exclusive lock; raise Busy, keeping what there was, while others share it."""
+        """Take the exclusive lock; raise Busy if that fails, and keep the shared one if any."""
         was_shared = self._descriptor is not None
         try:
             self._lock(fcntl.LOCK_EX)
-        except (Busy, OSError):
+        except OSError:
+            # A failed attempt to turn a shared lock into an exclusive one may have released it.
             self.release()
             if was_shared:
                 self.share()
             raise Busy from None
 
     def release(self) -> None:
-        """Give the lock up."""
+        """Release the lock."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -56,48 +59,44 @@ class FileLock:
         if self._descriptor is None:
             path = self.location.with_name(self.location.name + ".lock")
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Busy from None
+        fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
 
 
 @contextmanager
 def setting_up(location: Path) -> Iterator[None]:
     """Be the only process that begins, restores or moves files at this location.
 
-    Wait some seconds for another one, then raise Busy.
+    Wait up to ten seconds for another one, then raise Busy.
     """
     deadline = time.monotonic() + _SECONDS_FOR_OTHERS
-    try:
-        lock = location.with_name(location.name + ".setup").open("w")
-    except OSError:
-        # Nothing can be begun where nothing can be written, so there is nothing to agree on.
-        yield
-        return
-    with lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise Busy from None
-                time.sleep(0.05)
+    with ExitStack() as stack:
+        # On a read-only disk there is nothing to begin, and so nothing to agree on.
+        with suppress(OSError):
+            lock = stack.enter_context(location.with_name(location.name + ".setup").open("w"))
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise Busy from None
+                    time.sleep(0.05)
         yield
 
 
 @contextmanager
 def exclusive(locations: Iterable[Path], own: FileLock | None = None) -> Iterator[None]:
-    """Have these locations exclusively until the block ends; raise Busy while others serve them.
+    """Lock these locations exclusively until the block ends; raise Busy while others share them.
 
     `own` is the lock under which this process serves; it is shared again at the end.
     """
-    every = set(locations) | ({own.location} if own else set())
+    locks = {location: FileLock(location) for location in locations}
+    if own:
+        locks[own.location] = own
     with ExitStack() as stack:
-        for location in sorted(every):
+        # In the same order in every process, so that no two wait for each other.
+        for location, lock in sorted(locks.items()):
             stack.enter_context(setting_up(location))
-            lock = own if own and own.location == location else FileLock(location)
             stack.callback(lock.share if lock is own else lock.release)
             lock.take_exclusively()
         yield

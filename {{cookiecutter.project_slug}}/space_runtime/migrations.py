@@ -9,13 +9,13 @@ from space_runtime.backends import backend_of
 
 
 class Migrations:
-    """What stands in a project's `migrations/`, which Alembic applies."""
+    """The migrations of a project, in `migrations/versions`, which Alembic applies."""
 
     def __init__(self, project_folder: Path) -> None:
         self._folder = project_folder
 
     def is_current(self, engine: Engine) -> bool:
-        """Return whether there is nothing to migrate and nothing newer."""
+        """Return whether the schema is at the newest revision."""
         with engine.connect() as connection:
             return current_revision(connection) in self.revisions()[1]
 
@@ -23,7 +23,7 @@ class Migrations:
         """Bring the schema to the newest revision; return False if it is newer than this code.
 
         A newer schema is left alone: during a deploy the old container runs beside the new one.
-        Raise whatever a migration raises; nothing of it is kept then.
+        Raise whatever a migration raises; its changes are rolled back.
         """
         known, newest = self.revisions()
         with engine.connect() as connection:
@@ -44,21 +44,20 @@ class Migrations:
         return True
 
     def revisions(self) -> tuple[set[str], set[str]]:
-        """Return every revision in migrations/versions, and those that no other one follows.
+        """Return all revisions, and those that no other one follows.
 
-        Read without running them, since to import Alembic takes as long as the rest of a start.
+        The scripts are parsed but not run: importing Alembic would double the time of a start.
         """
-        known: set[str] = set()
-        followed: set[str] = set()
+        found: dict[str, set[str]] = {"revision": set(), "down_revision": set()}
         for script in (self._folder / "migrations" / "versions").glob("*.py"):
             for node in ast.parse(script.read_bytes()).body:
-                if not isinstance(node, (ast.Assign, ast.AnnAssign)) or node.value is None:
-                    continue
-                target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
-                name = ast.unparse(target)
-                if name in ("revision", "down_revision"):
-                    (known if name == "revision" else followed).update(_texts(node.value))
-        return known, known - followed
+                match node:
+                    case (
+                        ast.Assign(targets=[ast.Name(name), *_], value=value)
+                        | ast.AnnAssign(target=ast.Name(name), value=ast.expr() as value)
+                    ) if name in found:
+                        found[name].update(_strings_in(value))
+        return found["revision"], found["revision"] - found["down_revision"]
 
 
 def current_revision(connection: Connection) -> str | None:
@@ -69,6 +68,6 @@ def current_revision(connection: Connection) -> str | None:
     return revision
 
 
-def _texts(value: ast.expr) -> list[str]:
+def _strings_in(value: ast.expr) -> list[str]:
     constants = (node.value for node in ast.walk(value) if isinstance(node, ast.Constant))
     return [constant for constant in constants if isinstance(constant, str)]

@@ -1,41 +1,40 @@
-"""Calls with a time limit, also to what has none of its own."""
+"""Time limits for calls, including calls into libraries that have none."""
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 Result = TypeVar("Result")
 
 
 def within(seconds: float, function: Callable[[], Result]) -> Result:
-    """Return function(), or raise TimeoutError; a call that hangs is left to its daemon thread."""
-    return _wait_for(_begin(function), seconds)
+    """Return function(), or raise TimeoutError if it takes longer.
+
+    The call then goes on in its thread, which ends with the process at the latest.
+    """
+    return _start(function).result(timeout=seconds)
 
 
 def while_progressing(
     seconds: float,
     function: Callable[[], Result],
     progress: threading.Event,
-    wake: Callable[[], None],
+    terminate: Callable[[], None],
 ) -> Result:
-    """Return function(), or raise TimeoutError once `progress` was not set for so many seconds.
+    """Return function(), or raise TimeoutError if it hangs: `progress` is not set for `seconds`.
 
-    Before that, `wake` is called, and the function has as much time again to end by itself.
+    Before that, call terminate() and give the function as much time again to end by itself.
     """
-    outcome = _begin(function)
-    while True:
-        try:
-            return _wait_for(outcome, seconds)
-        except TimeoutError:
-            if not progress.is_set():
-                break
-            progress.clear()
-    wake()
-    return _wait_for(outcome, seconds)
+    outcome = _start(function)
+    while wait([outcome], timeout=seconds).not_done and progress.is_set():
+        progress.clear()
+    if not outcome.done():
+        terminate()
+    return outcome.result(timeout=seconds)
 
 
-def _begin(function: Callable[[], Result]) -> Future[Result]:
+def _start(function: Callable[[], Result]) -> Future[Result]:
     outcome: Future[Result] = Future()
 
     def call() -> None:
@@ -46,8 +45,3 @@ def _begin(function: Callable[[], Result]) -> Future[Result]:
 
     threading.Thread(target=call, name="time-limit", daemon=True).start()
     return outcome
-
-
-def _wait_for(outcome: Future[Result], seconds: float) -> Result:
-    # A TimeoutError of the function itself cannot be told from ours, and means the same.
-    return outcome.result(timeout=max(seconds, 0.0))

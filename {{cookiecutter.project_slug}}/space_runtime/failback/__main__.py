@@ -1,17 +1,18 @@
-"""Moves rows on SQLite to PostgreSQL when somebody asks for it.
+"""Moves rows from SQLite to PostgreSQL, as a command.
 
 python -m space_runtime.failback src.main:create_runtime [--dry-run] [FILE ...]
 """
 
 import argparse
 import importlib
+import os
 import sys
 from pathlib import Path
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from space_runtime.backends.errors import OutcomeUnknown, connection_reason
+from space_runtime.backends.errors import DatabaseUnavailable, OutcomeUnknown, connection_reason
 from space_runtime.backends.opening import CannotServe
 from space_runtime.failback import rows
 from space_runtime.failback.handover import Failback
@@ -23,18 +24,20 @@ from space_runtime.migrations import Migrations
 from space_runtime.reasons import REASONS
 from space_runtime.runtime import Runtime
 
-_DESCRIPTION = """Move rows on SQLite to PostgreSQL: those that were written while it was away,
-those that it refused before, and those of app.db (or of the FILEs), which never move by themselves.
+_DESCRIPTION = """Move rows from SQLite to PostgreSQL: those that were written while it was away,
+those that it refused before, and those of app.db (or of the FILEs), which only this command moves.
 """
 
 
 def main() -> int:
-    """Move the rows and say what became of them; return 1 if some stay behind."""
+    """Move the rows and print what became of them; return the exit code, 1 if some stay behind."""
     parser = argparse.ArgumentParser(prog="make failback", description=_DESCRIPTION)
     parser.add_argument("runtime", metavar="MODULE:FUNCTION", help="what returns the runtime")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be moved")
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="an SQLite file")
     arguments = parser.parse_args()
+    if missing := [str(file) for file in arguments.files if not file.is_file()]:
+        parser.error(f"no such file: {', '.join(missing)}")
     module, _, function = arguments.runtime.partition(":")
     runtime: Runtime = getattr(importlib.import_module(module), function)()
 
@@ -43,16 +46,16 @@ def main() -> int:
         sys.exit(resolution.message or "DATABASE_URL names no PostgreSQL: set it first.")
     directories = runtime.locations.directories()
     files = names.find("handover", directories) + names.find("fallback", directories)
-    files += arguments.files or [
-        path for path in (each / CONFIGURED_FILE for each in directories) if path.exists()
-    ]
+    # Unlike Path.exists(), os.path.exists() does not fail in a directory that may not be entered.
+    configured = [directory / CONFIGURED_FILE for directory in directories]
+    files += arguments.files or [file for file in configured if os.path.exists(file)]
     moved = names.find("moved", directories)
     migrations = Migrations(runtime.project.folder)
     with runtime.configured_engine() as target:
         failback = Failback(target, runtime.project.metadata, migrations, runtime.snapshots)
         try:
             if arguments.dry_run:
-                return _tell(files, moved, target)
+                return _print_plan(files, moved, target)
             migrations.migrate(target)
             return _move(files, moved, target, failback)
         except Busy:
@@ -63,16 +66,15 @@ def main() -> int:
             sys.exit("Cut off as the rows were being stored: run this again, which finds out.")
         except CannotServe as error:
             sys.exit(f"Nothing more was moved: {REASONS[error.reason].explanation}.")
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, DatabaseUnavailable) as error:
             sys.exit(f"Nothing more was moved: {REASONS[connection_reason(error)].explanation}.")
 
 
-def _tell(files: list[Path], moved: list[Path], target: Engine) -> int:
+def _print_plan(files: list[Path], moved: list[Path], target: Engine) -> int:
     for file in files:
-        if rows.is_moved(target, names.id_of(file)):
-            continue
-        for name, count in count_rows(read_only(file)).items():
-            print(f"{file.name}: {name}: {count} rows would be moved")
+        if not rows.is_moved(target, names.id_of(file)):
+            for name, count in count_rows(read_only(file)).items():
+                print(f"{file.name}: {name}: {count} rows would be moved")
     count = rows.count_refused(target, [names.id_of(file) for file in moved])
     print(f"{count} rows that were refused before would be tried again")
     return 0
@@ -81,17 +83,15 @@ def _tell(files: list[Path], moved: list[Path], target: Engine) -> int:
 def _move(files: list[Path], moved: list[Path], target: Engine, failback: Failback) -> int:
     left = 0
     for file in moved:
-        if not (count := rows.count_refused(target, [names.id_of(file)])):
-            continue
-        try:
-            outcome = failback.retry_refused(file)
-        except rows.SchemasDiffer:
-            left += count
-            print(f"{file.name}: {count} refused before stay: the schema has changed since then")
-            continue
-        left += outcome.refused
-        if outcome.moved or outcome.refused:
-            print(f"{file.name}: {outcome.moved} moved, {outcome.refused} refused again")
+        if count := rows.count_refused(target, [names.id_of(file)]):
+            try:
+                outcome = failback.retry_refused(file)
+            except rows.SchemasDiffer:
+                left += count
+                print(f"{file.name}: {count} refused before stay: the schema has changed since")
+            else:
+                left += outcome.refused
+                print(f"{file.name}: {outcome.moved} moved, {outcome.refused} refused again")
     for file in files:
         with exclusive([names.location_of(file)]):
             outcome = failback.move(file)

@@ -1,4 +1,4 @@
-"""The steps of a failback: a file is handed over, its rows are moved, and it is kept.
+"""The steps of a failback: rename the file to handover-*, move its rows, rename it to moved-*.
 
 Each step is one rename or one COMMIT, so that after a crash the file names (files/names.py) and
 the table of failbacks in PostgreSQL tell what is left to do.
@@ -51,20 +51,18 @@ class Failback:
         def work() -> None:
             for file in files:
                 try:
-                    _count(self.move(file, progress.set))
+                    self.move(file, progress.set)
                 except DBAPIError as error:
                     is_of_file = isinstance(error.orig, sqlite3.Error)
                     if not is_of_file or running_reason(error) != "corrupt":
                         raise
                     names.set_aside(file)
 
+        def terminate() -> None:
+            backend_of(self._target).terminate_connections(self._target)
+
         try:
-            while_progressing(
-                _SECONDS_OF_SILENCE,
-                work,
-                progress,
-                lambda: backend_of(self._target).terminate_connections(self._target),
-            )
+            while_progressing(_SECONDS_OF_SILENCE, work, progress, terminate)
         except (OutcomeUnknown, TimeoutError):
             # Perhaps they were moved: only PostgreSQL can tell, so only PostgreSQL may serve.
             raise CannotServe("connection_lost", is_there=True) from None
@@ -79,14 +77,15 @@ class Failback:
     def move(self, file: Path, on_progress: Callable[[], None] = lambda: None) -> Outcome:
         """Move one file, from whichever step it is at; return what became of its rows.
 
-        Raise OutcomeUnknown if nobody knows whether they were moved. After any other error they
+        Raise OutcomeUnknown if the rows may or may not have been moved. After any other error they
         were not, and the file has its old name.
         """
         is_new = names.state_of(file) != "handover"
         handed_over = begin(file, self._target) if is_new else file
         file_id = names.id_of(handed_over)
-        # From now on no start may serve these rows from a snapshot.
-        self._snapshots.add_tombstone(names.series_of(file_id))
+        series = names.series_of(file_id)
+        # From now on, no start may restore these rows from a snapshot and change them.
+        self._snapshots.add_tombstone(series)
         try:
             if not count_rows(read_only(handed_over), at_most=1):
                 rows.record_empty(self._target, file_id)
@@ -96,25 +95,29 @@ class Failback:
                 self._bring_up_to_date(handed_over)
             source = read_only(handed_over)
             outcome = rows.move_rows(source, self._target, file_id, self._models, on_progress)
-        except OutcomeUnknown:
-            raise
-        except BaseException:
-            if is_new:
+        except BaseException as error:
+            if is_new and not isinstance(error, OutcomeUnknown):
                 names.rename(handed_over, file)
-                self._snapshots.remove_tombstone(names.series_of(file_id))
+                self._snapshots.remove_tombstone(series)
             raise
         finish(handed_over)
+        if any(outcome):
+            FAILBACKS.inc()
+        FAILBACK_ROWS.labels("moved").inc(outcome.moved)
+        FAILBACK_ROWS.labels("refused").inc(outcome.refused)
         return outcome
 
     def retry_refused(self, file: Path) -> Outcome:
-        """Try the refused rows of a moved file again; raise SchemasDiffer if that has changed."""
+        """Try the refused rows of a moved file again; return what became of them.
+
+        Raise rows.SchemasDiffer if the schema has changed since then.
+        """
         return rows.retry_refused(read_only(file), self._target, names.id_of(file), self._models)
 
     def _bring_up_to_date(self, file: Path) -> None:
-        """Give the rows that an older version left behind the schema that PostgreSQL has by now.
+        """Migrate a file that an older version left behind; raise CannotServe if that fails.
 
-        Raise CannotServe if a migration fails. Only for this, and only before its rows are moved, a
-        handed-over file is written again.
+        This is the only write to a handover file, and it comes before its rows are moved.
         """
         known, newest = self._migrations.revisions()
         with read_only(file).connect() as connection:
@@ -124,7 +127,7 @@ class Failback:
         engine = SQLITE.create_engine(URL.create("sqlite", database=str(file)), {}, 1)
         try:
             self._migrations.migrate(engine)
-        except Exception as error:  # a migration is its owner's code: it may raise anything
+        except Exception as error:  # A migration is its owner's code, which may raise anything.
             logger.error("rows of an older version could not be migrated", exc_info=error)
             raise CannotServe("migration_failed", is_there=False) from None
         finally:
@@ -133,10 +136,13 @@ class Failback:
 
 
 def begin(file: Path, target: Engine) -> Path:
-    """Hand the file over, which is never written again, and return its new name."""
+    """Rename the file, which is not served any more, to handover-*; return its new path.
+
+    Raise Busy if any program has it open.
+    """
     file_id = names.id_of(file)
     if rows.is_moved(target, file_id):
-        # A copy of a file that was moved already; what is new in it can still be moved.
+        # A copy of a file that was moved before: under a new id, what is new in it can be moved.
         file_id = uuid4()
     checkpoint(file)
     return names.rename(file, names.path(file.parent, "handover", file_id))
@@ -153,15 +159,6 @@ def checkpoint(file: Path) -> None:
             raise
 
 
-def finish(handed_over: Path) -> Path:
-    """Keep the file under the name that says that its rows have been moved."""
-    return names.rename(
-        handed_over, names.path(handed_over.parent, "moved", names.id_of(handed_over))
-    )
-
-
-def _count(outcome: Outcome) -> None:
-    if outcome.moved or outcome.refused:
-        FAILBACKS.inc()
-    FAILBACK_ROWS.labels("moved").inc(outcome.moved)
-    FAILBACK_ROWS.labels("refused").inc(outcome.refused)
+def finish(file: Path) -> Path:
+    """Rename the file, whose rows have been moved, to moved-*; return its new path."""
+    return names.rename(file, names.path(file.parent, "moved", names.id_of(file)))

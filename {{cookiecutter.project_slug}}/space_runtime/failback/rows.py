@@ -1,15 +1,14 @@
-"""Rows of an SQLite database into PostgreSQL: all in one transaction, parents before children.
+"""Moves the rows of an SQLite file to PostgreSQL, in one transaction, parents before children.
 
-What there is to move is read from the two databases themselves, so the tables of the project's
-owner need no code. A row that PostgreSQL refuses, and the rows that refer to it, stay behind.
+The tables and their columns are read from the two databases, so the tables of the project's owner
+need no code here. A row that PostgreSQL refuses stays behind, and so do the rows that refer to it.
 """
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
@@ -54,7 +53,7 @@ _row_id: ColumnClause[int] = literal_column("_rowid_", Integer)
 # SQLSTATEs: data and integrity errors, WITH CHECK OPTION, what a trigger raises, GENERATED ALWAYS.
 _REFUSALS = ("22", "23", "44", "P0", "428C9")
 
-# In no migration: what was moved already must not be forgotten by `alembic downgrade`.
+# Not made by a migration: `alembic downgrade` must not forget what was moved.
 _metadata = MetaData()
 failbacks = Table(
     "space_runtime_failbacks",
@@ -77,17 +76,15 @@ class SchemasDiffer(Exception):
     """The SQLite file and PostgreSQL have different revisions, so rows cannot be moved."""
 
 
-@dataclass
-class Outcome:
+class Outcome(NamedTuple):
     """How many rows were moved, and how many PostgreSQL refused."""
 
     moved: int = 0
     refused: int = 0
 
 
-@dataclass(frozen=True, order=True)
-class _Row:
-    """A row of a file that is never written again, so that its number stays the same."""
+class _Row(NamedTuple):
+    """A row of a file that is never written again, so its _rowid_ stays the same."""
 
     table_name: str
     row_id: int
@@ -110,23 +107,18 @@ def count_refused(target: Engine, file_ids: Sequence[UUID]) -> int:
 
 
 def move_rows(
-    source: Engine,
-    target: Engine,
-    file_id: UUID,
-    models: MetaData,
-    on_progress: Callable[[], None] = lambda: None,
+    source: Engine, target: Engine, file_id: UUID, models: MetaData, on_progress: Callable[[], None]
 ) -> Outcome:
     """Move every row and record the id, in one transaction of `target`; return what became of them.
 
-    `models` knows better than the databases which types the columns have. Nothing is moved if the
-    id is recorded already. `on_progress` is called for each batch. Raise OutcomeUnknown if the
-    connection is lost during COMMIT; after any other error nothing was moved.
+    The columns of `models` have more exact types than those of the databases. Nothing is moved if
+    the id is recorded already. `on_progress` is called before each batch. Raise SchemasDiffer, or
+    OutcomeUnknown if the connection is lost during COMMIT; after any other error nothing was moved.
     """
     with _transaction(source, target) as (rows, connection):
         _metadata.create_all(connection)
         if _is_recorded(connection, file_id):
             return Outcome()
-        _compare_schemas(rows, connection)
         move = _Move(rows, connection, models, on_progress)
         refused = copy_tables(move)
         record(connection, file_id, move.moved, refused)
@@ -134,7 +126,7 @@ def move_rows(
 
 
 def record_empty(target: Engine, file_id: UUID) -> None:
-    """Record that a file without rows was moved, so that no snapshot of it comes back."""
+    """Record that a file without rows was moved, so that no snapshot of it is restored."""
     with backend_of(target).lock_migrations(target) as connection:
         _metadata.create_all(connection)
         if not _is_recorded(connection, file_id):
@@ -142,35 +134,30 @@ def record_empty(target: Engine, file_id: UUID) -> None:
 
 
 def retry_refused(source: Engine, target: Engine, file_id: UUID, models: MetaData) -> Outcome:
-    """Try once more to move the rows of this file that were refused; return what became of them."""
+    """Try once more to move the rows of this file that were refused; return what became of them.
+
+    Raise SchemasDiffer, or OutcomeUnknown if the connection is lost during COMMIT.
+    """
     with _transaction(source, target) as (rows, connection):
-        _compare_schemas(rows, connection)
         _metadata.create_all(connection)
-        of_this = refused_rows.c.file_id == file_id
-        known = connection.execute(
-            select(refused_rows.c.table_name, refused_rows.c.row_id).where(of_this)
-        )
-        before = [_Row(*row) for row in known]
+        of_file = refused_rows.c.file_id == file_id
+        known = select(refused_rows.c.table_name, refused_rows.c.row_id).where(of_file)
         move = _Move(rows, connection, models, lambda: None)
-        refused = move.again(before)
-        connection.execute(refused_rows.delete().where(of_this))
+        refused = move.retry([_Row(*row) for row in connection.execute(known)])
+        connection.execute(refused_rows.delete().where(of_file))
         _record_refused(connection, file_id, refused)
-        move.name(refused)
     return Outcome(move.moved, len(refused))
 
 
 def copy_tables(move: "_Move") -> list[_Row]:
     """Copy all tables, then once more the rows whose parents came after them; return the rest."""
-    refused = [row for name in move.tables for row in move.copy(name)]
-    refused = move.again(refused)
-    move.advance_sequences()
-    move.name(refused)
+    refused = move.retry([row for name in move.tables for row in move.copy(name)])
     logger.info("moved %d rows to PostgreSQL, which refused %d", move.moved, len(refused))
     return refused
 
 
 def record(target: Connection, file_id: UUID, moved: int, refused: list[_Row]) -> None:
-    """Write down, in the transaction that moves them, that the rows of this id have been moved."""
+    """Record that the rows of this id were moved, in the transaction that moves them."""
     target.execute(failbacks.insert().values(id=file_id, moved_rows=moved))
     _record_refused(target, file_id, refused)
 
@@ -185,17 +172,18 @@ class _Move:
         models: MetaData,
         on_progress: Callable[[], None],
     ) -> None:
+        """Raise SchemasDiffer unless both are at the same revision."""
+        if current_revision(source) != current_revision(target):
+            raise SchemasDiffer
         self.moved = 0
         self._source, self._target = source, target
         self._models, self._on_progress = models, on_progress
-        present = data_tables(source)
-        ordered = [
-            name for name, _ in inspect(target).get_sorted_table_and_fkc_names() if name in present
-        ]
-        self._unknown = sorted(set(present) - set(ordered))
-        self.tables = ordered + self._unknown
-        self._shapes = {name: self._shape(name) for name in ordered}
         self._reported = time.monotonic()
+        present = data_tables(source)
+        ordered = (name for name, _ in inspect(target).get_sorted_table_and_fkc_names())
+        self._shapes = {name: self._shape(name) for name in ordered if name in present}
+        # Rows of a table that PostgreSQL does not have are refused.
+        self.tables = [*self._shapes, *sorted(set(present) - set(self._shapes))]
 
     def copy(self, name: str) -> list[_Row]:
         """Copy one table in the order in which its rows were written; return those refused."""
@@ -204,50 +192,45 @@ class _Move:
         ids = self._source.scalars(page).all()
         while ids:
             refused += self._copy_rows(name, ids)
-            self._report()
+            if time.monotonic() > self._reported + SECONDS_BETWEEN_REPORTS:
+                self._reported = time.monotonic()
+                logger.info("moving rows to PostgreSQL: %d so far", self.moved)
             ids = self._source.scalars(page.where(_row_id > ids[-1])).all()
         return refused
 
-    def again(self, refused: list[_Row]) -> list[_Row]:
-        """Try refused rows until no more of them can be moved; return those."""
-        while refused:
-            still = [
-                row for one in refused for row in self._copy_rows(one.table_name, [one.row_id])
-            ]
-            if len(still) == len(refused):
-                break
-            refused = still
+    def retry(self, refused: list[_Row]) -> list[_Row]:
+        """Try refused rows until no more of them can be moved; log and return those that stay."""
+        before = 0
+        while len(refused) != before:
+            before = len(refused)
+            refused = [row for name, row_id in refused for row in self._copy_rows(name, [row_id])]
+        self._advance_sequences()
+        self._log(refused)
         return refused
 
-    def advance_sequences(self) -> None:
-        """Let numbers that PostgreSQL gives out begin after those that were moved."""
+    def _advance_sequences(self) -> None:
+        """Make numbers that PostgreSQL gives out begin after those that were moved."""
         for name, shape in self._shapes.items():
+            quoted = self._target.dialect.identifier_preparer.quote(name)
             for info in inspect(self._target).get_columns(name):
                 if not info.get("autoincrement") or info["name"] not in shape.c:
                     continue
-                quoted = self._target.dialect.identifier_preparer.quote(name)
-                sequence = self._target.scalar(
-                    select(func.pg_get_serial_sequence(quoted, info["name"]))
-                )
-                if sequence:
+                find = select(func.pg_get_serial_sequence(quoted, info["name"]))
+                if sequence := self._target.scalar(find):
                     highest = select(func.max(shape.c[info["name"]])).scalar_subquery()
-                    last = text(f"(SELECT last_value FROM {sequence})")  # noqa: S608
-                    self._target.execute(
-                        select(func.setval(sequence, func.greatest(highest, last)))
-                    )
+                    advanced = func.greatest(highest, literal_column("last_value"))
+                    query = select(func.setval(sequence, advanced)).select_from(text(sequence))
+                    self._target.execute(query)
 
-    def name(self, refused: list[_Row]) -> None:
-        """Tell the log which rows stayed behind: their table and key, and nothing else of them."""
+    def _log(self, refused: list[_Row]) -> None:
+        """Log the table and key of rows that stayed behind, and nothing else of them."""
         for row in refused[:MOST_ROWS_NAMED]:
             keys = inspect(self._source).get_pk_constraint(row.table_name)["constrained_columns"]
             columns: list[ColumnClause[Any]] = [column(key) for key in keys or ["_rowid_"]]
             query = select(*columns).select_from(table(row.table_name))
             values = self._source.execute(query.where(_row_id == row.row_id)).one()
-            logger.warning(
-                "PostgreSQL refused a row: table %s, key %s",
-                row.table_name,
-                ", ".join(str(value) for value in values),
-            )
+            key = ", ".join(map(str, values))
+            logger.warning("PostgreSQL refused a row: table %s, key %s", row.table_name, key)
         if len(refused) > MOST_ROWS_NAMED:
             logger.warning("PostgreSQL refused %d more rows", len(refused) - MOST_ROWS_NAMED)
 
@@ -255,24 +238,24 @@ class _Move:
         """Return the columns that both databases have, with the types of the model if any."""
         here = {info["name"] for info in inspect(self._source).get_columns(name)}
         model = self._models.tables.get(name)
-        known: Mapping[str, Any] = {} if model is None else dict(model.c)
-        columns: list[ColumnClause[Any]] = []
-        for info in inspect(self._target).get_columns(name):
-            if info["name"] in here and not info.get("computed"):
-                kind = known[info["name"]].type if info["name"] in known else info["type"]
-                columns.append(column(info["name"], _as_stored(kind)))
+        types = {} if model is None else {one.name: one.type for one in model.columns}
+        columns: list[ColumnClause[Any]] = [
+            column(info["name"], _as_stored(types.get(info["name"], info["type"])))
+            for info in inspect(self._target).get_columns(name)
+            if info["name"] in here and not info.get("computed")
+        ]
         return table(name, *columns)
 
     def _copy_rows(self, name: str, ids: Sequence[int]) -> list[_Row]:
         """Copy rows that follow each other, in halves if need be; return those refused."""
-        if name not in self._unknown:
-            shape, first, last = self._shapes[name], ids[0], ids[-1]
+        shape, first, last = self._shapes.get(name), ids[0], ids[-1]
+        if shape is not None:
             fits = len(ids) == 1 or self._size(shape, first, last) <= BYTES_AT_ONCE
             if fits and self._is_copied(shape, first, last):
                 self.moved += len(ids)
                 return []
         if len(ids) == 1:
-            return [_Row(name, ids[0])]
+            return [_Row(name, first)]
         middle = len(ids) // 2
         return self._copy_rows(name, ids[:middle]) + self._copy_rows(name, ids[middle:])
 
@@ -288,10 +271,10 @@ class _Move:
             rows = self._source.execute(select(shape).where(_row_id.between(first, last)))
             values = [dict(row) for row in rows.mappings()]
             with self._target.begin_nested():
-                # RETURNING makes it one statement, in which rows may refer to each other
+                # RETURNING makes it one statement, in which rows may refer to each other.
                 self._target.execute(shape.insert().returning(literal_column("1")), values)
         except (ValueError, TypeError, LookupError, ArithmeticError):
-            # in SQLite a column holds anything, also what its type cannot read
+            # A column of SQLite holds any value, including those that its type cannot read.
             return False
         except StatementError as error:
             if _is_about_the_rows(error):
@@ -299,37 +282,24 @@ class _Move:
             raise
         return True
 
-    def _report(self) -> None:
-        if time.monotonic() > self._reported + SECONDS_BETWEEN_REPORTS:
-            self._reported = time.monotonic()
-            logger.info("moving rows to PostgreSQL: %d so far", self.moved)
-
 
 @contextmanager
 def _transaction(source: Engine, target: Engine) -> Iterator[tuple[Connection, Connection]]:
     """Yield both connections; commit the target's at the end, under the migrations' lock."""
     is_committing = False
     try:
-        with (
-            source.connect() as rows,
-            backend_of(target).lock_migrations(target) as connection,
-        ):
-            # times are stored without an offset in SQLite, and mean UTC
+        with source.connect() as rows, backend_of(target).lock_migrations(target) as connection:
+            # SQLite stores times without an offset; they are in UTC.
             connection.execute(text("SET LOCAL TIME ZONE 'UTC'"))
             connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
             yield rows, connection
             is_committing = True
     except BaseException as error:
-        # Ctrl-C, too, comes through a COMMIT that the server carries out all the same
+        # After Ctrl-C, too, the server may still carry out a COMMIT that was sent.
         was_refused = isinstance(error, DBAPIError) and not error.connection_invalidated
         if is_committing and not was_refused:
             raise OutcomeUnknown("Nobody knows whether the rows were moved.") from error
         raise
-
-
-def _compare_schemas(source: Connection, target: Connection) -> None:
-    if current_revision(source) != current_revision(target):
-        raise SchemasDiffer
 
 
 def _is_recorded(target: Connection, file_id: UUID) -> bool:
@@ -339,17 +309,12 @@ def _is_recorded(target: Connection, file_id: UUID) -> bool:
 
 def _record_refused(target: Connection, file_id: UUID, refused: list[_Row]) -> None:
     if refused:
-        target.execute(
-            refused_rows.insert(),
-            [
-                {"file_id": file_id, "table_name": row.table_name, "row_id": row.row_id}
-                for row in refused
-            ],
-        )
+        values = [{"file_id": file_id, **row._asdict()} for row in refused]
+        target.execute(refused_rows.insert(), values)
 
 
 def _as_stored(kind: TypeEngine[Any]) -> TypeEngine[Any]:
-    """Return the type, or none for JSON: its text tells NULL from a JSON null, a value does not."""
+    """Return the type, but none for JSON: only its text tells NULL from a JSON null."""
     inner = kind.impl_instance if isinstance(kind, TypeDecorator) else kind
     return NullType() if isinstance(inner, JSON) else kind
 
@@ -359,6 +324,6 @@ def _is_about_the_rows(error: StatementError) -> bool:
         return True
     sqlstate = getattr(error.orig, "sqlstate", None)
     if sqlstate is None:
-        # what the driver cannot send, such as a NUL character in a text
+        # The driver cannot send it: it has a NUL character in a text, for example.
         return type(error).__name__ in ("DataError", "ProgrammingError")
     return str(sqlstate).startswith(_REFUSALS)

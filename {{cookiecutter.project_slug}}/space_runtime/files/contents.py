@@ -1,23 +1,13 @@
-"""What is in an SQLite file: read without leaving a trace beside it."""
+"""What is in an SQLite file, read without leaving a trace beside it."""
 
 import sqlite3
 from pathlib import Path
 
-from sqlalchemy import (
-    Connection,
-    Engine,
-    create_engine,
-    func,
-    inspect,
-    literal,
-    select,
-    table,
-    text,
-)
+from sqlalchemy import Connection, Engine, create_engine, func, inspect, select, table, text
 from sqlalchemy.pool import NullPool
 
 COUNTED_AT_MOST = 100_000
-"""More rows of a table are not counted again and again while the application serves."""
+"""Rows of one table; counting more again and again would slow down the application."""
 
 
 def read_only(file: Path) -> Engine:
@@ -29,25 +19,23 @@ def read_only(file: Path) -> Engine:
 
 
 def count_rows(source: Engine, *, at_most: int = -1) -> dict[str, int]:
-    """Return how many rows each table has, without the empty ones; negative: without a limit."""
+    """Return how many rows each table has, up to a limit if any, without the empty tables."""
+    counts = {}
     with source.connect() as connection:
-        counts = {}
         for name in data_tables(connection):
-            counted = select(literal(1)).select_from(table(name)).limit(at_most).subquery()
-            counts[name] = connection.scalar(select(func.count()).select_from(counted)) or 0
-    return {name: count for name, count in counts.items() if count}
+            rows = select(text("1")).select_from(table(name)).limit(at_most).subquery()
+            if count := connection.scalar(select(func.count()).select_from(rows)):
+                counts[name] = count
+    return counts
 
 
 def data_tables(connection: Connection) -> list[str]:
     """Return the tables of an SQLite database that hold rows of its own.
 
-    Virtual tables, such as those of a full-text search, and what SQLite keeps of them are made of
-    other rows. An SQLite without this pragma (before 3.37) returns nothing.
+    Virtual tables, such as those of a full-text search, and their shadow tables are left out: they
+    are made of other rows. SQLite before 3.37 cannot tell them apart, and they count there.
     """
-    derived = {
-        row.name
-        for row in connection.execute(text("PRAGMA table_list"))
-        if row.type in ("virtual", "shadow")
-    }
+    tables = connection.execute(text("PRAGMA table_list"))
+    derived = {row.name for row in tables if row.type in ("virtual", "shadow")}
     names = inspect(connection).get_table_names()
     return [name for name in names if name not in derived | {"alembic_version"}]

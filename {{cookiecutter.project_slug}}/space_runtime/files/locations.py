@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import sqlite3
 import tempfile
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -15,17 +14,17 @@ from sqlalchemy import URL
 from space_runtime.project import Project
 
 _MEMORY = Path("/dev/shm")  # noqa: S108
-# What SQLite says where the disk is full, or over its owner's quota.
-_NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+# What SQLite reports when the disk is full, or over its owner's quota.
+_DISK_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 
 class Location(NamedTuple):
-    """A path for an SQLite file; None where no directory can be written to."""
+    """A path for an SQLite file; None if no directory can be written to."""
 
     path: Path | None
     is_substitute: bool = False
-    """Whether a file of that name is in a better directory, which cannot be written to; or whether
-    no directory on a disk can be."""
+    """Whether a better directory has a file of that name but cannot be written to, or whether only
+    memory can be written to."""
 
 
 class Locations:
@@ -37,7 +36,18 @@ class Locations:
 
     def directories(self) -> list[Path]:
         """Return the directories, best first."""
-        return list(dict.fromkeys(self._directories()))
+        name = self._project.folder.name
+        # The user's id keeps two users of one machine apart.
+        own_name = f"{name}-{os.getuid()}"
+        found = [self._project.path(self._sqlite_dir)] if self._sqlite_dir else []
+        found.append(self._project.folder / "data")
+        if home := os.environ.get("HOME"):
+            found.append(Path(home) / f".{name}")
+        with suppress(FileNotFoundError):  # No temporary directory can be written to.
+            found.append(Path(tempfile.gettempdir()) / own_name)
+        if _MEMORY.is_dir():
+            found.append(_MEMORY / own_name)
+        return list(dict.fromkeys(found))
 
     def find(self, file_name: str) -> Location:
         """Return the first usable path for a file of this name."""
@@ -53,34 +63,19 @@ class Locations:
         """Return the path that a URL names."""
         return self._project.path(database)
 
-    def in_memory(self) -> Location:
-        """Return a path for rows that are to live no longer than this server, all its workers."""
+    def in_memory(self) -> Path | None:
+        """Return a path for rows that live as long as this server, whose workers share them."""
         parent = multiprocessing.parent_process()
-        server = parent.pid if parent else os.getpid()
-        name = f"memory-{server}.db"
-        usable = (each / name for each in reversed(self.directories()) if is_usable(each / name))
-        return Location(next(usable, None))
-
-    def _directories(self) -> Iterator[Path]:
-        name = self._project.folder.name
-        if self._sqlite_dir:
-            yield self._project.path(self._sqlite_dir)
-        yield self._project.folder / "data"
-        if home := os.environ.get("HOME"):
-            yield Path(home) / f".{name}"
-        # The user's id keeps two users of one machine apart.
-        own_name = f"{name}-{os.getuid()}"
-        with suppress(FileNotFoundError):  # there is none that can be written to
-            yield Path(tempfile.gettempdir()) / own_name
-        if _MEMORY.is_dir():
-            yield _MEMORY / own_name
+        name = f"memory-{parent.pid if parent else os.getpid()}.db"
+        paths = (directory / name for directory in reversed(self.directories()))
+        return next(filter(is_usable, paths), None)
 
 
 def is_usable(path: Path) -> bool:
     """Return whether SQLite can work at this path; its directory is made if it is missing.
 
-    A file that is there already counts even on a full disk: its rows can be read, and an empty
-    database elsewhere would hide them.
+    An existing file is usable even on a full disk: its rows can be read, and an empty database
+    elsewhere would hide them.
     """
     probe = path.parent / f".probe-{uuid4().hex}"
     try:
@@ -94,7 +89,7 @@ def is_usable(path: Path) -> bool:
             for leftover in (probe, probe.with_name(probe.name + "-journal")):
                 leftover.unlink(missing_ok=True)
     except sqlite3.OperationalError as error:
-        return path.exists() and error.sqlite_errorcode & 0xFF in _NO_ROOM
+        return path.exists() and error.sqlite_errorcode & 0xFF in _DISK_FULL
     except OSError:
         return False
     return True

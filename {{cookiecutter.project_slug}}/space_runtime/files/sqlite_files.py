@@ -3,9 +3,10 @@
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from uuid import UUID, uuid4
 
 from sqlalchemy import URL
@@ -31,8 +32,15 @@ class OpenedFile:
 
     path: Path
     opened: Opened
-    problem: str | None
+    problem: str | None = None
     """Why it is not the file that was configured, or not as it was; a reason's code."""
+
+
+class _Serving(NamedTuple):
+    path: Path
+    stat: os.stat_result
+    """As it was when the file was opened; another file at the path differs from it."""
+    lock: FileLock
 
 
 class SQLiteFiles:
@@ -42,62 +50,57 @@ class SQLiteFiles:
         self._locations = locations
         self._migrations = migrations
         self._snapshots = snapshots
-        self._lock: FileLock | None = None
-        self._serving: tuple[Path, os.stat_result] | None = None
+        self._serving: _Serving | None = None
 
     @property
-    def is_in_place(self) -> bool:
-        """Whether the file that serves is still the one at its path; nobody may have removed it."""
+    def is_present(self) -> bool:
+        """Whether the file that serves, if any, is still at its path, and no other one is."""
         if self._serving is None:
             return True
-        path, opened = self._serving
         try:
-            return os.path.samestat(path.stat(), opened)
+            return os.path.samestat(self._serving.path.stat(), self._serving.stat)
         except OSError:
             return False
 
     def open_configured(self, url: URL | None, connections: int) -> OpenedFile:
-        """Open the file that was configured, or the best there is; raise CannotServe."""
-        path, problem = self._configured_path(url)
-        if path is None:
-            raise CannotServe("no_writable_path", is_there=False)
+        """Open the file that was configured, or the best there is; raise CannotServe or Busy."""
+        location, problem = self._configured_location(url)
         if is_memory(url):
-            opened, _ = self._open(_Forgotten(path), connections)
-            return OpenedFile(path, opened, problem)
-        configured = _Configured(path, self._snapshots)
-        opened, was_damaged = self._open(configured, connections)
-        self._snapshots.begin(path, configured.series)
-        return OpenedFile(path, opened, problem or ("corrupt" if was_damaged else None))
+            return self._open(location, lambda path: path, connections)
+        series = None
+
+        def choose(path: Path) -> Path:
+            nonlocal series
+            if not path.exists():
+                series = self._snapshots.restore(CONFIGURED, path) or new_series()
+            return path
+
+        file = self._open(location, choose, connections)
+        self._snapshots.begin(file.path, series)
+        return OpenedFile(file.path, file.opened, problem or file.problem)
 
     def open_fallback(self, connections: int) -> OpenedFile:
-        """Open the file for rows that PostgreSQL should have had; raise CannotServe."""
-        location = self._fallback_location()
-        if location is None:
-            raise CannotServe("no_writable_path", is_there=False)
-        fallback = _Fallback(location, self, self._snapshots)
-        opened, _ = self._open(fallback, connections)
-        self._snapshots.begin(fallback.path, fallback.series)
-        return OpenedFile(fallback.path, opened, None)
+        """Open the file for rows that belong in PostgreSQL; raise CannotServe or Busy."""
+        file = self._open(self._fallback_location(), self._choose_fallback, connections)
+        self._snapshots.begin(file.path, names.series_of(names.id_of(file.path)))
+        return OpenedFile(file.path, file.opened)
 
     def leave(self) -> None:
-        """Give up the lock on the file that served; one that was memory goes with its last user."""
-        serving, lock = self._serving, self._lock
-        self._serving = self._lock = None
-        if serving is not None and serving[0].name.startswith("memory-") and lock is not None:
-            try:
+        """Release the lock on the file that served; one in memory is removed by its last user."""
+        if self._serving is None:
+            return
+        (path, _, lock), self._serving = self._serving, None
+        if path.name.startswith("memory-"):
+            with suppress(Busy):
                 lock.take_exclusively()
-            except Busy:
-                pass
-            else:
-                names.remove(serving[0])
-        if lock is not None:
-            lock.release()
+                names.remove(path)
+        lock.release()
 
     def restore_waiting(self, is_moved: Callable[[UUID], bool]) -> None:
-        """Restore what waits for PostgreSQL in snapshots only, since the disk it was on is lost.
+        """Restore the files that wait for PostgreSQL and are lost from the disk; raise Busy.
 
-        It comes back as handed over, because another container may be moving the same rows, and
-        then only PostgreSQL's table can tell, which `is_moved` looks into. Raise Busy.
+        They are restored as handover files, because another container may be moving the same rows.
+        Only PostgreSQL knows then, which `is_moved` asks.
         """
         for series, has_tombstone in self._snapshots.series(FALLBACK).items():
             location = self._fallback_location()
@@ -117,10 +120,11 @@ class SQLiteFiles:
     def waiting_exclusively(self) -> Iterator[list[Path]]:
         """Yield the files that wait for PostgreSQL, locked; raise Busy if others serve them.
 
-        Those that cannot be written to wait on, since every step of a failback is a rename.
+        Files that cannot be written to are left out: every step of a failback is a rename.
         """
         files = filter(is_usable, self._waiting())
-        with exclusive(map(names.location_of, files), self._lock):
+        own = self._serving.lock if self._serving else None
+        with exclusive(map(names.location_of, files), own):
             yield list(filter(is_usable, self._waiting()))
 
     def moved(self) -> list[UUID]:
@@ -136,131 +140,79 @@ class SQLiteFiles:
         path = self._locations.find(CONFIGURED_FILE).path
         return _count_rows(path) if path and path.exists() else 0
 
-    def restore_unmoved(self, directory: Path) -> None:
-        """Restore the newest series of rows that are not in PostgreSQL, if their file is lost."""
-        unmoved = [one for one, moved in self._snapshots.series(FALLBACK).items() if not moved]
-        for series in reversed(unmoved):
-            file_id = names.id_in(series)
-            if file_id not in self._ids():
-                self._snapshots.restore(series, names.path(directory, "fallback", file_id))
-                return
-
-    def _configured_path(self, url: URL | None) -> tuple[Path | None, str | None]:
-        """Return the file, and "no_writable_path" if it is not the right one."""
+    def _configured_location(self, url: URL | None) -> tuple[Path | None, str | None]:
+        """Return the path, and "no_writable_path" if it is a substitute."""
         if url is None:
             path, is_substitute = self._locations.find(CONFIGURED_FILE)
             return path, "no_writable_path" if is_substitute else None
         if is_memory(url):
-            return self._locations.in_memory().path, None
+            return self._locations.in_memory(), None
         configured = self._locations.configured(str(url.database))
         if is_usable(configured):
             return configured, None
         return self._locations.find(configured.name).path, "no_writable_path"
 
     def _fallback_location(self) -> Path | None:
-        """Return where fallback files are: beside one that was begun, else in the best place."""
+        """Return where fallback files are: beside an existing one, else in the best directory."""
         for file in self._find("fallback"):
             if is_usable(file):
                 return names.location_of(file)
         return self._locations.find(names.LOCATION).path
 
+    def _choose_fallback(self, location: Path) -> Path:
+        """Return an existing file, or restore the newest one, or begin a new one."""
+        directory = location.parent
+        if existing := names.find("fallback", [directory]):
+            return existing[0]
+        for series, has_tombstone in reversed(self._snapshots.series(FALLBACK).items()):
+            file_id = names.id_in(series)
+            if not has_tombstone and file_id not in self._ids():
+                path = names.path(directory, "fallback", file_id)
+                if self._snapshots.restore(series, path):
+                    return path
+                break
+        return names.path(directory, "fallback", uuid4())
+
     def _open(
-        self, file: "_Configured | _Fallback | _Forgotten", connections: int
-    ) -> tuple[Opened, bool]:
-        """Return what was opened and whether a damaged file was set aside; raise CannotServe."""
-        lock, was_damaged = FileLock(file.location), False
+        self, location: Path | None, choose: Callable[[Path], Path], connections: int
+    ) -> OpenedFile:
+        """Open the file that `choose` returns for a location; raise CannotServe or Busy.
+
+        A damaged file is set aside, and `choose` is called again.
+        """
+        if location is None:
+            raise CannotServe("no_writable_path", is_there=False)
+        lock, problem = FileLock(location), None
         try:
-            with setting_up(file.location):
+            with setting_up(location):
                 lock.share()
-                file.choose()
+                path = choose(location)
                 try:
-                    opened = open_sqlite(file.path, self._migrations, connections=connections)
+                    opened = open_sqlite(path, self._migrations, connections=connections)
                 except CannotServe as error:
                     if error.reason != "corrupt":
                         raise
-                    was_damaged = True
+                    problem = error.reason
                     lock.take_exclusively()
-                    names.set_aside(file.path)
-                    file.restore()
-                    opened = open_sqlite(file.path, self._migrations, connections=connections)
+                    names.set_aside(path)
+                    path = choose(location)
+                    opened = open_sqlite(path, self._migrations, connections=connections)
                     lock.share()
-        except Busy:
-            lock.release()
-            raise CannotServe("locked", is_there=True) from None
-        except CannotServe:
+            self._serving = _Serving(path, path.stat(), lock)
+        except BaseException:
             lock.release()
             raise
-        self._lock, self._serving = lock, (file.path, file.path.stat())
-        return opened, was_damaged
+        return OpenedFile(path, opened, problem)
 
     def _ids(self) -> set[UUID]:
-        return {names.id_of(file) for file in [*self._waiting(), *self._find("moved")]}
+        return {names.id_of(file) for file in self._waiting()} | set(self.moved())
 
     def _waiting(self) -> list[Path]:
-        """Return the files whose rows PostgreSQL should have, handed-over ones first."""
+        """Return the files whose rows belong in PostgreSQL, those of a handover first."""
         return self._find("handover") + self._find("fallback")
 
     def _find(self, state: names.FileState) -> list[Path]:
         return names.find(state, self._locations.directories())
-
-
-class _Configured:
-    """The file that was configured; it is at its path, or its newest snapshot is."""
-
-    def __init__(self, path: Path, snapshots: Snapshots) -> None:
-        self.location = self.path = path
-        self.series: str | None = None
-        """None continues the newest series of snapshots."""
-        self._snapshots = snapshots
-
-    def choose(self) -> None:
-        """Make sure that the file is there if it can be."""
-        if not self.path.exists():
-            self.restore()
-
-    def restore(self) -> None:
-        """Put the newest snapshot there."""
-        self.series = self._snapshots.restore(CONFIGURED, self.path) or new_series()
-
-
-class _Forgotten:
-    """A file that stands for a database in memory."""
-
-    def __init__(self, path: Path) -> None:
-        self.location = self.path = path
-
-    def choose(self) -> None:
-        """Take it as it is."""
-
-    def restore(self) -> None:
-        """Begin anew."""
-
-
-class _Fallback:
-    """The file that serves while PostgreSQL is away: one that was begun, or a new one."""
-
-    def __init__(self, location: Path, files: SQLiteFiles, snapshots: Snapshots) -> None:
-        self.location = location
-        self.path = names.path(location.parent, "fallback", uuid4())
-        self._files = files
-        self._snapshots = snapshots
-
-    @property
-    def series(self) -> str:
-        """The series of its snapshots."""
-        return names.series_of(names.id_of(self.path))
-
-    def choose(self) -> None:
-        """Find the file that was begun, on the disk or in a snapshot."""
-        directory = self.location.parent
-        if not names.find("fallback", [directory]):
-            self._files.restore_unmoved(directory)
-        begun = names.find("fallback", [directory])
-        self.path = begun[0] if begun else self.path
-
-    def restore(self) -> None:
-        """Put its newest snapshot there."""
-        self._snapshots.restore(self.series, self.path)
 
 
 def _count_rows(file: Path) -> int:

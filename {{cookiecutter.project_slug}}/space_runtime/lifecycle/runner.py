@@ -286,7 +286,7 @@ class Lifecycle:
 
     def _check(self, step: machine.Check) -> Observation:
         engine = self._serving()
-        if not self._files.is_in_place:
+        if not self._files.is_present:
             logger.error("the SQLite file was removed while it served: another one takes its place")
             return machine.FileRemoved()
         try:

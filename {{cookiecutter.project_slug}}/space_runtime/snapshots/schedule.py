@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 from uuid import uuid4
@@ -27,7 +28,7 @@ FALLBACK = "fallback"
 
 
 class Snapshots:
-    """The snapshots of the SQLite file that serves; none of it does anything without a store."""
+    """The snapshots of the SQLite file that serves; without a store, nothing here does anything."""
 
     def __init__(self, store: SnapshotStore | None, interval_seconds: float) -> None:
         self._store = store
@@ -46,47 +47,47 @@ class Snapshots:
     def restore(self, which: str, target: Path) -> str | None:
         """Make `target` from the newest sound snapshot of a series, or of a kind of series.
 
-        Return its series, or None if there is none.
+        Return its series, or None if there is none or it cannot be fetched.
         """
-        if self._store is None:
-            return None
         store, self._trouble = self._store, None
-        for attempt in range(ATTEMPTS):
+        if store is None:
+            return None
+        for attempts_left in reversed(range(ATTEMPTS)):
             try:
                 snapshot = within(RESTORE_SECONDS, lambda: store.restore(which, target))
+                break
             except (SnapshotError, TimeoutError) as error:
-                self._trouble = _told(error)
-                if isinstance(error, (DamagedSnapshot, TimeoutError)):
-                    break
-                if attempt < ATTEMPTS - 1:
-                    time.sleep(SECONDS_BETWEEN_ATTEMPTS)
-            else:
-                if snapshot is not None:
-                    logger.info("restored snapshot %d", snapshot.number)
-                return snapshot.series if snapshot else None
-        logger.error("no snapshot could be restored, a new database begins: %s", self._trouble)
-        return None
+                if not attempts_left or isinstance(error, DamagedSnapshot | TimeoutError):
+                    self._trouble = _text_of(error)
+                    logger.error(
+                        "no snapshot could be restored, a new database begins: %s", self._trouble
+                    )
+                    return None
+            time.sleep(SECONDS_BETWEEN_ATTEMPTS)
+        if snapshot is None:
+            return None
+        logger.info("restored snapshot %d", snapshot.number)
+        return snapshot.series
 
     def series(self, kind: str) -> dict[str, bool]:
         """Return the series of a kind, oldest first, and whether they have a tombstone."""
         return self._attempt(lambda store: store.series(kind)) or {}
 
     def add_tombstone(self, series: str) -> None:
-        """Say at SNAPSHOT_URL that the rows of this series are on their way to PostgreSQL."""
+        """Say at SNAPSHOT_URL that the rows of this series are being moved to PostgreSQL."""
         self._attempt(lambda store: store.add_tombstone(series))
 
     def remove_tombstone(self, series: str) -> None:
-        """Say that they are not."""
+        """Say that they were not moved after all."""
         self._attempt(lambda store: store.remove_tombstone(series))
 
     def begin(self, file: Path, series: str | None) -> None:
         """Take a snapshot of the file every interval, until end(); None continues the newest."""
         if self._store is not None:
             self._timer = _Timer(self._store, file, series, self._interval_seconds)
-            self._timer.start()
 
     def end(self, *, last_within: float = 0.0) -> None:
-        """Take no more snapshots; the last one if there are seconds for it."""
+        """Take no more snapshots, except a last one if there are seconds for it."""
         if self._timer is not None:
             self._timer.stop(last_within)
 
@@ -102,53 +103,49 @@ class Snapshots:
         return f"The newest snapshot is {time.monotonic() - self.taken_at:.0f} s old."
 
     def _attempt(self, call: Callable[[SnapshotStore], Result]) -> Result | None:
-        if self._store is None:
+        if (store := self._store) is None:
             return None
-        store = self._store
         try:
             return within(TOMBSTONE_SECONDS, lambda: call(store))
         except (SnapshotError, TimeoutError) as error:
-            logger.error("%s", _told(error))
+            logger.error("%s", _text_of(error))
             return None
 
 
 class _Timer:
-    """Takes snapshots of one file, in a thread of its own."""
+    """Takes snapshots of one file in its own thread, the first one after an interval."""
 
     def __init__(
         self, store: SnapshotStore, file: Path, series: str | None, interval_seconds: float
     ) -> None:
+        self.has_tried = False
+        self.trouble: str | None = None
+        self.taken_at: float | None = None
         self._store = store
         self._file = file
         self._series = series
         self._interval_seconds = interval_seconds
-        # Of the processes that serve a file, one takes its snapshots.
+        # Only one of the processes that serve a file takes its snapshots.
         self._lock = FileLock(file.with_name("snapshots"))
+        self._state_taken: object = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="snapshots", daemon=True)
-        self._kept_state: object = None
-        self.has_tried = False
-        self.trouble: str | None = None
-        self.taken_at: float | None = None
-
-    def start(self) -> None:
-        """Take the first one after an interval."""
         self._thread.start()
 
     def stop(self, last_within: float) -> None:
-        """End, after a last snapshot if there are seconds for it."""
+        """Stop, after a last snapshot if there are seconds for it."""
         if self._stopping.is_set():
             return
         deadline = time.monotonic() + last_within
         self._stopping.set()
         self._thread.join(timeout=max(last_within, 1.0))
-        try:
-            if last_within > 0:
+        if last_within > 0:
+            try:
                 within(deadline - time.monotonic(), self._take)
-        except TimeoutError:
-            logger.error("there was no time for the last snapshot")
-        else:
-            self._lock.release()
+            except TimeoutError:
+                logger.error("there was no time for the last snapshot")
+                return
+        self._lock.release()
 
     def _run(self) -> None:
         while not self._stopping.wait(self._interval_seconds):
@@ -159,8 +156,10 @@ class _Timer:
         try:
             self._lock.take_exclusively()
             if self._series is None:
-                self._series = self._series_to_continue()
-            if state != self._kept_state:
+                known = self._store.series(CONFIGURED)
+                unmoved = [series for series, is_moved in known.items() if not is_moved]
+                self._series = unmoved[-1] if unmoved else new_series()
+            if state != self._state_taken:
                 self._store.take(self._file, self._series)
                 SNAPSHOTS.labels("taken").inc()
         except Busy:
@@ -171,25 +170,24 @@ class _Timer:
                 logger.error("no snapshot could be taken: %s", error)
             self.trouble = str(error)
         else:
-            self.trouble, self.taken_at, self._kept_state = None, started, state
+            self.trouble, self.taken_at, self._state_taken = None, started, state
         self.has_tried = True
-
-    def _series_to_continue(self) -> str:
-        known = self._store.series(CONFIGURED)
-        continued = [series for series, has_tombstone in known.items() if not has_tombstone]
-        return continued[-1] if continued else new_series()
 
 
 def new_series() -> str:
-    """Return a series for a database begun anew, so that it pushes out no other's snapshots."""
+    """Return the series of a new database, whose snapshots push out no other's."""
     return f"{CONFIGURED}-{uuid4().hex[:8]}"
 
 
-def _told(error: SnapshotError | TimeoutError) -> str:
+def _text_of(error: SnapshotError | TimeoutError) -> str:
     return str(error) or "SNAPSHOT_URL did not answer in time."
 
 
 def _state_of(file: Path) -> list[tuple[int, int]]:
-    """Return what changes whenever the database does."""
-    parts = [part for part in (file, file.with_name(f"{file.name}-wal")) if part.exists()]
-    return [(part.stat().st_mtime_ns, part.stat().st_size) for part in parts]
+    """Return what changes whenever the database does, so that an idle one need not be copied."""
+    state = []
+    for part in (file, file.with_name(f"{file.name}-wal")):
+        with suppress(FileNotFoundError):
+            stat = part.stat()
+            state.append((stat.st_mtime_ns, stat.st_size))
+    return state

@@ -1,10 +1,10 @@
-"""Snapshots: copies of a live SQLite file at SNAPSHOT_URL, and the way back.
+"""Snapshots: copies of a live SQLite file at SNAPSHOT_URL, and their restore.
 
-A snapshot is one whole object, `<series>-<number>-<digest>.db`. All snapshots of one database are a
-series. The number is one more than the highest there, of any series, because clocks go back. The
-digest tells a whole object from a torn one, so that nothing has to be renamed into its place.
+A snapshot is one object, `<series>-<number>-<digest>.db`; the snapshots of one database are a
+series. Numbers count up over all series, because a clock could go back. An object store cannot
+rename an object once it is complete, so the digest tells a whole object from a torn one.
 `<series>-<number>.moved` is a tombstone: the rows of that series are in PostgreSQL and must not
-come back.
+be restored.
 """
 
 import fcntl
@@ -16,7 +16,7 @@ import re
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -29,7 +29,7 @@ _NAME = re.compile("(" + _SERIES + r")-([0-9]{8})(?:-([0-9a-f]{16})\.db|\.moved)
 
 
 class SnapshotError(Exception):
-    """Why a snapshot failed: one sentence that names no place, no user and no secret."""
+    """Why a snapshot failed: one sentence without URLs, users or secrets."""
 
 
 class DamagedSnapshot(SnapshotError):
@@ -61,7 +61,7 @@ class Snapshot(NamedTuple):
         return not self.digest
 
     def is_of(self, which: str) -> bool:
-        """Whether this belongs to a series, or to a kind of series, which is how they begin."""
+        """Whether this belongs to a series, or to a kind of series, with which its name begins."""
         return f"{self.series}-".startswith(f"{which}-")
 
 
@@ -69,13 +69,13 @@ class SnapshotStore:
     """The snapshots at one URL. Its methods may block for long, and raise SnapshotError."""
 
     def __init__(self, url: str, folder: Path = Path()) -> None:
-        """A URL that is the path of a directory begins at `folder`, unless it is absolute."""
+        """A URL that is a relative path begins at `folder`."""
         is_path = "://" not in url and "::" not in url
         self._url = str((folder / os.path.expanduser(url)).absolute()) if is_path else url
         self._last_digests: dict[str, str] = {}
 
     def take(self, file: Path, series: str) -> Snapshot | None:
-        """Keep a copy of the live file; return None if it is as this store kept it last."""
+        """Store a copy of the live file; return None if it has not changed since the last one."""
         with _private_file(file) as copy:
             _copy(file, copy)
             digest = _digest(copy)
@@ -98,24 +98,24 @@ class SnapshotStore:
     def restore(self, which: str, target: Path) -> Snapshot | None:
         """Make `target` from the newest sound snapshot of a series, or of a kind of series.
 
-        None means that there is none, or that the rows of the newest series of the kind were moved.
-        One that is damaged is passed over for the one before. One that cannot be fetched is not:
-        it may be whole, and snapshots of what is written after an older one would push it out.
+        Return None if there is none, or if the rows of the newest series of the kind were moved.
+        A damaged snapshot is passed over for the one before. One that cannot be fetched is not: it
+        may be whole, and snapshots of what is written after an older one would push it out.
         """
         folder = _Folder(self._url)
         ours = [one for one in folder.listing() if one.is_of(which)]
-        # who names a series knows what became of its rows
+        # A caller that names a series, and not only a kind, knows that its rows were not moved.
         moved = {one.series for one in ours if one.is_tombstone and one.series != which}
         if not ours or ours[-1].series in moved:
             return None
-        sound = [one for one in ours if one.series not in moved and not one.is_tombstone]
-        for snapshot in reversed(sound):
+        for snapshot in reversed(ours):
+            if snapshot.is_tombstone or snapshot.series in moved:
+                continue
             try:
-                _fetch(folder, snapshot, target)
+                folder.fetch(snapshot, target)
+                return snapshot
             except DamagedSnapshot:
                 logger.warning("snapshot %d is damaged and is passed over", snapshot.number)
-            else:
-                return snapshot
         raise DamagedSnapshot("Every snapshot of the database is damaged.")
 
     def series(self, kind: str) -> dict[str, bool]:
@@ -133,7 +133,7 @@ class SnapshotStore:
             folder.put(Snapshot(_next_number(listed), series, ""), content)
 
     def remove_tombstone(self, series: str) -> None:
-        """Remove the tombstone: the rows were not moved after all."""
+        """Say that they were not moved after all."""
         folder = _Folder(self._url)
         for one in folder.listing():
             if one.is_tombstone and one.series == series:
@@ -141,75 +141,85 @@ class SnapshotStore:
 
 
 class _Folder:
-    """What a URL names, through fsspec. Each operation looks with new eyes: fsspec remembers."""
+    """The folder at a URL, opened with fsspec for one operation.
+
+    A file system that is kept would remember old listings, and connections that have timed out.
+    """
 
     def __init__(self, url: str) -> None:
-        # huggingface_hub would draw progress bars into the log, and wants a writable home
+        # Otherwise huggingface_hub draws progress bars into the log, and needs a writable home.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_XET_CACHE", f"{tempfile.gettempdir()}/xet-{os.getuid()}")
         with _errors_named("opened"):
-            # imported when it is used: that takes a while, and few applications need it
+            # Imported here because it is slow, and only applications with snapshots need it.
             from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
             self._files, path = url_to_fs(url, skip_instance_cache=True)
         self._path = path.rstrip("/")
 
-    def listing(self) -> list[Snapshot]:
-        """Return what is ours, sorted by number."""
-        return sorted(self._sizes())
+    def listing(self) -> dict[Snapshot, int]:
+        """Return the snapshots and tombstones in the order of their numbers, and their bytes."""
+        with _errors_named("listed"):
+            self._files.invalidate_cache()
+            try:
+                entries = self._files.ls(self._path, detail=True)
+            except FileNotFoundError as error:
+                # With a cause, the bucket or repository is missing, and not only the folder.
+                if error.__cause__ is not None:
+                    raise
+                entries = []
+        sizes = {Snapshot.parse(os.path.basename(one["name"])): one["size"] for one in entries}
+        return {snapshot: sizes[snapshot] for snapshot in sorted(filter(None, sizes))}
 
     def put(self, snapshot: Snapshot, content: BinaryIO) -> None:
-        """Store the content under the name of the snapshot, and look whether it is all there."""
+        """Store the content under the name of the snapshot, and check that all of it is there."""
         with _errors_named("written to"):
             path = f"{self._path}/{snapshot.name}"
             try:
                 stored = self._files.open(path, "wb")
             except FileNotFoundError:
-                # not before: on S3 that may ask for the right to make buckets
+                # Only now, because on S3 this may need the right to create buckets.
                 self._files.makedirs(self._path, exist_ok=True)
                 stored = self._files.open(path, "wb")
             try:
                 with stored:
                     shutil.copyfileobj(content, stored)
             finally:
-                # huggingface_hub leaves its own copy behind when an upload fails
+                # When an upload fails, huggingface_hub leaves its own copy behind.
                 if temporary := getattr(stored, "temp_file", None):
                     Path(temporary.name).unlink(missing_ok=True)
-        if self._sizes().get(snapshot) != content.tell():
+        if self.listing().get(snapshot) != content.tell():
             raise SnapshotError("SNAPSHOT_URL did not keep the whole snapshot.")
 
-    def get(self, snapshot: Snapshot, file: Path) -> None:
-        """Fetch the content of a snapshot into a file."""
-        with _errors_named("read"):
-            self._files.get_file(f"{self._path}/{snapshot.name}", str(file))
+    def fetch(self, snapshot: Snapshot, target: Path) -> None:
+        """Make `target`, which must not exist, from a snapshot; raise DamagedSnapshot."""
+        with _private_file(target) as copy:
+            with _errors_named("read"):
+                self._files.get_file(f"{self._path}/{snapshot.name}", str(copy))
+            if _digest(copy) != snapshot.digest or not _is_sound(copy):
+                raise DamagedSnapshot("The snapshot is damaged.")
+            # The caller may have given up waiting, and begun a database that is in use now.
+            if target.exists():
+                raise SnapshotError("A database was begun meanwhile, which no snapshot replaces.")
+            # SQLite would apply the journal of an earlier file to this one.
+            for ending in ("-wal", "-shm", "-journal"):
+                target.with_name(target.name + ending).unlink(missing_ok=True)
+            copy.replace(target)
 
     def remove(self, snapshot: Snapshot) -> None:
         """Remove a snapshot or a tombstone."""
         with _errors_named("pruned"):
             self._files.rm_file(f"{self._path}/{snapshot.name}")
 
-    def _sizes(self) -> dict[Snapshot, int]:
-        with _errors_named("listed"):
-            self._files.invalidate_cache()
-            try:
-                entries = self._files.ls(self._path, detail=True)
-            except FileNotFoundError as error:
-                # a cause means that the bucket or repository is missing, and not only the folder
-                if error.__cause__ is not None:
-                    raise
-                entries = []
-        sizes = {Snapshot.parse(os.path.basename(one["name"])): one["size"] for one in entries}
-        return {snapshot: size for snapshot, size in sizes.items() if snapshot is not None}
-
 
 @contextmanager
 def _errors_named(done: str) -> Iterator[None]:
-    """Tell what went wrong in words of our own: the texts of others hold URLs and secrets."""
+    """Raise SnapshotError in our own words: the texts of other errors hold URLs and secrets."""
     try:
         yield
-    except Exception as error:  # a file system is a plug-in of anybody's: it may raise anything
+    except Exception as error:  # A file system is a plug-in, which may raise anything.
         status = getattr(getattr(error, "response", None), "status_code", None)
-        # hf_xet tells the status in its text alone
+        # The errors of hf_xet have the status only in their text.
         refused = status in (401, 403) or "403 Forbidden" in str(error)
         if isinstance(error, ImportError):
             cause = f"a package is missing from requirements.txt ({error})"
@@ -228,9 +238,9 @@ def _errors_named(done: str) -> Iterator[None]:
 
 @contextmanager
 def _private_file(beside: Path) -> Iterator[Path]:
-    """Yield an empty file that no other thread or process has, and remove it afterwards.
+    """Yield an empty file that no other thread or process uses, and remove it afterwards.
 
-    What a killed process left behind is used again.
+    The name is always the same, so that what a killed process left behind is used again.
     """
     path = beside.with_name(f"{beside.name}.snapshot")
     try:
@@ -247,14 +257,14 @@ def _private_file(beside: Path) -> Iterator[Path]:
         raise SnapshotError(f"No copy can lie beside the database: {error.strerror}.") from None
 
 
-def _next_number(listed: list[Snapshot]) -> int:
-    return listed[-1].number + 1 if listed else 1
+def _next_number(listed: Iterable[Snapshot]) -> int:
+    return max((one.number for one in listed), default=0) + 1
 
 
 def _copy(file: Path, copy: Path) -> None:
     """Copy a live database as it is at one moment, without its journal, and check the copy."""
     try:
-        # mode=rw: a file that is missing is an error, and not an empty database
+        # With mode=rw, a missing file is an error and not an empty database.
         with (
             closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=rw", uri=True)) as source,
             closing(sqlite3.connect(copy)) as target,
@@ -268,23 +278,9 @@ def _copy(file: Path, copy: Path) -> None:
         raise DamagedSnapshot("The database is damaged; its older snapshots stay.")
 
 
-def _fetch(folder: _Folder, snapshot: Snapshot, target: Path) -> None:
-    with _private_file(target) as copy:
-        folder.get(snapshot, copy)
-        if _digest(copy) != snapshot.digest or not _is_sound(copy):
-            raise DamagedSnapshot("The snapshot is damaged.")
-        # who waited for this may have lost patience, and begun a database that is in use
-        if target.exists():
-            raise SnapshotError("A database was begun meanwhile, which no snapshot replaces.")
-        # the journal of a file that is gone would be applied to this one
-        for ending in ("-wal", "-shm", "-journal"):
-            target.with_name(target.name + ending).unlink(missing_ok=True)
-        copy.replace(target)
-
-
 def _is_sound(file: Path) -> bool:
     try:
-        # immutable: no lock, and no journal that might lie beside it
+        # With immutable, SQLite takes no lock and applies no journal that lies beside the file.
         with closing(sqlite3.connect(f"{file.resolve().as_uri()}?immutable=1", uri=True)) as db:
             return db.execute("PRAGMA quick_check(1)").fetchall() == [("ok",)]
     except sqlite3.DatabaseError:
