@@ -338,6 +338,27 @@ def test_a_refused_row_and_those_that_refer_to_it_stay_until_the_command_moves_t
         assert connection.execute("SELECT count(*) FROM a_books").fetchone() == (3,)
 
 
+def test_numbers_go_on_after_rows_that_the_command_moved(own_tables: BakedProject, login: Login) -> None:
+    login.allow()
+    environ = {"DATABASE_URL": login.url}
+    with own_tables.boot(environ, in_place=True, app="extra:app") as server:
+        ok(server)
+        with login.postgres.connect(login.url) as connection:
+            connection.execute("INSERT INTO z_authors VALUES (0, 'late')")
+    login.refuse()
+    with own_tables.boot(environ, in_place=True, app="extra:app") as server:
+        degraded(server)
+        assert server.post("/fill").status_code == 200
+        login.allow()
+        assert ok(server)["pending_rows"] == 2
+    with login.postgres.connect(login.url) as connection:
+        connection.execute("DELETE FROM z_authors WHERE id = 0")
+    assert "2 moved, 0 refused" in own_tables.run(*FAILBACK, environ=environ).stdout
+    with own_tables.boot(environ, in_place=True, app="extra:app") as server:
+        ok(server)
+        assert server.post("/author", params={"name": "new"}).json() == 5
+
+
 def test_what_no_column_of_postgresql_can_hold_stays_and_the_rest_moves(project: BakedProject, login: Login) -> None:
     with project.boot({"DATABASE_URL": login.url}, in_place=True) as server:
         degraded(server)
@@ -606,6 +627,9 @@ def test_the_command_says_what_is_missing_and_leaves_files_in_use_alone(project:
     assert "refused the user name" in away.stdout
     assert "Traceback" not in away.stdout
     login.allow()
+    mistyped = project.run(*FAILBACK, "no-such.db", environ={"DATABASE_URL": login.url}, check=False)
+    assert (mistyped.returncode, "no-such.db" in mistyped.stdout) == (2, True), mistyped.stdout
+    assert not (project.path / "no-such.db").exists()
     with project.boot({}, in_place=True) as server:
         server.settled()
         create(server, "in use")

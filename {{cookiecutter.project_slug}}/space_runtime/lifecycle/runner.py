@@ -248,7 +248,7 @@ class Lifecycle:
         candidate = self._postgresql()
         try:
             self._files.restore_waiting(partial(rows.is_moved, candidate))
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, DatabaseUnavailable) as error:
             raise CannotServe(connection_reason(error), is_there=False) from None
         self._waiting_files = self._locks.enter_context(self._files.waiting_exclusively())
         return machine.Locked()
