@@ -93,13 +93,14 @@ def _migrated(engine: Engine, migrations: Migrations) -> Opened:
     try:
         is_newest = within(MIGRATION_SECONDS, lambda: migrations.migrate(engine))
         return Opened(engine, schema_newer=not is_newest)
-    except TimeoutError:
-        backend_of(engine).terminate_connections(engine)
-        failure = CannotServe("timeout", is_there=True)
-    except DatabaseUnavailable as error:
-        failure = CannotServe(error.reason or "migration_failed", is_there=True)
     except Exception as error:  # A migration is the owner's code, which may raise anything.
-        failure = CannotServe(running_reason(error) or "migration_failed", is_there=True)
-        failure.__cause__ = error
-    engine.dispose()
-    raise failure
+        cause = None
+        if isinstance(error, TimeoutError):
+            reason: str | None = "timeout"
+            backend_of(engine).terminate_connections(engine)
+        elif isinstance(error, DatabaseUnavailable):
+            reason = error.reason
+        else:
+            reason, cause = running_reason(error), error
+        engine.dispose()
+        raise CannotServe(reason or "migration_failed", is_there=True) from cause

@@ -118,19 +118,15 @@ class PostgreSQL(Backend):
 
     def terminate_connections(self, engine: Engine) -> None:
         """Shut the sockets down: to call psycopg's close() in another thread is not safe."""
+        # Imported here: a start on SQLite does without the driver.
+        import psycopg
+
         with self._lock:
             connections = list(self._open_connections.get(engine, ()))
         for connection in connections:
             # A connection that has ended meanwhile raises psycopg's own error.
             with (
-                contextlib.suppress(OSError, _psycopg_error()),
+                contextlib.suppress(OSError, psycopg.Error),
                 socket.socket(fileno=os.dup(connection.fileno())) as wire,
             ):
                 wire.shutdown(socket.SHUT_RDWR)
-
-
-def _psycopg_error() -> type[Exception]:
-    # Imported when it is used: a start on SQLite does without the driver.
-    import psycopg
-
-    return psycopg.Error

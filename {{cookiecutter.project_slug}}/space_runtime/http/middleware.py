@@ -27,8 +27,6 @@ from space_runtime.serving.limiter import ConcurrencyLimiter, NoPlace, arrived_a
 logger = logging.getLogger(__name__)
 _ADDRESS = re.compile(rb"[0-9A-Fa-f:.]{2,45}")
 _USABLE_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
-# int() refuses thousands of digits.
-_MOST_DIGITS = 18
 # Without a limit, hundreds of requests at once would all be parsed, routed and validated before the
 # event loop does anything else. Endpoints may wait for a slow model, so places are held briefly.
 PLACES = 16
@@ -151,10 +149,9 @@ class RequestMiddleware:
 
     def _limited(self, receive: Receive, declared_length: bytes) -> Receive:
         """Return a `receive` that raises a 413 when the body is too large."""
-        digits = declared_length.lstrip(b"0")
-        is_too_large = digits.isdigit() and (
-            len(digits) > _MOST_DIGITS or int(digits) > self._max_body_bytes
-        )
+        digits, limit = declared_length.lstrip(b"0"), b"%d" % self._max_body_bytes
+        # Compared as text, because int() refuses thousands of digits.
+        is_too_large = digits.isdigit() and (len(digits), digits) > (len(limit), limit)
         received = 0
 
         async def limited_receive() -> Message:

@@ -15,6 +15,8 @@ from typing import Any
 
 import structlog
 from pydantic_core import to_json
+from structlog.dev import ConsoleRenderer, plain_traceback
+from structlog.stdlib import ProcessorFormatter
 from structlog.typing import EventDict
 
 from space_runtime.observability.metrics import LOST_LINES
@@ -112,9 +114,7 @@ class AccessLog:
     def __init__(self, settings: RuntimeSettings, stderr: Stderr, *, use_json: bool) -> None:
         self._is_off = settings.log_level in ("warning", "error")
         self._stderr = stderr
-        self._start, self._line = (
-            (_json_start, _JSON_LINE) if use_json else (_text_start, _TEXT_LINE)
-        )
+        self._start, self._line = _JSON if use_json else _TEXT
         self._requests: list[tuple[bytes, float, bytes]] = []
         self._written_at = 0.0
 
@@ -136,13 +136,6 @@ class AccessLog:
         self._stderr.write_bytes(b"".join([line % request for request in requests]))
 
 
-_JSON_LINE = (
-    b'%b,"milliseconds":%.1f,"request_id":"%b",'
-    b'"level":"info","logger":"access","timestamp":"NOW"}\n'
-)
-_TEXT_LINE = b"NOW [info     ] %b milliseconds=%.1f request_id=%b\n"
-
-
 @functools.cache
 def _json_start(method: str, route: str, status: int) -> bytes:
     return to_json({"event": "request", "method": method, "route": route, "status": status})[:-1]
@@ -153,6 +146,14 @@ def _text_start(method: str, route: str, status: int) -> bytes:
     return f"{'request':<30} [access] method={method} route={route} status={status}".encode()
 
 
+_JSON = (
+    _json_start,
+    b'%b,"milliseconds":%.1f,"request_id":"%b",'
+    b'"level":"info","logger":"access","timestamp":"NOW"}\n',
+)
+_TEXT = _text_start, b"NOW [info     ] %b milliseconds=%.1f request_id=%b\n"
+
+
 def configure_logging(settings: RuntimeSettings, *, on_space: bool) -> AccessLog:
     """Send every log line of this process, uvicorn's too, through one handler to stderr.
 
@@ -161,6 +162,7 @@ def configure_logging(settings: RuntimeSettings, *, on_space: bool) -> AccessLog
     """
     use_json = settings.log_format == "json" or (settings.log_format is None and on_space)
     stderr = Stderr()
+    colors = sys.stderr is not None and sys.stderr.isatty()
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -172,19 +174,12 @@ def configure_logging(settings: RuntimeSettings, *, on_space: bool) -> AccessLog
     render: list[Any] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if use_json
-        else [
-            structlog.dev.ConsoleRenderer(
-                colors=sys.stderr is not None and sys.stderr.isatty(),
-                exception_formatter=structlog.dev.plain_traceback,
-            )
-        ]
+        else [ConsoleRenderer(colors=colors, exception_formatter=plain_traceback)]
     )
     handler = logging.StreamHandler(stderr)
+    without_meta = ProcessorFormatter.remove_processors_meta
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
-        )
+        ProcessorFormatter(foreign_pre_chain=shared, processors=[without_meta, *render])
     )
     logging.root.handlers = [handler]
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]

@@ -117,10 +117,7 @@ class Database:
         return not self._ending
 
     async def read(
-        self,
-        work: Work[Arguments, Result],
-        *args: Arguments.args,
-        **kwargs: Arguments.kwargs,
+        self, work: Work[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Result:
         """Return work(session, ...), run without a transaction on a connection that cannot write.
 
@@ -132,10 +129,7 @@ class Database:
         )
 
     async def write(
-        self,
-        work: Work[Arguments, Result],
-        *args: Arguments.args,
-        **kwargs: Arguments.kwargs,
+        self, work: Work[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Result:
         """Return work(session, ...) after its transaction was committed.
 
@@ -186,7 +180,7 @@ class Database:
 
     @contextlib.contextmanager
     def _trouble_reported(self) -> Iterator[None]:
-        """Report trouble of the database, and raise DatabaseUnavailable in its stead."""
+        """Report errors that mean "not now", and raise them as DatabaseUnavailable."""
         try:
             yield
         except SQLAlchemyError as error:
@@ -249,7 +243,7 @@ class _Turn:
         self._timer = loop.call_later(MAX_SESSION_SECONDS, self._finish, self.session.close)
 
     async def commit(self) -> None:
-        """Commit and close; raise DatabaseUnavailable if the clock was faster."""
+        """Commit and close; raise DatabaseUnavailable if the time is over."""
         if self._last_job is not None:
             raise DatabaseUnavailable("The request took too long; nothing was stored.")
         await asyncio.shield(self._finish(self._commit_and_close))
