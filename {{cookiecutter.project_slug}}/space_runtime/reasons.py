@@ -1,7 +1,7 @@
-"""Why a database does not serve, or serves in another way than asked for: the one table of it.
+"""Why a database does not serve, or not as configured: the one table of it.
 
-The codes are the `reason` of the health report. Those that the resolver gives for a DATABASE_URL
-that cannot be used are in url/vocabulary.py, because their sentences speak of the value.
+The codes are the `reason` of the health report. Those for a DATABASE_URL that cannot be used are
+in url/vocabulary.py, because their sentences speak of the value.
 """
 
 from dataclasses import dataclass
@@ -55,33 +55,14 @@ _TABLE = (
         sqlstates=("57014",),
         sqlite_codes=(9,),
     ),
+    Reason("dns", "the host name cannot be resolved", transient=True, reached=False),
     Reason(
-        "dns",
-        "the host name cannot be resolved",
-        transient=True,
-        reached=False,
+        "unreachable", "the server cannot be reached", remedy=_RUNS, transient=True, reached=False
     ),
+    Reason("auth_failed", "the server refused the user name or the password", sqlstates=("28",)),
+    Reason("database_missing", "the server has no database of that name", sqlstates=("3D",)),
     Reason(
-        "unreachable",
-        "the server cannot be reached",
-        remedy=_RUNS,
-        transient=True,
-        reached=False,
-    ),
-    Reason(
-        "auth_failed",
-        "the server refused the user name or the password",
-        sqlstates=("28",),
-    ),
-    Reason(
-        "database_missing",
-        "the server has no database of that name",
-        sqlstates=("3D",),
-    ),
-    Reason(
-        "tls",
-        "the encrypted connection could not be made",
-        hint="check sslmode and certificates",
+        "tls", "the encrypted connection could not be made", hint="check sslmode and certificates"
     ),
     Reason(
         "too_many_connections",
@@ -97,15 +78,9 @@ _TABLE = (
         transient=True,
         sqlstates=("57P",),
     ),
+    Reason("not_postgres", "what answers at that address is not PostgreSQL"),
     Reason(
-        "not_postgres",
-        "what answers at that address is not PostgreSQL",
-    ),
-    Reason(
-        "connection_lost",
-        "the connection to the server was lost",
-        remedy=_RUNS,
-        sqlstates=("08",),
+        "connection_lost", "the connection to the server was lost", remedy=_RUNS, sqlstates=("08",)
     ),
     Reason(
         "read_only",
@@ -129,8 +104,8 @@ _TABLE = (
     ),
     Reason(
         "no_writable_path",
-        "the place where its file belongs cannot be written to",
-        remedy="Make that place writable, or set SQLITE_DIR to one that is.",
+        "the location of its file cannot be written to",
+        remedy="Make that location writable, or set SQLITE_DIR to one that is.",
         sqlite_codes=(14,),
     ),
     Reason(
@@ -166,5 +141,5 @@ REASONS = {reason.code: reason for reason in _TABLE}
 BY_SQLSTATE = {state: reason.code for reason in _TABLE for state in reason.sqlstates}
 BY_SQLITE_CODE = {code: reason.code for reason in _TABLE for code in reason.sqlite_codes}
 
-# They explain why the right database serves, not why another one does.
+# They explain why the configured database serves, not why another one does.
 HARMLESS = (None, "unset", "empty", "schema_newer")

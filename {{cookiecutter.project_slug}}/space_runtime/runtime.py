@@ -1,4 +1,4 @@
-"""Puts the parts together for one application: what src/main.py makes, and attaches to FastAPI."""
+"""Puts the parts of the runtime together for one application."""
 
 import asyncio
 import gc
@@ -22,7 +22,7 @@ from space_runtime.snapshots.schedule import Snapshots
 from space_runtime.snapshots.store import SnapshotStore
 from space_runtime.url.resolution import Resolution
 
-# Python's own 700 or 2,000 are reached over and over by some dozen requests at a time.
+# A few dozen concurrent requests exceed Python's own threshold, 700 or 2,000, all the time.
 GC_THRESHOLD = 10_000
 
 
@@ -43,8 +43,8 @@ class Runtime:
         self.started = time.monotonic()
         self.database = Database(sessions)
         self.locations = Locations(project, settings.sqlite_dir)
-        url = settings.snapshot_url
-        store = SnapshotStore(url.get_secret_value(), project.folder) if url else None
+        snapshots = settings.snapshot_url
+        store = SnapshotStore(snapshots.get_secret_value(), project.folder) if snapshots else None
         self.snapshots = Snapshots(store, settings.snapshot_interval)
         self.lifecycle = Lifecycle(
             self.database,
@@ -83,10 +83,10 @@ class Runtime:
         Stop with one sentence when DATABASE_URL is of no use: a command falls back to nothing.
         """
         resolution = self.resolution
-        if resolution.url is None and resolution.reason not in ("unset", "empty"):
-            raise SystemExit(resolution.message)
         url = resolution.url
         if url is None:
+            if resolution.reason not in ("unset", "empty"):
+                raise SystemExit(resolution.message)
             path = self.locations.find(CONFIGURED_FILE).path
             url = URL.create("sqlite", database=str(path) if path else None)
         elif resolution.backend == "sqlite" and not is_memory(url):
@@ -100,7 +100,7 @@ class Runtime:
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Choose the database in the background while the application already answers."""
-        # What is loaded by now stays, so that the garbage collector need not look at it ever again.
+        # The modules that are loaded now stay, so the garbage collector need not look at them.
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD)
         about = self.project.read_about()

@@ -1,7 +1,6 @@
 """The runtime's settings, from environment variables, and what the Hub says about a Space.
 
-DATABASE_URL is missing here on purpose: people paste it in many forms, and the resolver decides
-what each of them means.
+DATABASE_URL is not one of them: people paste it in many forms, which the resolver understands.
 """
 
 import os
@@ -12,10 +11,14 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, SecretStr, StringConstraints, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-# what a browser sends has no path, so an origin with one would never match
+# Browsers send origins without a path, so one with a path would never match.
 _ORIGIN = r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[1-9][0-9]{0,4})?"
 _ORIGINS = rf"(?i)^(?:\*|{_ORIGIN}(?:\s*,\s*{_ORIGIN})*)?$"
 Origins = Annotated[str, StringConstraints(strip_whitespace=True, to_lower=True, pattern=_ORIGINS)]
+
+
+def _between(least: float, most: float, what: str, *, default: float | None) -> Any:
+    return Field(default, ge=least, le=most, description=f"{what} from {least} to {most}")
 
 
 class RuntimeSettings(BaseSettings):
@@ -28,25 +31,17 @@ class RuntimeSettings(BaseSettings):
     database_fallback: Literal["auto", "strict"] = Field(
         default="auto", description="auto or strict"
     )
-    database_connect_seconds: float = Field(
-        default=10, ge=1, le=300, description="a number of seconds from 1 to 300"
-    )
-    database_check_seconds: float = Field(
-        default=2, ge=0.1, le=60, description="a number of seconds from 0.1 to 60"
-    )
+    database_connect_seconds: float = _between(1, 300, "a number of seconds", default=10)
+    database_check_seconds: float = _between(0.1, 60, "a number of seconds", default=2)
     sqlite_dir: str | None = Field(default=None, description="the path of a directory")
     snapshot_url: SecretStr | None = Field(
         default=None, description="a directory, or a URL such as hf://buckets/user/bucket/folder"
     )
-    snapshot_interval: int = Field(
-        default=60, ge=1, le=86400, description="a number of seconds from 1 to 86400"
-    )
+    snapshot_interval: int = _between(1, 86400, "a number of seconds", default=60)
     api_token: SecretStr | None = Field(
         default=None, min_length=8, description="at least 8 characters"
     )
-    pool_size: int | None = Field(
-        default=None, ge=1, le=100, description="a whole number from 1 to 100"
-    )
+    pool_size: int | None = _between(1, 100, "a whole number", default=None)
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="debug, info, warning or error"
     )
@@ -56,23 +51,16 @@ class RuntimeSettings(BaseSettings):
         default="",
         description="comma-separated origins such as https://example.com, without a path, or *",
     )
-    port: int = Field(default=7860, ge=1, le=65535, description="a whole number from 1 to 65535")
-    max_body_bytes: int = Field(
-        default=1024 * 1024,
-        ge=1024,
-        le=1024**3,
-        description="a number of bytes from 1024 to 1073741824",
-    )
+    port: int = _between(1, 65535, "a whole number", default=7860)
+    max_body_bytes: int = _between(1024, 1024**3, "a number of bytes", default=1024**2)
 
     @model_validator(mode="before")
     @classmethod
     def _without_blanks(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Pasted values often end with a line break, which no client could send in a token."""
-        stripped = {
-            name: value.strip() if isinstance(value, str) else value
-            for name, value in values.items()
-        }
-        return {name: value for name, value in stripped.items() if value != ""}
+        """Strip all values: pasted ones often end with a line break, which no token may hold."""
+        for name, value in values.items():
+            values[name] = value.strip() if isinstance(value, str) else value
+        return {name: value for name, value in values.items() if value != ""}
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from space_runtime.reasons import BY_SQLITE_CODE, BY_SQLSTATE, REASONS
 
-# Without a connection there is no SQLSTATE, only libpq's text. The order matters: of several
-# hosts that failed in different ways, the one that answered says most.
+# Without a connection there is no SQLSTATE, only libpq's text. It may tell of several hosts that
+# failed in different ways, so what a server answered comes before what hints at no answer.
 _CONNECTION_MESSAGES = (
     ("too_many_connections", ("too many connections", "too many clients")),
     ("auth_failed", ("authentication failed", "no password supplied", ", ssl encryption")),
@@ -28,7 +28,7 @@ _CONNECTION_MESSAGES = (
     ("refused", ("connection refused", "no such file or directory")),
     ("dns", ("resolve host", "translate host name", "name or service not known")),
 )
-# names of hosts, users and databases may hold any of these words
+# Names of hosts, users and databases may hold any of these words.
 _NAMES = re.compile(r"(\"|')[^\"']*\1")
 
 
@@ -56,7 +56,7 @@ def connection_reason(error: BaseException) -> str:
         return reason
     origin = getattr(error, "orig", error)
     if getattr(origin, "sqlstate", None):
-        # the server answered: it is there, but this role may not see or change what it has to
+        # The server answered, but this role may not see or change what it has to.
         return "migration_failed"
     return _reason_in_text(str(origin))
 

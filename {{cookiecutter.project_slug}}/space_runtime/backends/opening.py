@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import URL, Engine, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from space_runtime.backends import POSTGRESQL, SQLITE, backend_of
 from space_runtime.backends.errors import DatabaseUnavailable, connection_reason, running_reason
@@ -67,37 +67,40 @@ def open_sqlite(path: Path, migrations: Migrations, *, connections: int) -> Open
 
 
 def ping(engine: Engine, *, write: bool) -> float:
-    """Return how long a query takes, in milliseconds; also try whether a write would work."""
-    for attempt in (1, 2):
-        try:
-            with engine.connect() as connection:
-                connection = connection.execution_options(reading=not write)
-                connection.execute(text("SELECT 1"))
-                started = time.perf_counter()
-                connection.execute(text("SELECT 1"))
-                latency = round((time.perf_counter() - started) * 1000, 2)
-                if write:
-                    backend_of(engine).try_to_write(connection)
-                connection.commit()
-                return latency
-        except SQLAlchemyError as error:
-            # The first use of a connection that died while it was idle tells nothing.
-            if attempt == 2 or not getattr(error, "connection_invalidated", False):
-                raise
-    raise AssertionError("unreachable")
+    """Return how many milliseconds a query takes; with `write`, raise what a write would raise."""
+    try:
+        return _ping_once(engine, write)
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        # A connection that died while it was idle says nothing about the server.
+        return _ping_once(engine, write)
+
+
+def _ping_once(engine: Engine, write: bool) -> float:
+    with engine.connect().execution_options(reading=not write) as connection:
+        connection.execute(text("SELECT 1"))
+        started = time.perf_counter()
+        connection.execute(text("SELECT 1"))
+        latency = round((time.perf_counter() - started) * 1000, 2)
+        if write:
+            backend_of(engine).try_to_write(connection)
+        connection.commit()
+        return latency
 
 
 def _migrated(engine: Engine, migrations: Migrations) -> Opened:
     try:
         is_newest = within(MIGRATION_SECONDS, lambda: migrations.migrate(engine))
         return Opened(engine, schema_newer=not is_newest)
-    except TimeoutError:
-        backend_of(engine).terminate_connections(engine)
-        failure = CannotServe("timeout", is_there=True)
-    except DatabaseUnavailable as error:
-        failure = CannotServe(error.reason or "migration_failed", is_there=True)
-    except Exception as error:  # a migration is its owner's code: it may raise anything
-        failure = CannotServe(running_reason(error) or "migration_failed", is_there=True)
-        failure.__cause__ = error
-    engine.dispose()
-    raise failure
+    except Exception as error:  # A migration is the owner's code, which may raise anything.
+        cause = None
+        if isinstance(error, TimeoutError):
+            reason: str | None = "timeout"
+            backend_of(engine).terminate_connections(engine)
+        elif isinstance(error, DatabaseUnavailable):
+            reason = error.reason
+        else:
+            reason, cause = running_reason(error), error
+        engine.dispose()
+        raise CannotServe(reason or "migration_failed", is_there=True) from cause

@@ -13,14 +13,14 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from space_runtime.backends.errors import DatabaseUnavailable
-from space_runtime.backends.protocol import Name, Secrets
+from space_runtime.backends.protocol import Backend, Name, Secrets
 
 STATEMENT_TIMEOUT_MILLISECONDS = 10_000
-# Any number that no other application on the same server is likely to take.
+# A number that no other application on the same server is likely to use.
 _ADVISORY_LOCK = 7_860_201_811
 
 
-class PostgreSQL:
+class PostgreSQL(Backend):
     """See Backend for what each method is for."""
 
     name: Name = "postgresql"
@@ -52,9 +52,10 @@ class PostgreSQL:
         return engine
 
     def prepare_to_serve(self, engine: Engine, *, transaction_pooler: bool) -> None:
-        """Session settings outlive the client behind a transaction pooler and reach strangers.
+        """Make sessions read-only and limit statements, or each transaction behind a pooler.
 
-        Such a pooler makes up the process id that it tells its clients, which gives it away.
+        Behind a transaction pooler, session settings would outlive the client and reach strangers.
+        It is recognized by the process id that it tells its clients, which it makes up.
         """
 
         @event.listens_for(engine, "connect")
@@ -76,20 +77,13 @@ class PostgreSQL:
                 if timeout == "0":
                     connection.execute(f"SET statement_timeout = {STATEMENT_TIMEOUT_MILLISECONDS}")
 
-        @event.listens_for(engine, "begin")
-        def begin_as_asked(connection: Connection) -> None:
-            options = connection.get_execution_options()
-            self.begin(
-                connection,
-                reading=options.get("reading", False),
-                bounded=options.get("bounded", False),
-            )
+        self.begin_by_options(engine)
 
     def begin(self, connection: Connection, *, reading: bool, bounded: bool) -> None:
-        """Let the driver begin a transaction with the first statement; for reading, if it must."""
+        """Let the driver begin a transaction with the first statement."""
         pooled: bool = connection.info["pooled"]
         driver_connection: Any = connection.connection.driver_connection
-        # One round trip for each statement, where the session's settings make writing impossible.
+        # Reads need no BEGIN where the session is read-only, and so only one round trip each.
         autocommit = reading and not pooled
         if driver_connection.autocommit != autocommit:
             driver_connection.autocommit = autocommit
@@ -118,25 +112,21 @@ class PostgreSQL:
             connection.execute(text("SET LOCAL statement_timeout = 0"))
             connection.execute(text("SET LOCAL lock_timeout = '60s'"))
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
-            # A table that the old container is using must not stop the new one for ever.
+            # A table that the old container is using must not stop the new one forever.
             connection.execute(text("SET LOCAL lock_timeout = '5s'"))
             yield connection
 
     def terminate_connections(self, engine: Engine) -> None:
-        """Shut the sockets: close() of psycopg, from another thread, frees what that one uses."""
+        """Shut the sockets down: to call psycopg's close() in another thread is not safe."""
+        # Imported here: a start on SQLite does without the driver.
+        import psycopg
+
         with self._lock:
             connections = list(self._open_connections.get(engine, ()))
         for connection in connections:
-            # It may end by itself at any moment; psycopg raises its own error then.
+            # A connection that has ended meanwhile raises psycopg's own error.
             with (
-                contextlib.suppress(OSError, _psycopg_error()),
+                contextlib.suppress(OSError, psycopg.Error),
                 socket.socket(fileno=os.dup(connection.fileno())) as wire,
             ):
                 wire.shutdown(socket.SHUT_RDWR)
-
-
-def _psycopg_error() -> type[Exception]:
-    # Imported when it is used: a start on SQLite does without the driver.
-    import psycopg
-
-    return psycopg.Error

@@ -1,10 +1,10 @@
-"""What the runtime asks of a database, in whose terms all code outside this folder is written."""
+"""What the runtime needs of a database; all code outside this folder is written against it."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Literal, Protocol
 
-from sqlalchemy import URL, Connection, Engine
+from sqlalchemy import URL, Connection, Engine, event
 from sqlalchemy.orm import Session
 
 Name = Literal["postgresql", "sqlite"]
@@ -16,10 +16,10 @@ class Backend(Protocol):
 
     name: Name
     default_pool_size: int
-    """How many requests are served at once unless POOL_SIZE says so. Few, because their threads
-    share one interpreter with the event loop; a server that is far away is worth more of them."""
+    """How many requests are served at once unless POOL_SIZE is set. Few, because their threads
+    share one interpreter with the event loop; more for a server that is far away."""
     has_one_writer: bool
-    """Whether those who write wait for each other, and must therefore keep no reader waiting."""
+    """Whether writers wait for each other. Then they must not occupy the threads of readers."""
 
     def create_engine(self, url: URL, secrets: Secrets, pool_size: int) -> Engine:
         """Return an engine; nothing is opened. The driver also receives the secrets."""
@@ -32,6 +32,15 @@ class Backend(Protocol):
 
     def begin(self, connection: Connection, *, reading: bool, bounded: bool) -> None:
         """Begin a transaction; for reading none is needed. `bounded`: statements get a limit."""
+
+    def begin_by_options(self, engine: Engine) -> None:
+        """Let transactions begin as the execution options `reading` and `bounded` say."""
+
+        @event.listens_for(engine, "begin")
+        def begin(connection: Connection) -> None:
+            options = connection.get_execution_options()
+            reading, bounded = options.get("reading", False), options.get("bounded", False)
+            self.begin(connection, reading=reading, bounded=bounded)
 
     def refuse_failed_transaction(self, session: Session) -> None:
         """Raise RuntimeError if COMMIT would silently roll back."""

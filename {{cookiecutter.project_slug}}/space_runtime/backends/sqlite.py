@@ -12,18 +12,18 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
-from space_runtime.backends.protocol import Name, Secrets
+from space_runtime.backends.protocol import Backend, Name, Secrets
 
-# Less than a health check waits, which then says `locked`.
+# Less than the time limit of a health check, which then reports `locked`.
 BUSY_TIMEOUT_SECONDS = 2
 STATEMENT_TIMEOUT_SECONDS = 10
-# Checking takes a second for each 150 MB, before the application serves.
+# A check delays the start by a second for each 150 MB.
 LARGEST_CHECKED_BYTES = 2**30
 _INSTRUCTIONS_BETWEEN_CLOCK_READINGS = 20_000
 _NETWORK_FILE_SYSTEMS = ("fuse", "nfs", "cifs", "smb", "9p", "ceph", "lustre", "gcsfuse")
 
 
-class SQLite:
+class SQLite(Backend):
     """See Backend for what each method is for."""
 
     name: Name = "sqlite"
@@ -40,7 +40,7 @@ class SQLite:
         engine = create_engine(
             url,
             poolclass=QueuePool,
-            # A database in memory is its one connection.
+            # A database in memory exists in one connection only.
             pool_size=1 if in_memory else pool_size,
             max_overflow=0,
             pool_timeout=5,
@@ -62,19 +62,11 @@ class SQLite:
 
         @event.listens_for(engine, "reset")
         def end_transaction(connection: Any, record: ConnectionPoolEntry, state: Any) -> None:
-            # A transaction whose COMMIT failed goes on in SQLite; SQLAlchemy takes it for ended.
+            # A transaction whose COMMIT failed goes on in SQLite, but not for SQLAlchemy.
             if connection.in_transaction:
                 connection.rollback()
 
-        @event.listens_for(engine, "begin")
-        def begin_as_asked(connection: Connection) -> None:
-            options = connection.get_execution_options()
-            self.begin(
-                connection,
-                reading=options.get("reading", False),
-                bounded=options.get("bounded", False),
-            )
-
+        self.begin_by_options(engine)
         return engine
 
     def prepare_to_serve(self, engine: Engine, *, transaction_pooler: bool) -> None:
@@ -92,7 +84,7 @@ class SQLite:
         """For reading there is no transaction: each statement sees its own snapshot."""
         info = connection.info
         info["deadline"] = time.monotonic() + STATEMENT_TIMEOUT_SECONDS if bounded else math.inf
-        # Only where it changes, since it makes SQLite compile every statement anew.
+        # Only if it changes, because SQLite then compiles every statement anew.
         if reading != info.get("reading", False):
             driver_connection: Any = connection.connection.driver_connection
             driver_connection.execute(f"PRAGMA query_only = {reading}")
@@ -121,7 +113,7 @@ class SQLite:
                 _set_foreign_keys(connection, "ON")
 
     def terminate_connections(self, engine: Engine) -> None:
-        """Do nothing: statements on a file have a time limit, and no server to wait for."""
+        """Do nothing: there is no server that could fall silent."""
 
 
 def _set_foreign_keys(connection: Connection, value: str) -> None:
@@ -132,7 +124,7 @@ def _set_foreign_keys(connection: Connection, value: str) -> None:
 def is_sound(path: Path) -> bool:
     """Return whether the file is an undamaged database; a very large one is taken for sound.
 
-    A file that cannot be read now is not damaged: whatever keeps it is found when it is opened.
+    So is a file that cannot be read now: the reason is found when it is opened.
     """
     if path.stat().st_size > LARGEST_CHECKED_BYTES:
         return True

@@ -1,4 +1,4 @@
-"""Gives a FastAPI application what every request meets, and the routes that are not the owner's."""
+"""Gives a FastAPI application the middleware, error handlers and routes of the runtime."""
 
 from typing import Any
 
@@ -13,16 +13,16 @@ from space_runtime.http.metrics import router as metrics
 from space_runtime.http.middleware import RequestMiddleware
 from space_runtime.http.policy import cross_origin_rules, security_headers
 from space_runtime.http.status_page import router as status_page
-from space_runtime.observability.logging import AccessLog, Stderr, configure_logging, uses_json
+from space_runtime.observability.logging import configure_logging
 from space_runtime.observability.metrics import BUILD
 from space_runtime.runtime import Runtime
 
 FASTAPI_OPTIONS: dict[str, Any] = {
-    # Our own documentation needs no other host.
+    # docs.py has its own page, which needs no other host.
     "docs_url": None,
     "redoc_url": None,
     "redirect_slashes": False,
-    # The names of functions are the operation ids, which generated clients use as names, too.
+    # Operation ids, which generated clients take as names, are the names of the functions.
     "generate_unique_id_function": lambda route: route.name,
 }
 
@@ -31,9 +31,6 @@ def attach(app: FastAPI, runtime: Runtime) -> None:
     """Add middleware, error handlers, routes and logging; do this after your own routes."""
     settings, space = runtime.settings, runtime.space
     token = settings.api_token.get_secret_value() if settings.api_token else None
-    stderr = Stderr()
-    use_json = uses_json(settings, on_space=space.is_running_here)
-    configure_logging(settings, stderr, use_json=use_json)
     BUILD.labels(runtime.project.version).set(1)
 
     app.state.runtime = runtime
@@ -52,5 +49,5 @@ def attach(app: FastAPI, runtime: Runtime) -> None:
         guard=WriteGuard(token=token, on_space=space.is_running_here),
         cors=cross_origin_rules(settings.cors_origins),
         is_fallback=lambda: runtime.database.admission.is_fallback,
-        log=AccessLog(settings, stderr, use_json=use_json),
+        log=configure_logging(settings, on_space=space.is_running_here),
     )

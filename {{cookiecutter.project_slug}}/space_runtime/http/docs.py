@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.responses import FileResponse, HTMLResponse, Response
 
 from space_runtime.http.access import SAFE_METHODS
-from space_runtime.http.errors import Problem, errors
+from space_runtime.http.errors import DESCRIPTIONS, Problem
 from space_runtime.http.policy import content_security_policy
 
 router = APIRouter(include_in_schema=False)
@@ -59,7 +59,7 @@ _DATABASE = {
     "description": "Only while SQLite serves because PostgreSQL could not",
     "schema": {"const": "fallback"},
 }
-# Swagger UI draws its icons from data URLs
+# Swagger UI draws its icons from data URLs.
 _POLICY = "img-src 'self' data:"
 
 
@@ -93,9 +93,10 @@ def describe(app: FastAPI, *, needs_token: bool) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             _complete(build(), needs_token)
-        return build()  # FastAPI has kept it
+        # FastAPI has kept the one that was completed.
+        return build()
 
-    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI's manual does it
+    app.openapi = openapi  # type: ignore[method-assign]  # As in FastAPI's manual.
 
 
 def _complete(schema: dict[str, Any], needs_token: bool) -> None:
@@ -103,22 +104,21 @@ def _complete(schema: dict[str, Any], needs_token: bool) -> None:
     components.setdefault("schemas", {})["Problem"] = Problem.model_json_schema()
     components["securitySchemes"] = {"APIToken": _TOKEN}
     problem = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    security: list[dict[str, Any]] = [{"APIToken": []}] if needs_token else [{"APIToken": []}, {}]
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
             statuses = [500]
             if method.upper() not in SAFE_METHODS:
-                operation["security"] = (
-                    [{"APIToken": []}] if needs_token else [{"APIToken": []}, {}]
-                )
+                operation["security"] = security
                 statuses += [401, 403]
             if "requestBody" in operation:
                 statuses += [400, 413]
-            for status, error in errors(*statuses).items():
-                # what a route says itself of an answer is more exact
-                response = operation["responses"].setdefault(str(status), {})
-                response.setdefault("description", error["description"])
-                response.setdefault("content", problem)
-            for response in operation["responses"].values():
+            responses = operation["responses"]
+            for status in statuses:
+                general = {"description": DESCRIPTIONS[status], "content": problem}
+                # What a route itself says of an answer is more exact.
+                responses[str(status)] = general | responses.get(str(status), {})
+            for response in responses.values():
                 headers = response.setdefault("headers", {})
                 headers["X-Request-ID"] = _REQUEST_ID
                 if path.startswith("/api/"):

@@ -1,4 +1,4 @@
-"""Errors of the application, and the one place where they become HTTP answers.
+"""Errors of the application, and how they become HTTP answers.
 
 An answer never holds the text of a driver: it may name hosts, users and rows.
 """
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class NotFound(Exception):
-    """What was asked for does not exist; the message is fit for a client."""
+    """What a client wants does not exist; the message is fit for it to read."""
 
 
 class Problem(BaseModel):
@@ -45,7 +45,7 @@ class InvalidRequest(BaseModel):
     detail: list[InvalidValue]
 
 
-_DESCRIPTIONS = {
+DESCRIPTIONS = {
     400: "The body cannot be read",
     401: "The token is missing or wrong",
     403: "Writes are off: no token is set on this Space",
@@ -66,7 +66,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     responses: dict[int | str, dict[str, Any]] = {}
     for status in statuses:
         model = InvalidRequest if status == 422 else Problem
-        responses[status] = {"model": model, "description": _DESCRIPTIONS[status]}
+        responses[status] = {"model": model, "description": DESCRIPTIONS[status]}
         if status == 503:
             responses[status]["headers"] = {
                 "Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}}
@@ -89,12 +89,12 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(405)
     async def wrong_method(request: Request, error: HTTPException) -> Response:
-        def is_known(method: str) -> bool:
+        known = []
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
             scope = {**request.scope, "method": method}
-            return any(route.matches(scope)[0] is Match.FULL for route in app.routes)
-
-        known = [method for method in ("GET", "POST", "PUT", "PATCH", "DELETE") if is_known(method)]
-        # Whatever answers GET answers HEAD.
+            if any(route.matches(scope)[0] is Match.FULL for route in app.routes):
+                known.append(method)
+        # What answers GET answers HEAD, too.
         allow = ", ".join(known).replace("GET", "GET, HEAD")
         return JSONResponse({"detail": error.detail}, 405, headers={"Allow": allow})
 
@@ -116,9 +116,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        # what the client sent is not sent back: no encoding need be able to carry it
-        problems = [
-            {key: problem[key] for key in ("type", "loc", "msg")} for problem in error.errors()
-        ]
+        # Without the values, and as ASCII: what clients send may not be encodable as UTF-8.
+        keys = ("type", "loc", "msg")
+        problems = [{key: problem[key] for key in keys} for problem in error.errors()]
         body = json.dumps({"detail": problems})
         return Response(body, 422, media_type="application/json")

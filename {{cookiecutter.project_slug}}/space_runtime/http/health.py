@@ -1,7 +1,4 @@
-"""Is the process alive, can it work, and what is the state of its database?
-
-Nothing here waits for a database: all answers come from the lifecycle's last report.
-"""
+"""The health routes. None waits for a database: all answers come from the last report."""
 
 import time
 from dataclasses import dataclass

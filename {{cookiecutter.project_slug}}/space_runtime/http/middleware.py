@@ -1,10 +1,10 @@
 """What every request meets, in one pure ASGI middleware: limits, an id, headers, log and metrics.
 
-One class instead of six, since each layer around the application costs every request:
-BaseHTTPMiddleware alone takes two thirds of the throughput of a trivial route.
+One class instead of six, because each layer around the application slows every request down. A
+single BaseHTTPMiddleware takes two thirds of the throughput of a trivial route.
 """
 
-# else each request would evaluate the annotations of the function inside __call__
+# Else each request would evaluate the annotations of the function inside __call__.
 from __future__ import annotations
 
 import itertools
@@ -27,10 +27,8 @@ from space_runtime.serving.limiter import ConcurrencyLimiter, NoPlace, arrived_a
 logger = logging.getLogger(__name__)
 _ADDRESS = re.compile(rb"[0-9A-Fa-f:.]{2,45}")
 _USABLE_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
-# int() refuses thousands of them
-_MOST_DIGITS = 18
-# Hundreds at once would each be parsed, routed and validated before the event loop came round to
-# anything else. Endpoints may wait for a slow model, so a place is held for a moment only.
+# Without a limit, hundreds of requests at once would all be parsed, routed and validated before the
+# event loop does anything else. Endpoints may wait for a slow model, so places are held briefly.
 PLACES = 16
 HOLD_SECONDS = 0.1
 _METHODS = frozenset(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
@@ -39,18 +37,17 @@ _METHODS = frozenset(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 class RequestMiddleware:
     """Refuses what may not come in; adds ids, headers and X-Database; logs and counts all.
 
-    `headers`, or for JSON `headers_of_data`, are those that an answer gets unless it has its own.
-    Who may write is decided before path and body are looked at. `cors` is put around the
-    application, and around the answers that are given in its place: a browser needs its headers on
-    those, too.
+    An answer gets `headers`, or `headers_of_data` if it is JSON, unless it has its own. `cors` is
+    put around the application, and around the answers that the middleware gives itself: a browser
+    needs its headers on those, too.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         *,
-        headers: dict[str, str],
-        headers_of_data: dict[str, str],
+        headers: list[tuple[bytes, bytes]],
+        headers_of_data: list[tuple[bytes, bytes]],
         max_body_bytes: int,
         behind_edge: bool,
         guard: WriteGuard,
@@ -60,16 +57,16 @@ class RequestMiddleware:
     ) -> None:
         self._app = cors(app)
         self._cors = cors
-        self._headers = _encoded(headers)
-        self._headers_of_data = _encoded(headers_of_data)
-        self._names = frozenset(name for name, _ in self._headers + self._headers_of_data)
+        self._headers = headers
+        self._headers_of_data = headers_of_data
+        self._names = frozenset(name for name, _ in headers + headers_of_data)
         self._behind_edge = behind_edge
         self._max_body_bytes = max_body_bytes
         self._guard = guard
         self._limiter = ConcurrencyLimiter(PLACES, hold_seconds=HOLD_SECONDS)
         self._is_fallback = is_fallback
         self._log = log
-        self._id_prefix = secrets.token_hex(6) + "-"
+        self._id_prefix = secrets.token_hex(6).encode() + b"-"
         self._numbers = itertools.count(1)
         self._in_progress = 0
         IN_PROGRESS.set_function(lambda: self._in_progress)
@@ -78,48 +75,43 @@ class RequestMiddleware:
         """Answer one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-            # the end of the lifespan: nothing may wait any longer
+            # If this was the lifespan, no other line will come.
             self._log.flush()
             return
         started = time.monotonic()
         method = scope["method"]
         if method == "HEAD":
-            # routes know GET; the server looks at its own scope, and sends no body
+            # Routes know only GET. The server looks at its own scope, and sends no body.
             scope = {**scope, "method": "GET"}
         received_headers = dict(scope["headers"])
         if self._behind_edge:
             _believe_the_edge(scope, received_headers)
-        given_id = received_headers.get(b"x-request-id")
-        request_id = (
-            given_id.decode()
-            if given_id is not None and _USABLE_ID.fullmatch(given_id)
-            else self._id_prefix + str(next(self._numbers))
-        )
-        encoded_id = request_id.encode()
+        request_id = received_headers.get(b"x-request-id", b"")
+        if not _USABLE_ID.fullmatch(request_id):
+            request_id = self._id_prefix + b"%d" % next(self._numbers)
         length = received_headers.get(b"content-length", b"0")
         if length != b"0" or b"transfer-encoding" in received_headers:
             receive = self._limited(receive, length)
         status = 0
 
-        # no coroutine of its own, which would cost each message another turn
+        # Not a coroutine, which would cost each message a turn of the event loop.
         def send_with_headers(message: Message) -> Awaitable[None]:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [*message["headers"], (b"x-request-id", encoded_id)]
+                headers = [*message["headers"], (b"x-request-id", request_id)]
                 message["headers"] = headers
                 present = dict(headers)
                 is_data = present.get(b"content-type") == b"application/json"
                 own = self._headers_of_data if is_data else self._headers
-                if self._names.isdisjoint(present):
-                    headers += own
-                else:
-                    headers += [header for header in own if header[0] not in present]
+                if not self._names.isdisjoint(present):
+                    own = [header for header in own if header[0] not in present]
+                headers += own
                 if scope["path"].startswith("/api/") and self._is_fallback():
                     headers.append((b"x-database", b"fallback"))
             return send(message)
 
-        current_request_id.set(request_id)
+        current_request_id.set(request_id.decode())
         arrived_at.set(started)
         self._in_progress += 1
         is_inside = False
@@ -133,15 +125,16 @@ class RequestMiddleware:
                         await self._limiter.enter()
                         is_inside = True
                     except NoPlace:
-                        refusal = _crowded()
+                        detail = "Too many requests are waiting; nothing was stored."
+                        refusal = JSONResponse({"detail": detail}, 503, {"Retry-After": "2"})
             if refusal is not None:
                 answer = self._cors(refusal)
             await answer(scope, receive, send_with_headers)
-        except Exception:  # the last line of defence: told to the client, and in full to the log
+        except Exception:
             logger.exception("request failed")
             if status:
                 raise
-            detail = f"Internal error. The log tells more under the id {request_id}."
+            detail = f"Internal error. The log tells more under the id {request_id.decode()}."
             answer = self._cors(JSONResponse({"detail": detail}, 500))
             await answer(scope, receive, send_with_headers)
         finally:
@@ -152,14 +145,13 @@ class RequestMiddleware:
             method = method if method in _METHODS else "other"
             route = getattr(scope.get("route"), "path", "none")
             REQUESTS.add(method, route, status, seconds)
-            self._log.add(method, route, status, seconds, encoded_id)
+            self._log.add(method, route, status, seconds, request_id)
 
     def _limited(self, receive: Receive, declared_length: bytes) -> Receive:
-        """Return what receives a body that is not too large; the rest becomes a 413."""
-        digits = declared_length.lstrip(b"0")
-        is_too_large = digits.isdigit() and (
-            len(digits) > _MOST_DIGITS or int(digits) > self._max_body_bytes
-        )
+        """Return a `receive` that raises a 413 when the body is too large."""
+        digits, limit = declared_length.lstrip(b"0"), b"%d" % self._max_body_bytes
+        # Compared as text, because int() refuses thousands of digits.
+        is_too_large = digits.isdigit() and (len(digits), digits) > (len(limit), limit)
         received = 0
 
         async def limited_receive() -> Message:
@@ -169,31 +161,22 @@ class RequestMiddleware:
                 received += len(message.get("body", b""))
                 if received <= self._max_body_bytes:
                     return message
-            # an HTTPException, because FastAPI turns any other error met in a body into a 400
+            # An HTTPException, because FastAPI answers any other error while it reads with a 400.
             raise HTTPException(413, f"The body is larger than {self._max_body_bytes} bytes.")
 
         return limited_receive
 
 
-def _encoded(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
-    return [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
-
-
 def _has_to_wait(scope: Scope) -> bool:
-    """Return False for who asks how the server is, and for browsers that ask what they may."""
+    """Return False for health checks and the status page, and for preflight requests."""
     path = scope["path"]
     return path != "/" and not path.startswith("/health") and scope["method"] != "OPTIONS"
-
-
-def _crowded() -> JSONResponse:
-    detail = "Too many requests are waiting; nothing was stored."
-    return JSONResponse({"detail": detail}, 503, headers={"Retry-After": "2"})
 
 
 def _believe_the_edge(scope: Scope, headers: dict[bytes, bytes]) -> None:
     """Set scheme and client as the edge of the Hub saw them.
 
-    It speaks https only, and appends the real client to whatever X-Forwarded-For it was sent.
+    It accepts https only, and appends the real client to the X-Forwarded-For that it receives.
     """
     scope["scheme"] = "https"
     address = headers.get(b"x-forwarded-for", b"").rpartition(b",")[2].strip()

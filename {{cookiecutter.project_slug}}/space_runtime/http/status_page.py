@@ -24,7 +24,7 @@ router = APIRouter(include_in_schema=False)
 
 HEADLINES = {
     "ok": "Everything works",
-    "degraded": "Works, but with another database than was asked for",
+    "degraded": "Works, but with another database than configured",
     "unavailable": "Data can neither be read nor written",
     "starting": "The database is on its way",
 }
@@ -55,7 +55,7 @@ async def status_page(
 ) -> Response:
     """Return the page, which says in words what /health says in JSON."""
     page, policy = _page()
-    theme = request.query_params.get("__theme")  # the Hub's, in its frames
+    theme = request.query_params.get("__theme")  # From the Hub, in its frames.
     values = _values(report, runtime.project.read_about()) | {
         "color_scheme": theme if theme in ("light", "dark") else "light dark",
         "hide_metrics": "" if runtime.settings.metrics == "on" else "hidden",
@@ -98,9 +98,10 @@ def _values(report: Health, about: About) -> dict[str, str]:
 
 
 def _remedy(reason: str | None) -> str:
+    if reason in REASONS and REASONS[reason].remedy:
+        return REASONS[reason].remedy
     compare = "Compare DATABASE_URL with the connection string on your provider's page"
-    known = REASONS.get(reason or "")
-    return (known and known.remedy) or f"{compare}, and correct it {_where()}."
+    return f"{compare}, and correct it {_where()}."
 
 
 def _where() -> str:
@@ -129,14 +130,9 @@ def _duration(seconds: float) -> str:
 def _page() -> tuple[Template, str]:
     """Return the page, and the policy that allows exactly its own script and style."""
     text = Path(__file__).with_name("status_page.html").read_text(encoding="utf-8")
-    extra = "; ".join(
-        f"{directive} 'self' {' '.join(_digests(tag, text))}"
-        for directive, tag in (("script-src", "script"), ("style-src", "style"))
-    )
-    return Template(text), content_security_policy(extra=f"{extra}; img-src 'self' data:")
-
-
-def _digests(tag: str, text: str) -> list[str]:
-    blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
-    digests = (hashlib.sha256(block.encode()).digest() for block in blocks)
-    return [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests]
+    directives = ""
+    for tag in ("script", "style"):
+        (block,) = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(block.encode()).digest()).decode()
+        directives += f"{tag}-src 'self' 'sha256-{digest}'; "
+    return Template(text), content_security_policy(extra=f"{directives}img-src 'self' data:")

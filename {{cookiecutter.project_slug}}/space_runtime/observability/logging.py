@@ -15,6 +15,8 @@ from typing import Any
 
 import structlog
 from pydantic_core import to_json
+from structlog.dev import ConsoleRenderer, plain_traceback
+from structlog.stdlib import ProcessorFormatter
 from structlog.typing import EventDict
 
 from space_runtime.observability.metrics import LOST_LINES
@@ -28,27 +30,27 @@ request_id: ContextVar[str] = ContextVar("request_id")
 
 
 class Stderr:
-    """Lines on their way to stderr; nobody waits for a reader who is slow or gone.
+    """Writes lines to stderr without waiting for a reader that is slow or gone.
 
-    What does not fit into the pipe is kept, up to MOST_UNREAD_BYTES; what comes then is lost.
+    What does not fit into the pipe is kept, up to MOST_UNREAD_BYTES. Further lines are lost.
     """
 
     def __init__(self) -> None:
         try:
             self._descriptor = sys.stderr.fileno()
-        except (AttributeError, OSError, ValueError):  # closed before the start, or no real file
+        except (AttributeError, OSError, ValueError):  # Closed before the start, or no real file.
             self._descriptor = -1
         self._unread = bytearray()
         self._lock = threading.Lock()
-        self._helper: threading.Thread | None = None
+        self._has_helper = False
         atexit.register(self._end)
 
     def write(self, text: str) -> None:
-        """Write whole lines without waiting."""
+        """Write whole lines."""
         self.write_bytes(text.encode(errors="backslashreplace"))
 
     def write_bytes(self, data: bytes) -> None:
-        """Write whole lines without waiting."""
+        """Write whole lines."""
         if self._descriptor < 0:
             return
         with self._lock:
@@ -56,12 +58,12 @@ class Stderr:
                 LOST_LINES.inc(data.count(b"\n"))
                 return
             self._unread += data
-            if self._helper is None and not self._write_what_fits():
-                self._helper = threading.Thread(target=self._help, name="log", daemon=True)
-                self._helper.start()
+            if not self._has_helper and not self._write_what_fits():
+                self._has_helper = True
+                threading.Thread(target=self._help, name="log", daemon=True).start()
 
     def flush(self) -> None:
-        """Do nothing: a handler calls this after each line."""
+        """Do nothing: logging.StreamHandler calls this after each line."""
 
     def _write_what_fits(self) -> bool:
         """Return whether all was written. A pipe with any room takes PIPE_BUF bytes at once."""
@@ -71,7 +73,7 @@ class Stderr:
             end = self._unread.rfind(b"\n", 0, select.PIPE_BUF) + 1 or select.PIPE_BUF
             try:
                 written = os.write(self._descriptor, self._unread[:end])
-            except OSError:  # nobody will ever read this
+            except OSError:  # The reader has gone.
                 LOST_LINES.inc(self._unread.count(b"\n"))
                 written = len(self._unread)
             del self._unread[:written]
@@ -79,7 +81,7 @@ class Stderr:
 
     def _has_room(self, within: float) -> bool:
         """Return whether the reader takes more, after so many seconds at most."""
-        # one for each call, because two threads may not wait on the same one
+        # A new one each time: two threads cannot wait on the same one.
         poll = select.poll()
         poll.register(self._descriptor, select.POLLOUT)
         return bool(poll.poll(within * 1000))
@@ -97,94 +99,27 @@ class Stderr:
             self._has_room(within=1)
             with self._lock:
                 if self._write_what_fits():
-                    self._helper = None
+                    self._has_helper = False
                     return
 
 
-def uses_json(settings: RuntimeSettings, *, on_space: bool) -> bool:
-    """Return whether log lines are JSON."""
-    return settings.log_format == "json" or (settings.log_format is None and on_space)
-
-
-def configure_logging(settings: RuntimeSettings, stderr: Stderr, *, use_json: bool) -> None:
-    """Send every log line of this process, uvicorn's too, through one handler to stderr.
-
-    uvicorn's own access log is silenced: it prints query strings, which may hold secrets.
-    """
-    shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        _add_request_id,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.stdlib.ExtraAdder(),
-        _without_color_message,
-    ]
-    render: list[Any] = (
-        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-        if use_json
-        else [
-            structlog.dev.ConsoleRenderer(
-                colors=sys.stderr is not None and sys.stderr.isatty(),
-                exception_formatter=structlog.dev.plain_traceback,
-            )
-        ]
-    )
-    handler = logging.StreamHandler(stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
-        )
-    )
-    logging.root.handlers = [handler]
-    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
-    # what libraries tell below this holds the URLs and headers of requests, with all their secrets
-    logging.root.setLevel(max(level, logging.WARNING))
-    for name in ("src", "space_runtime"):
-        logging.getLogger(name).setLevel(level)
-    for name in ("uvicorn", "uvicorn.error"):
-        logging.getLogger(name).handlers = []
-        logging.getLogger(name).propagate = True
-        logging.getLogger(name).setLevel(max(level, logging.INFO))
-    # uvicorn's lines about WebSockets show query strings, too
-    logging.getLogger("uvicorn.error").addFilter(lambda record: "WebSocket" not in str(record.msg))
-    access = logging.getLogger("uvicorn.access")
-    access.handlers = []
-    access.propagate = False
-
-
-def _add_request_id(logger: Any, method: str, event: EventDict) -> EventDict:
-    if (current := request_id.get(None)) is not None:
-        event["request_id"] = current
-    return event
-
-
-def _without_color_message(logger: Any, method: str, event: EventDict) -> EventDict:
-    """uvicorn logs the same text a second time, with colours."""
-    event.pop("color_message", None)
-    return event
-
-
 class AccessLog:
-    """Writes a line for each request, which looks as the other lines do but takes less time.
+    """Writes a line for each request that looks like the other lines but takes less time.
 
-    Requests that end within LOG_SECONDS of each other are written together: one at a time would
-    take twice as long, and through the logging module ten times. It leaves out who asked: an
-    address is personal, and a request's id is enough to find its lines.
+    Requests that end within LOG_SECONDS of each other are written together. One at a time would
+    take twice as long, and through the logging module ten times. Addresses of clients are left out:
+    they are personal, and a request's id is enough to find its lines.
     """
 
     def __init__(self, settings: RuntimeSettings, stderr: Stderr, *, use_json: bool) -> None:
         self._is_off = settings.log_level in ("warning", "error")
         self._stderr = stderr
-        self._start, self._line = (
-            (_json_start, _JSON_LINE) if use_json else (_text_start, _TEXT_LINE)
-        )
+        self._start, self._line = _JSON if use_json else _TEXT
         self._requests: list[tuple[bytes, float, bytes]] = []
         self._written_at = 0.0
 
     def add(self, method: str, route: str, status: int, seconds: float, request_id: bytes) -> None:
-        """Write at once, or in a crowd together with others."""
+        """Write a line now, or with others at most LOG_SECONDS later."""
         if self._is_off:
             return
         if not self._requests:
@@ -193,19 +128,12 @@ class AccessLog:
         self._requests.append((self._start(method, route, status), seconds * 1000, request_id))
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write the lines that wait."""
         self._written_at = asyncio.get_running_loop().time()
         requests, self._requests = self._requests, []
         now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         line = self._line.replace(b"NOW", now.encode())
         self._stderr.write_bytes(b"".join([line % request for request in requests]))
-
-
-_JSON_LINE = (
-    b'%b,"milliseconds":%.1f,"request_id":"%b",'
-    b'"level":"info","logger":"access","timestamp":"NOW"}\n'
-)
-_TEXT_LINE = b"NOW [info     ] %b milliseconds=%.1f request_id=%b\n"
 
 
 @functools.cache
@@ -216,3 +144,62 @@ def _json_start(method: str, route: str, status: int) -> bytes:
 @functools.cache
 def _text_start(method: str, route: str, status: int) -> bytes:
     return f"{'request':<30} [access] method={method} route={route} status={status}".encode()
+
+
+_JSON = (
+    _json_start,
+    b'%b,"milliseconds":%.1f,"request_id":"%b",'
+    b'"level":"info","logger":"access","timestamp":"NOW"}\n',
+)
+_TEXT = _text_start, b"NOW [info     ] %b milliseconds=%.1f request_id=%b\n"
+
+
+def configure_logging(settings: RuntimeSettings, *, on_space: bool) -> AccessLog:
+    """Send every log line of this process, uvicorn's too, through one handler to stderr.
+
+    Return the log of requests. uvicorn's own is silenced: it prints query strings, which may hold
+    secrets.
+    """
+    use_json = settings.log_format == "json" or (settings.log_format is None and on_space)
+    stderr = Stderr()
+    colors = sys.stderr is not None and sys.stderr.isatty()
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.stdlib.ExtraAdder(),
+        _complete_event,
+    ]
+    render: list[Any] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        if use_json
+        else [ConsoleRenderer(colors=colors, exception_formatter=plain_traceback)]
+    )
+    handler = logging.StreamHandler(stderr)
+    without_meta = ProcessorFormatter.remove_processors_meta
+    handler.setFormatter(
+        ProcessorFormatter(foreign_pre_chain=shared, processors=[without_meta, *render])
+    )
+    logging.root.handlers = [handler]
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    # Below this, libraries log URLs and headers of requests, with all their secrets.
+    logging.root.setLevel(max(level, logging.WARNING))
+    for name in ("src", "space_runtime"):
+        logging.getLogger(name).setLevel(level)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logger = logging.getLogger(name)
+        logger.handlers = []
+        logger.propagate = name != "uvicorn.access"
+        logger.setLevel(max(level, logging.INFO))
+    # uvicorn's lines about WebSockets show query strings, too.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: "WebSocket" not in str(record.msg))
+    return AccessLog(settings, stderr, use_json=use_json)
+
+
+def _complete_event(logger: Any, method: str, event: EventDict) -> EventDict:
+    # uvicorn's text a second time, with colours.
+    event.pop("color_message", None)
+    if (current := request_id.get(None)) is not None:
+        event["request_id"] = current
+    return event

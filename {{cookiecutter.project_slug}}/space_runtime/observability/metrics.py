@@ -1,6 +1,6 @@
 """Prometheus metrics; the README lists them.
 
-Nothing here names a host, a user or a value of a path. With several workers, each answer shows the
+No label names a host, a user or a value of a path. With several workers, each answer shows the
 process that gave it.
 """
 
@@ -14,16 +14,17 @@ from prometheus_client.registry import Collector
 
 
 class RequestStatistics(Collector):
-    """Counts requests in plain numbers, which get Prometheus' form when somebody asks for them.
+    """Counts requests in plain numbers, which become metrics when they are collected.
 
-    Its own counters and histograms would take a tenth of the throughput of a trivial route.
+    The counters and histograms of prometheus_client would cost a trivial route a tenth of its
+    throughput.
     """
 
     BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
     """The upper bounds of the histogram's buckets, in seconds."""
 
     def __init__(self) -> None:
-        # for each bucket how many requests, and at the end the seconds that they took together
+        # The requests in each bucket, and at the end the seconds that all of them took.
         self._rows: dict[tuple[str, str, int], list[float]] = {}
 
     def add(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -82,9 +83,9 @@ LOST_LINES = Counter("log_lines_lost", "Log lines that nobody read in time.")
 BUILD = Gauge("app_build_info", "1, with the version of the application.", ["version"])
 
 SNAPSHOT_AGE.set(float("nan"))
-for _outcome in ("moved", "refused"):
-    FAILBACK_ROWS.labels(_outcome)
-for _reason in ("full", "waited"):
-    REFUSED.labels(_reason)
-for _outcome in ("taken", "failed"):
-    SNAPSHOTS.labels(_outcome)
+for _label in ("moved", "refused"):
+    FAILBACK_ROWS.labels(_label)
+for _label in ("full", "waited"):
+    REFUSED.labels(_label)
+for _label in ("taken", "failed"):
+    SNAPSHOTS.labels(_label)

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from prometheus_client import Gauge
 from sqlalchemy import Engine, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
@@ -69,7 +68,7 @@ class _Serving:
 
     def __init__(self, engine: Engine, pool_size: int) -> None:
         self.for_writing = engine
-        # Without the listeners, for each kind of which SQLAlchemy would look at every read.
+        # Without event listeners, which SQLAlchemy would look for at every read.
         self.for_reading = Engine(engine.pool, engine.dialect, engine.url, hide_parameters=True)
         self.backend = backend_of(engine)
         if self.backend.has_one_writer and pool_size > 1:
@@ -77,6 +76,7 @@ class _Serving:
             self.writers = WorkerPool("write", 1)
         else:
             self.readers = self.writers = WorkerPool("work", pool_size)
+        self.pools = {self.readers, self.writers}
 
 
 class Database:
@@ -88,20 +88,9 @@ class Database:
         self._ending: list[_Serving] = []
         self.admission = Admission(reads=False, writes=False)
         self.on_trouble: Callable[[str | None], None] = lambda reason: None
-        figures: dict[Gauge, Callable[[WorkerPool], int]] = {
-            THREADS: lambda pool: pool.limiter.places,
-            THREADS_BUSY: lambda pool: pool.limiter.inside,
-            WAITING: lambda pool: pool.limiter.waiting,
-        }
-        for gauge, figure in figures.items():
+        for gauge, figure in ((THREADS, "places"), (THREADS_BUSY, "inside"), (WAITING, "waiting")):
             for name in ("read", "write", "work"):
                 gauge.labels(name).set_function(partial(self._figure, name, figure))
-
-    def _figure(self, name: str, figure: Callable[[WorkerPool], int]) -> int:
-        """Return a figure of the pool of this name; 0 while there is none."""
-        serving = self._serving
-        pools = (serving.readers, serving.writers) if serving else ()
-        return next((figure(pool) for pool in pools if pool.name == name), 0)
 
     def use(self, engine: Engine, pool_size: int) -> None:
         """Work on this engine from now on, and bind SessionLocal to it."""
@@ -114,8 +103,8 @@ class Database:
         if serving is not None:
             self._sessions.configure(bind=None)
             self._ending.append(serving)
-            serving.readers.close()
-            serving.writers.close()
+            for pool in serving.pools:
+                pool.close()
 
     def drain(self, seconds: float) -> bool:
         """Wait for the work on engines that were left; return whether all of it has ended."""
@@ -123,18 +112,12 @@ class Database:
         self._ending = [
             serving
             for serving in self._ending
-            if not all(
-                pool.wait_until_idle(deadline - time.monotonic())
-                for pool in (serving.readers, serving.writers)
-            )
+            if not all(pool.wait_until_idle(deadline - time.monotonic()) for pool in serving.pools)
         ]
         return not self._ending
 
     async def read(
-        self,
-        work: Work[Arguments, Result],
-        *args: Arguments.args,
-        **kwargs: Arguments.kwargs,
+        self, work: Work[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Result:
         """Return work(session, ...), run without a transaction on a connection that cannot write.
 
@@ -142,16 +125,11 @@ class Database:
         """
         serving = self._admitted(self.admission.reads)
         return await serving.readers.run(
-            lambda: self._run(
-                partial(_read, serving), lambda session: work(session, *args, **kwargs)
-            )
+            lambda: self._run(_read, serving, lambda session: work(session, *args, **kwargs))
         )
 
     async def write(
-        self,
-        work: Work[Arguments, Result],
-        *args: Arguments.args,
-        **kwargs: Arguments.kwargs,
+        self, work: Work[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Result:
         """Return work(session, ...) after its transaction was committed.
 
@@ -159,9 +137,7 @@ class Database:
         """
         serving = self._admitted(self.admission.writes)
         return await serving.writers.run(
-            lambda: self._run(
-                partial(_write, serving), lambda session: work(session, *args, **kwargs)
-            )
+            lambda: self._run(_write, serving, lambda session: work(session, *args, **kwargs))
         )
 
     @contextlib.asynccontextmanager
@@ -173,21 +149,11 @@ class Database:
         """
         serving = self._admitted(self.admission.writes)
         await serving.writers.enter()
-        session = _new_session(serving)
-        turn = _Turn(serving.writers, session)
+        turn = _Turn(serving)
         try:
-            with _outcome_known(session):
-                yield session
-                if turn.is_over:
-                    raise DatabaseUnavailable("The request took too long; nothing was stored.")
-                await serving.writers.run_inside(partial(_commit, serving, session))
-        except SQLAlchemyError as error:
-            if refusal := self._refusal_for(error):
-                raise refusal from error
-            raise
-        except DatabaseUnavailable as refusal:
-            self.on_trouble(refusal.reason)
-            raise
+            with self._trouble_reported(), _outcome_known(turn.session):
+                yield turn.session
+                await turn.commit()
         finally:
             await turn.end()
 
@@ -199,66 +165,38 @@ class Database:
 
     def _run(
         self,
-        transaction: Callable[[Callable[[Session], Result]], Result],
+        transaction: Callable[[_Serving, Callable[[Session], Result]], Result],
+        serving: _Serving,
         work: Callable[[Session], Result],
     ) -> Result:
         """Run the transaction; once more if its connection had died before COMMIT was sent."""
-        try:
+        with self._trouble_reported():
             try:
-                return transaction(work)
+                return transaction(serving, work)
             except DBAPIError as error:
                 if not (error.connection_invalidated and self.admission.reads):
                     raise
-                return transaction(work)
+                return transaction(serving, work)
+
+    @contextlib.contextmanager
+    def _trouble_reported(self) -> Iterator[None]:
+        """Report errors that mean "not now", and raise them as DatabaseUnavailable."""
+        try:
+            yield
         except SQLAlchemyError as error:
-            if refusal := self._refusal_for(error):
-                raise refusal from error
-            raise
+            refusal = unavailable(error)
+            if refusal is None:
+                raise
+            self.on_trouble(refusal.reason)
+            raise refusal from error
         except DatabaseUnavailable as refusal:
             self.on_trouble(refusal.reason)
             raise
 
-    def _refusal_for(self, error: SQLAlchemyError) -> DatabaseUnavailable | None:
-        """Return what a client is to be told, or None if the error is about the work."""
-        refusal = unavailable(error)
-        if refusal is not None:
-            self.on_trouble(refusal.reason)
-        return refusal
-
-
-class _Turn:
-    """The turn of a session, ended by its user, or by the clock so that it keeps nobody out."""
-
-    def __init__(self, pool: WorkerPool, session: Session) -> None:
-        self._pool = pool
-        self._session = session
-        self._ending: asyncio.Task[None] | None = None
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(MAX_SESSION_SECONDS, self._begin_to_end)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the session is closed, or about to be."""
-        return self._ending is not None
-
-    async def end(self) -> None:
-        """Roll back what was not committed, and let the next one have the place."""
-        self._timer.cancel()
-        await asyncio.shield(self._ending or self._begin_to_end())
-
-    def _begin_to_end(self) -> asyncio.Task[None]:
-        self._ending = asyncio.ensure_future(self._end())
-        return self._ending
-
-    async def _end(self) -> None:
-        try:
-            # A rollback may have to wait for the server, so not in the event loop's thread.
-            await self._pool.run_inside(self._session.close)
-        finally:
-            self._pool.limiter.leave()
-
-
-_READ_THAT_WRITES = "database.read() was given work that writes: use write()"
+    def _figure(self, name: str, figure: str) -> int:
+        """Return a figure of the pool of this name; 0 while there is none."""
+        pools = self._serving.pools if self._serving else ()
+        return sum(getattr(pool.limiter, figure) for pool in pools if pool.name == name)
 
 
 class _WriteSession(Session):
@@ -266,12 +204,69 @@ class _WriteSession(Session):
 
     sent_commit = False
 
+    def __init__(self, serving: _Serving) -> None:
+        super().__init__(
+            serving.for_writing,
+            expire_on_commit=False,
+            # A session that is used after its turn must fail, not begin anew outside the limits.
+            close_resets_only=False,
+            execution_options={"bounded": True},
+        )
+        self._backend = serving.backend
+
+    def finish(self) -> None:
+        """Commit, unless a statement has failed: PostgreSQL would roll back without a word."""
+        if self.in_transaction():
+            self._backend.refuse_failed_transaction(self)
+        self.commit()
+
 
 @event.listens_for(_WriteSession, "before_commit")
 def _note_commit(session: _WriteSession) -> None:
     if not session.in_nested_transaction():
         session.flush()
         session.sent_commit = True
+
+
+class _Turn:
+    """A session and its place in the pool, until its user or the clock ends the turn.
+
+    It ends with one job in the pool, which commits or rolls back and then gives the place back. So
+    nothing is lost if the request is cancelled while that job runs.
+    """
+
+    def __init__(self, serving: _Serving) -> None:
+        self.session = _WriteSession(serving)
+        self._pool = serving.writers
+        self._last_job: asyncio.Future[None] | None = None
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(MAX_SESSION_SECONDS, self._finish, self.session.close)
+
+    async def commit(self) -> None:
+        """Commit and close; raise DatabaseUnavailable if the time is over."""
+        if self._last_job is not None:
+            raise DatabaseUnavailable("The request took too long; nothing was stored.")
+        await asyncio.shield(self._finish(self._commit_and_close))
+
+    async def end(self) -> None:
+        """Roll back what was not committed, and wait until the place is free."""
+        last_job = self._last_job or self._finish(self.session.close)
+        await asyncio.wait([last_job])
+        if last_job.exception() is not None:
+            # When the time was over, the session could not be closed: a statement was beginning.
+            await asyncio.to_thread(self.session.close)
+
+    def _finish(self, job: Callable[[], None]) -> asyncio.Future[None]:
+        self._timer.cancel()
+        self._last_job = self._pool.run_last(job)
+        return self._last_job
+
+    def _commit_and_close(self) -> None:
+        with self.session:
+            self.session.finish()
+
+
+_READ_THAT_WRITES = "database.read() was given work that writes: use write()"
 
 
 def _read(serving: _Serving, work: Callable[[Session], Result]) -> Result:
@@ -289,9 +284,9 @@ def _read(serving: _Serving, work: Callable[[Session], Result]) -> Result:
 
 
 def _write(serving: _Serving, work: Callable[[Session], Result]) -> Result:
-    with _new_session(serving) as session, _outcome_known(session):
+    with _WriteSession(serving) as session, _outcome_known(session):
         result = _result(work, session)
-        _commit(serving, session)
+        session.finish()
         return result
 
 
@@ -310,25 +305,12 @@ def _outcome_known(session: _WriteSession) -> Iterator[None]:
         ) from error
 
 
-def _new_session(serving: _Serving) -> _WriteSession:
-    return _WriteSession(
-        serving.for_writing,
-        expire_on_commit=False,
-        # Closed for good at the end: a session used afterwards would begin anew outside the gate.
-        close_resets_only=False,
-        execution_options={"bounded": True},
-    )
-
-
-def _commit(serving: _Serving, session: _WriteSession) -> None:
-    session.flush()
-    if session.in_transaction():
-        serving.backend.refuse_failed_transaction(session)
-    session.commit()
-
-
 def _result(work: Callable[[Session], Result], session: Session) -> Result:
-    result = work(session)
+    try:
+        result = work(session)
+    except StopIteration as error:
+        # A future cannot carry this error: whoever awaits it would wait forever.
+        raise RuntimeError("work raised StopIteration: is there a next() without a row?") from error
     if inspect.iscoroutine(result):
         result.close()
         raise TypeError("work must be a plain function: this `async def` one was never run")

@@ -3,15 +3,16 @@
 import asyncio
 import threading
 import time
-from collections import deque
+from collections import OrderedDict
 from contextvars import ContextVar
 
 MAX_WAITING = 1_000
 MAX_WAIT_SECONDS = 5.0
 
 arrived_at: ContextVar[float] = ContextVar("arrived_at")
-"""When the request that is being answered arrived, on the monotonic clock. However often it has to
-wait, it waits MAX_WAIT_SECONDS in all."""
+"""When the request that is being answered arrived, on the monotonic clock. Its waits end
+MAX_WAIT_SECONDS later, however many there are. Each may last a fifth of that all the same, or a
+request that has called a slow model would be refused whenever another one is writing."""
 
 
 class NoPlace(Exception):
@@ -26,18 +27,21 @@ class ConcurrencyLimiter:
     """Lets `places` in at a time, and the others as soon as one leaves.
 
     With `hold_seconds`, whoever stays inside for longer keeps nobody out: in so many seconds, as
-    many are let in as there are places. The event loop's queue is in front of its threads on
-    purpose: a thread that has finished rests until the loop hands it the next job, and threads that
-    never rest would leave the loop so little of the interpreter that /health would take seconds.
+    many are let in as there are places.
+
+    Those who wait for a database thread wait here and not in its executor. There, threads would
+    take one job after the other without a rest, and leave the event loop so little of the
+    interpreter that /health would take seconds.
+
+    Methods are called in the event loop's thread, unless they say otherwise.
     """
 
     def __init__(self, places: int, *, hold_seconds: float | None = None) -> None:
         self.places = places
         self.inside = 0
         self._hold_seconds = hold_seconds
-        self._queue: deque[asyncio.Future[None]] = deque()
+        self._queue: OrderedDict[asyncio.Future[None], None] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
-        # close() is called by another thread than all the rest.
         self._lock = threading.Lock()
         self._is_closed = False
         self._is_empty = threading.Event()
@@ -45,14 +49,14 @@ class ConcurrencyLimiter:
     @property
     def waiting(self) -> int:
         """How many wait for a place."""
-        return sum(not turn.done() for turn in self._queue)
+        return len(self._queue)
 
     def try_to_enter(self) -> bool:
         """Take a place and return True, or return False because none is free; raise Closed."""
         with self._lock:
             if self._is_closed:
                 raise Closed
-            if self.inside >= self.places:
+            if self._queue or self.inside >= self.places:
                 return False
             self.inside += 1
             return True
@@ -64,52 +68,70 @@ class ConcurrencyLimiter:
         if len(self._queue) >= MAX_WAITING:
             raise NoPlace("full")
         now = time.monotonic()
+        seconds = max(arrived_at.get(now) + MAX_WAIT_SECONDS - now, MAX_WAIT_SECONDS / 5)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append(turn)
+        self._queue[turn] = None
+        # Another thread may have given its place back meanwhile.
+        self.let_in()
         self._watch()
         try:
-            async with asyncio.timeout(arrived_at.get(now) + MAX_WAIT_SECONDS - now):
+            async with asyncio.timeout(seconds):
                 await turn
         except TimeoutError:
-            # Its turn may have come at the very moment at which the time was over.
-            if not turn.done() or turn.cancelled():
+            if turn.cancelled():
                 raise NoPlace("waited") from None
+            # Its turn came at the very moment at which the time was over.
+            turn.result()
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled() and turn.exception() is None:
+            if not turn.cancelled() and turn.exception() is None:
                 self.leave()
             raise
+        finally:
+            self._queue.pop(turn, None)
+            if self._timer is not None and not self._queue:
+                self._timer.cancel()
+                self._timer = None
 
     def leave(self) -> None:
-        """Give a place back."""
+        """Give a place back, and let the next one in."""
+        self.give_back()
+        self.let_in()
+
+    def give_back(self) -> None:
+        """Give a place back, from any thread; let_in() has to follow in the event loop's."""
         with self._lock:
             self.inside -= 1
             if self._is_closed and not self.inside:
                 self._is_empty.set()
-        if self._queue and self.inside < self.places:
-            self._let_one_in()
+
+    def let_in(self) -> None:
+        """Let in as many of those who wait as there are free places."""
+        self._let_in(self.places)
 
     def close(self) -> None:
-        """Let nobody in any more; those who wait are told when they would have come in."""
+        """Let nobody in any more, from any thread; those who wait are told when somebody leaves."""
         with self._lock:
             self._is_closed = True
             if not self.inside:
                 self._is_empty.set()
 
     def wait_until_empty(self, seconds: float) -> bool:
-        """Wait, after close(), for those inside to leave; return whether all have."""
+        """Wait, after close() and in another thread; return whether all inside have left."""
         return self._is_empty.wait(max(seconds, 0.0))
 
-    def _let_one_in(self) -> None:
+    def _let_in(self, places: int) -> None:
         while self._queue:
-            turn = self._queue.popleft()
-            if turn.done():
-                continue
             with self._lock:
-                if not self._is_closed:
+                if self.inside >= places and not self._is_closed:
+                    return
+                turn, _ = self._queue.popitem(last=False)
+                if turn.cancelled():
+                    continue
+                if self._is_closed:
+                    turn.set_exception(Closed())
+                else:
                     self.inside += 1
                     turn.set_result(None)
-                    return
-            turn.set_exception(Closed())
 
     def _watch(self) -> None:
         if self._hold_seconds is not None and self._timer is None and self._queue:
@@ -118,5 +140,5 @@ class ConcurrencyLimiter:
 
     def _let_one_more_in(self) -> None:
         self._timer = None
-        self._let_one_in()
+        self._let_in(max(self.inside + 1, self.places))
         self._watch()

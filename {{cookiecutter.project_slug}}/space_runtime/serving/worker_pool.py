@@ -39,14 +39,16 @@ class WorkerPool:
     async def run(self, job: Callable[[], Result]) -> Result:
         """Return what the job returns; raise DatabaseUnavailable if its turn does not come."""
         await self.enter()
-        work = self._submit(job)
-        # A client that leaves does not free the thread that works for it.
-        work.add_done_callback(lambda _: self.limiter.leave())
-        return await asyncio.shield(work)
+        # A client that leaves does not stop the thread that works for it, nor free its place.
+        return await asyncio.shield(self.run_last(job))
 
-    async def run_inside(self, job: Callable[[], Result]) -> Result:
-        """Return what the job returns, for somebody who holds a place."""
-        return await asyncio.shield(self._submit(job))
+    def run_last(self, job: Callable[[], Result]) -> asyncio.Future[Result]:
+        """Return the future of a job at whose end its caller's place is given back."""
+        work = asyncio.get_running_loop().run_in_executor(
+            self._executor, copy_context().run, self._run_and_give_back, job
+        )
+        work.add_done_callback(lambda _: self.limiter.let_in())
+        return work
 
     def close(self) -> None:
         """Take no more work; what is under way goes on."""
@@ -59,16 +61,9 @@ class WorkerPool:
         self._executor.shutdown(wait=False)
         return True
 
-    def _submit(self, job: Callable[[], Result]) -> asyncio.Future[Result]:
-        loop = asyncio.get_running_loop()
-        return loop.run_in_executor(
-            self._executor, copy_context().run, _without_stop_iteration, job
-        )
-
-
-def _without_stop_iteration(job: Callable[[], Result]) -> Result:
-    """Return what the job returns. Python 3.11 could hand this one error to nobody who waits."""
-    try:
-        return job()
-    except StopIteration as error:
-        raise RuntimeError("work raised StopIteration: is there a next() without a row?") from error
+    def _run_and_give_back(self, job: Callable[[], Result]) -> Result:
+        try:
+            return job()
+        finally:
+            # In the thread, because the event loop may have ended before the job.
+            self.limiter.give_back()

@@ -1,0 +1,361 @@
+"""Requests that wait, leave, are cancelled or take too long lose no place, connection or row."""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL, Engine, event, text
+from sqlalchemy.orm import Session
+
+from space_runtime.backends import SQLITE
+from space_runtime.backends.errors import DatabaseUnavailable
+from space_runtime.serving import limiter as limits
+from space_runtime.serving.database import Admission, Database, SessionFactory
+from space_runtime.serving.limiter import Closed, ConcurrencyLimiter, NoPlace, arrived_at
+from space_runtime.serving.worker_pool import WorkerPool
+
+SOON = 10
+"""Seconds after which a test fails instead of hanging."""
+
+
+def full(places: int = 1, hold_seconds: float | None = None) -> ConcurrencyLimiter:
+    """Return a limiter with no place left."""
+    limiter = ConcurrencyLimiter(places, hold_seconds=hold_seconds)
+    while limiter.try_to_enter():
+        pass
+    return limiter
+
+
+@contextlib.asynccontextmanager
+async def waiting(
+    limiter: ConcurrencyLimiter, number: int = 1
+) -> AsyncIterator[asyncio.Task[None]]:
+    """Yield a task that waits for a place; it has to end within the block."""
+    task = asyncio.create_task(limiter.enter())
+    while limiter.waiting < number:
+        await asyncio.sleep(0)
+    yield task
+    assert task.done()
+
+
+def test_places_go_to_those_who_have_waited_longest() -> None:
+    async def crowd() -> None:
+        limiter = full()
+        came_in: list[int] = []
+
+        async def come(number: int) -> None:
+            await limiter.enter()
+            came_in.append(number)
+            limiter.leave()
+
+        comers = [asyncio.create_task(come(number)) for number in range(5)]
+        await asyncio.sleep(0)
+        # As in a thread of a pool: who comes before the event loop hears of it comes last, too.
+        limiter.give_back()
+        assert not limiter.try_to_enter()
+        limiter.let_in()
+        await asyncio.gather(*comers)
+        assert came_in == [0, 1, 2, 3, 4]
+        assert (limiter.inside, limiter.waiting) == (0, 0)
+
+    asyncio.run(crowd())
+
+
+def test_who_has_stopped_waiting_keeps_nobody_from_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_WAITING", 1)
+
+    async def crowd() -> None:
+        limiter = full()
+        async with waiting(limiter) as first:
+            with pytest.raises(NoPlace, match="full"):
+                await limiter.enter()
+            first.cancel()
+            await asyncio.wait([first])
+        async with waiting(limiter) as second:
+            limiter.leave()
+            await second
+        assert limiter.inside == 1
+
+    asyncio.run(crowd())
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_who_is_let_in_or_refused_just_as_the_time_is_over_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, is_closed: bool
+) -> None:
+    monkeypatch.setattr(limits, "MAX_WAIT_SECONDS", 0.02)
+
+    async def crowd() -> None:
+        limiter = full()
+
+        def leave() -> None:
+            if is_closed:
+                limiter.close()
+            limiter.leave()
+
+        async with waiting(limiter) as task:
+            asyncio.get_running_loop().call_later(0.01, leave)
+            # Both timers are due when the event loop comes round to them.
+            time.sleep(0.05)
+            await asyncio.wait([task])
+        assert isinstance(task.exception(), Closed) is is_closed
+        assert limiter.inside == (0 if is_closed else 1)
+
+    asyncio.run(crowd())
+
+
+@pytest.mark.parametrize("age", [0.9, 60.0])
+def test_an_old_request_waits_for_its_turn_but_not_for_long(
+    monkeypatch: pytest.MonkeyPatch, age: float
+) -> None:
+    monkeypatch.setattr(limits, "MAX_WAIT_SECONDS", 1.0)
+
+    async def crowd() -> None:
+        arrived_at.set(time.monotonic() - age)
+        limiter = full()
+        async with waiting(limiter) as task:
+            await asyncio.sleep(0.02)
+            limiter.leave()
+            await task
+        begun = time.monotonic()
+        with pytest.raises(NoPlace, match="waited"):
+            await limiter.enter()
+        assert time.monotonic() - begun < 0.8
+
+    asyncio.run(crowd())
+
+
+def test_places_that_are_held_are_passed_on_in_a_second_event_loop_too() -> None:
+    limiter = full(hold_seconds=0.2)
+
+    async def leave_early() -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(limiter.enter(), 0.01)
+
+    asyncio.run(leave_early())
+    asyncio.run(asyncio.wait_for(limiter.enter(), 2))
+    assert limiter.inside == 2
+
+
+def test_a_client_that_leaves_does_not_free_the_place_of_the_thread_that_works_for_it() -> None:
+    async def crowd() -> None:
+        pool, go = WorkerPool("work", 1), threading.Event()
+        gone = asyncio.create_task(pool.run(lambda: go.wait(SOON)))
+        await asyncio.sleep(0)
+        next_one = asyncio.create_task(pool.run(lambda: "done"))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.wait([gone])
+        assert gone.cancelled()
+        assert (pool.limiter.inside, pool.limiter.waiting) == (1, 1)
+        go.set()
+        assert await next_one == "done"
+        assert pool.limiter.inside == 0
+
+    asyncio.run(crowd())
+
+
+def test_a_place_outlives_the_event_loop_in_which_it_was_taken() -> None:
+    pool, go = WorkerPool("work", 1), threading.Event()
+
+    async def run(seconds: float) -> bool:
+        return await asyncio.wait_for(pool.run(lambda: go.wait(SOON)), seconds)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(run(0.01))
+    assert pool.limiter.inside == 1
+    go.set()
+    deadline = time.monotonic() + SOON
+    while pool.limiter.inside:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    assert asyncio.run(run(SOON))
+    pool.close()
+    assert pool.wait_until_idle(SOON)
+
+
+def test_a_pool_is_not_idle_while_one_of_its_threads_still_works() -> None:
+    async def crowd() -> None:
+        pool, go = WorkerPool("work", 2), threading.Event()
+        slow = asyncio.create_task(pool.run(lambda: go.wait(SOON)))
+        await pool.run(lambda: None)
+        with pytest.raises(ZeroDivisionError):
+            await pool.run(lambda: 1 // 0)
+        last = asyncio.create_task(pool.run(lambda: None))
+        await asyncio.sleep(0)
+        pool.close()
+        await last
+        assert not await asyncio.to_thread(pool.wait_until_idle, 0.01)
+        go.set()
+        await slow
+        assert pool.wait_until_idle(0)
+
+    asyncio.run(crowd())
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.001, 0.003, 0.01])
+def test_a_pool_is_idle_only_when_all_work_has_ended_and_none_can_begin(delay: float) -> None:
+    pool = WorkerPool("work", 3)
+    done: list[int] = []
+
+    def close() -> int:
+        time.sleep(delay)
+        pool.close()
+        assert pool.wait_until_idle(SOON)
+        return len(done)
+
+    async def crowd() -> None:
+        closing = asyncio.create_task(asyncio.to_thread(close))
+        jobs = (pool.run(lambda: done.append(1)) for _ in range(200))
+        for outcome in await asyncio.gather(*jobs, return_exceptions=True):
+            assert outcome is None or isinstance(outcome, DatabaseUnavailable)
+        assert await closing == len(done)
+
+    asyncio.run(crowd())
+    assert (pool.limiter.inside, pool.limiter.waiting) == (0, 0)
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """An engine whose database treats writers as PostgreSQL does: several threads may write."""
+    monkeypatch.setattr(SQLITE, "has_one_writer", False)
+    engine = SQLITE.create_engine(URL.create("sqlite", database=f"{tmp_path}/test.db"), {}, 3)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE notes (number INTEGER)"))
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def database(engine: Engine) -> Database:
+    """A database that serves, as the lifecycle would leave it."""
+    database = Database(SessionFactory())
+    database.use(engine, 2)
+    database.admission = Admission(reads=True, writes=True)
+    return database
+
+
+def insert(session: Session) -> None:
+    session.execute(text("INSERT INTO notes VALUES (1)"))
+
+
+def count(session: Session) -> int:
+    return len(session.execute(text("SELECT * FROM notes")).all())
+
+
+def check_nothing_is_held(database: Database, engine: Engine) -> None:
+    """Check that all places and connections were given back."""
+    database.leave()
+    assert database.drain(SOON)
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+def test_a_session_that_is_cancelled_while_it_commits_is_closed_afterwards(
+    database: Database, engine: Engine
+) -> None:
+    commits, go = threading.Event(), threading.Event()
+
+    @event.listens_for(engine, "commit")
+    def wait(connection: object) -> None:
+        commits.set()
+        go.wait(SOON)
+
+    async def use() -> None:
+        async with database.session() as session:
+            insert(session)
+
+    async def request() -> None:
+        task = asyncio.create_task(use())
+        await asyncio.to_thread(commits.wait, SOON)
+        task.cancel()
+        await asyncio.sleep(0.05)
+        assert not task.done()
+        go.set()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert await database.read(count) == 1
+
+    asyncio.run(request())
+    check_nothing_is_held(database, engine)
+
+
+def test_a_session_that_is_cancelled_before_it_commits_stores_nothing(
+    database: Database, engine: Engine
+) -> None:
+    async def use() -> None:
+        async with database.session() as session:
+            insert(session)
+            await asyncio.sleep(SOON)
+
+    async def request() -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(use(), 0.05)
+        assert await database.read(count) == 0
+
+    asyncio.run(request())
+    check_nothing_is_held(database, engine)
+
+
+def test_a_session_whose_time_is_over_in_the_middle_of_a_statement_gives_everything_back(
+    database: Database, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("space_runtime.serving.database.MAX_SESSION_SECONDS", 0.05)
+    begins, go = threading.Event(), threading.Event()
+
+    @event.listens_for(engine, "checkout")
+    def wait(*_: object) -> None:
+        begins.set()
+        go.wait(SOON)
+
+    async def use() -> None:
+        async with database.session() as session:
+            statement = asyncio.create_task(asyncio.to_thread(insert, session))
+            await asyncio.to_thread(begins.wait, SOON)
+            await asyncio.sleep(0.2)
+            go.set()
+            await asyncio.wait([statement])
+            statement.exception()
+
+    async def request() -> None:
+        with pytest.raises(DatabaseUnavailable, match="took too long"):
+            await use()
+        assert await database.read(count) == 0
+
+    asyncio.run(request())
+    check_nothing_is_held(database, engine)
+
+
+def test_a_session_that_waits_for_its_turn_and_leaves_keeps_nobody_out(
+    database: Database, engine: Engine
+) -> None:
+    async def request() -> None:
+        async with database.session(), database.session():
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(database.session().__aenter__(), 0.02)
+        await asyncio.wait_for(database.write(insert), SOON)
+        assert await database.read(count) == 1
+
+    asyncio.run(request())
+    check_nothing_is_held(database, engine)
+
+
+def test_a_database_that_is_left_waits_for_a_session_and_stores_what_it_did(
+    database: Database, engine: Engine
+) -> None:
+    async def request() -> None:
+        async with database.session() as session:
+            insert(session)
+            await asyncio.to_thread(database.leave)
+            with pytest.raises(DatabaseUnavailable):
+                await database.read(count)
+            assert not await asyncio.to_thread(database.drain, 0.01)
+        assert await asyncio.to_thread(database.drain, SOON)
+
+    asyncio.run(request())
+    with Session(engine) as session:
+        assert count(session) == 1
+    check_nothing_is_held(database, engine)
