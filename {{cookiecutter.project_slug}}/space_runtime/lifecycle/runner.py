@@ -242,6 +242,7 @@ class Lifecycle:
             persistent=not self._on_space and not is_in_memory,
             schema_newer=file.opened.schema_newer,
             problem=file.problem,
+            pending_rows=self._files.count_waiting() if fallback else 0,
         )
 
     def _lock_files(self) -> Observation:

@@ -207,7 +207,8 @@ class Opened(NamedTuple):
     persistent: bool = True
     schema_newer: bool = False
     problem: str | None = None
-    """Why it is not the file that was asked for, or not as it was."""
+    """Why it is not the file that was configured, or not as it was."""
+    pending_rows: int = 0
 
 
 class Locked(NamedTuple):
@@ -344,8 +345,8 @@ def advance(state: State, step: Step, observation: Observation, now: Moment) -> 
                 rows_from_before=rows_from_before,
                 snapshots="",
             )
-        case OpenSQLite(), Opened(persistent, schema_newer, problem):
-            return _opened(state, persistent, schema_newer, problem, now)
+        case OpenSQLite(), Opened():
+            return _opened(state, observation, now)
         case Check(due, _, _), Answered(latency_ms, pending_rows, snapshots):
             return replace(
                 state,
@@ -434,17 +435,16 @@ def _waits_for_postgresql(state: State) -> bool:
     return state.phase == "serving" and state.is_fallback and can_connect
 
 
-def _opened(
-    state: State, persistent: bool, schema_newer: bool, problem: str | None, now: Moment
-) -> State:
+def _opened(state: State, opened: Opened, now: Moment) -> State:
     is_configured = state.configuration.backend == "sqlite"
     why = state.configuration.resolution.reason if is_configured else state.connect_failure
     return _serving(
         state,
         now,
         backend="sqlite",
-        reason=problem or why or ("schema_newer" if schema_newer else None),
-        persistent=persistent,
+        reason=opened.problem or why or ("schema_newer" if opened.schema_newer else None),
+        persistent=opened.persistent,
+        pending_rows=opened.pending_rows,
         next_connect=max(state.next_connect, now.seconds + state.configuration.check_seconds),
     )
 

@@ -8,15 +8,14 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import URL, Engine, event, text
-from sqlalchemy.orm import Session
-
 from space_runtime.backends import SQLITE
 from space_runtime.backends.errors import DatabaseUnavailable
 from space_runtime.serving import limiter as limits
 from space_runtime.serving.database import Admission, Database, SessionFactory
 from space_runtime.serving.limiter import Closed, ConcurrencyLimiter, NoPlace, arrived_at
 from space_runtime.serving.worker_pool import WorkerPool
+from sqlalchemy import URL, Engine, event, text
+from sqlalchemy.orm import Session
 
 SOON = 10
 """Seconds after which a test fails instead of hanging."""
@@ -31,9 +30,7 @@ def full(places: int = 1, hold_seconds: float | None = None) -> ConcurrencyLimit
 
 
 @contextlib.asynccontextmanager
-async def waiting(
-    limiter: ConcurrencyLimiter, number: int = 1
-) -> AsyncIterator[asyncio.Task[None]]:
+async def waiting(limiter: ConcurrencyLimiter, number: int = 1) -> AsyncIterator[asyncio.Task[None]]:
     """Yield a task that waits for a place; it has to end within the block."""
     task = asyncio.create_task(limiter.enter())
     while limiter.waiting < number:
@@ -109,9 +106,7 @@ def test_who_is_let_in_or_refused_just_as_the_time_is_over_is_told_so(
 
 
 @pytest.mark.parametrize("age", [0.9, 60.0])
-def test_an_old_request_waits_for_its_turn_but_not_for_long(
-    monkeypatch: pytest.MonkeyPatch, age: float
-) -> None:
+def test_an_old_request_waits_for_its_turn_but_not_for_long(monkeypatch: pytest.MonkeyPatch, age: float) -> None:
     monkeypatch.setattr(limits, "MAX_WAIT_SECONDS", 1.0)
 
     async def crowd() -> None:
@@ -254,9 +249,7 @@ def check_nothing_is_held(database: Database, engine: Engine) -> None:
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
-def test_a_session_that_is_cancelled_while_it_commits_is_closed_afterwards(
-    database: Database, engine: Engine
-) -> None:
+def test_a_session_that_is_cancelled_while_it_commits_is_closed_afterwards(database: Database, engine: Engine) -> None:
     commits, go = threading.Event(), threading.Event()
 
     @event.listens_for(engine, "commit")
@@ -283,9 +276,7 @@ def test_a_session_that_is_cancelled_while_it_commits_is_closed_afterwards(
     check_nothing_is_held(database, engine)
 
 
-def test_a_session_that_is_cancelled_before_it_commits_stores_nothing(
-    database: Database, engine: Engine
-) -> None:
+def test_a_session_that_is_cancelled_before_it_commits_stores_nothing(database: Database, engine: Engine) -> None:
     async def use() -> None:
         async with database.session() as session:
             insert(session)
@@ -329,9 +320,7 @@ def test_a_session_whose_time_is_over_in_the_middle_of_a_statement_gives_everyth
     check_nothing_is_held(database, engine)
 
 
-def test_a_session_that_waits_for_its_turn_and_leaves_keeps_nobody_out(
-    database: Database, engine: Engine
-) -> None:
+def test_a_session_that_waits_for_its_turn_and_leaves_keeps_nobody_out(database: Database, engine: Engine) -> None:
     async def request() -> None:
         async with database.session(), database.session():
             with pytest.raises(TimeoutError):
@@ -343,9 +332,7 @@ def test_a_session_that_waits_for_its_turn_and_leaves_keeps_nobody_out(
     check_nothing_is_held(database, engine)
 
 
-def test_a_database_that_is_left_waits_for_a_session_and_stores_what_it_did(
-    database: Database, engine: Engine
-) -> None:
+def test_a_database_that_is_left_waits_for_a_session_and_stores_what_it_did(database: Database, engine: Engine) -> None:
     async def request() -> None:
         async with database.session() as session:
             insert(session)
