@@ -69,24 +69,22 @@ class ConcurrencyLimiter:
             raise NoPlace("full")
         now = time.monotonic()
         seconds = max(arrived_at.get(now) + MAX_WAIT_SECONDS - now, MAX_WAIT_SECONDS / 5)
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
         self._queue[turn] = None
         # Another thread may have given its place back meanwhile.
         self.let_in()
         self._watch()
+        # Not asyncio.timeout(), which would cost every request that waits some microseconds more.
+        timer = loop.call_later(seconds, _give_up, turn)
         try:
-            async with asyncio.timeout(seconds):
-                await turn
-        except TimeoutError:
-            if turn.cancelled():
-                raise NoPlace("waited") from None
-            # Its turn came at the very moment at which the time was over.
-            turn.result()
+            await turn
         except asyncio.CancelledError:
-            if not turn.cancelled() and turn.exception() is None:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
                 self.leave()
             raise
         finally:
+            timer.cancel()
             self._queue.pop(turn, None)
             if self._timer is not None and not self._queue:
                 self._timer.cancel()
@@ -125,7 +123,7 @@ class ConcurrencyLimiter:
                 if self.inside >= places and not self._is_closed:
                     return
                 turn, _ = self._queue.popitem(last=False)
-                if turn.cancelled():
+                if turn.done():
                     continue
                 if self._is_closed:
                     turn.set_exception(Closed())
@@ -142,3 +140,8 @@ class ConcurrencyLimiter:
         self._timer = None
         self._let_in(max(self.inside + 1, self.places))
         self._watch()
+
+
+def _give_up(turn: asyncio.Future[None]) -> None:
+    if not turn.done():
+        turn.set_exception(NoPlace("waited"))
