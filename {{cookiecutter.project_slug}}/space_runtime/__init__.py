@@ -1,7 +1,7 @@
-"""Keeps a FastAPI application on a Hugging Face Space up: README.md is its map.
+"""Keeps a FastAPI application on a Hugging Face Space running; README.md has a map of the parts.
 
-It imports nothing of the project that it runs. What it must know of that project comes as
-arguments (Project, settings, Resolution), so it could be installed from a package index instead.
+It imports nothing from the project it runs. What it needs to know about the project is passed in
+(Project, settings, Resolution), so it could be installed from a package index instead.
 """
 
 __version__ = "0.2.0"

@@ -1,6 +1,6 @@
-"""File locks by which the processes of one deployment agree on who uses an SQLite file.
+"""File locks with which the processes of one deployment agree on who uses an SQLite file.
 
-They are advisory locks on files beside it, and the kernel releases them when the process ends.
+They are advisory locks on files next to it, and the kernel releases them when the process ends.
 """
 
 import fcntl
@@ -21,7 +21,7 @@ class Busy(Exception):
 
 
 class FileLock:
-    """Shared by the processes that serve a file, exclusive for the one that moves its rows."""
+    """A lock on an SQLite file: shared to serve it, exclusive to move, remove or copy it."""
 
     def __init__(self, location: Path) -> None:
         self.location = location
@@ -34,16 +34,16 @@ class FileLock:
         except BlockingIOError:
             raise Busy from None
         except OSError:
-            # On a full disk, say: serving without a lock is better than not serving.
+            # The disk may be full, for example: serving without a lock is better than not serving.
             logger.warning("the SQLite file cannot be locked: let only one process use it")
 
     def take_exclusively(self) -> None:
-        """Take the exclusive lock; raise Busy if that fails, and keep the shared one if any."""
+        """Take the exclusive lock; if that fails, raise Busy and keep a shared lock held before."""
         was_shared = self._descriptor is not None
         try:
             self._lock(fcntl.LOCK_EX)
         except OSError:
-            # A failed attempt to turn a shared lock into an exclusive one may have released it.
+            # flock() does not upgrade a lock atomically: a failed attempt may lose the shared one.
             self.release()
             if was_shared:
                 self.share()
@@ -64,13 +64,13 @@ class FileLock:
 
 @contextmanager
 def setting_up(location: Path) -> Iterator[None]:
-    """Be the only process that begins, restores or moves files at this location.
+    """Let no other process create, restore or move files at this location during the block.
 
-    Wait up to ten seconds for another one, then raise Busy.
+    If another one is at it, wait up to ten seconds, then raise Busy.
     """
     deadline = time.monotonic() + _SECONDS_FOR_OTHERS
     with ExitStack() as stack:
-        # On a read-only disk there is nothing to begin, and so nothing to agree on.
+        # If no lock file can be opened, as on a read-only disk, no file can be created either.
         with suppress(OSError):
             lock = stack.enter_context(location.with_name(location.name + ".setup").open("w"))
             while True:
@@ -94,7 +94,7 @@ def exclusive(locations: Iterable[Path], own: FileLock | None = None) -> Iterato
     if own:
         locks[own.location] = own
     with ExitStack() as stack:
-        # In the same order in every process, so that no two wait for each other.
+        # Every process locks in the same order, so that no two wait for each other.
         for location, lock in sorted(locks.items()):
             stack.enter_context(setting_up(location))
             stack.callback(lock.share if lock is own else lock.release)

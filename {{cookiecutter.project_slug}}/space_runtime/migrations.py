@@ -22,7 +22,7 @@ class Migrations:
     def migrate(self, engine: Engine) -> bool:
         """Bring the schema to the newest revision; return False if it is newer than this code.
 
-        A newer schema is left alone: during a deploy the old container runs beside the new one.
+        A newer schema is left alone: in a deploy, the old container overlaps with the new one.
         Raise whatever a migration raises; its changes are rolled back.
         """
         known, newest = self.revisions()
@@ -44,9 +44,9 @@ class Migrations:
         return True
 
     def revisions(self) -> tuple[set[str], set[str]]:
-        """Return all revisions, and those that no other one follows.
+        """Return all revisions, and which of them are heads.
 
-        The scripts are parsed but not run: importing Alembic would double the time of a start.
+        The scripts are only parsed, because importing Alembic would double the startup time.
         """
         found: dict[str, set[str]] = {"revision": set(), "down_revision": set()}
         for script in (self._folder / "migrations" / "versions").glob("*.py"):
@@ -61,7 +61,7 @@ class Migrations:
 
 
 def current_revision(connection: Connection) -> str | None:
-    """Return the revision of the database's schema, or None for an empty database."""
+    """Return the revision of the database's schema, or None if it was never migrated."""
     if not inspect(connection).has_table("alembic_version"):
         return None
     revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))

@@ -10,7 +10,7 @@ from sqlalchemy import MetaData
 
 @dataclass(frozen=True)
 class About:
-    """What the Space is called and what it does, as its owner answered."""
+    """What the Space is called and what it does, in its owner's words."""
 
     title: str
     emoji: str
@@ -27,7 +27,7 @@ class Project:
     about_file: Path
 
     def path(self, written: str) -> Path:
-        """Return the path that a person wrote: `~` is the home, relative paths begin here."""
+        """Resolve a path from a setting: `~` is the home, relative paths start at `folder`."""
         return self.folder / os.path.expanduser(written)
 
     def read_about(self) -> About:

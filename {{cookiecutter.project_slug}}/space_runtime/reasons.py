@@ -1,7 +1,7 @@
-"""Why a database does not serve, or not as configured: the one table of it.
+"""Every reason why a database does not serve, or does not serve as configured.
 
 The codes are the `reason` of the health report. Those for a DATABASE_URL that cannot be used are
-in url/vocabulary.py, because their sentences speak of the value.
+in url/vocabulary.py, because their sentences are about its value.
 """
 
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ class Reason:
 
     code: str
     cause: str
-    """What is so, as the rest of a sentence; fit for everybody to read."""
+    """What is wrong, as a clause such as "the server refuses connections"; anyone may see it."""
     hint: str = ""
-    """What may be behind it, for the log and /health."""
+    """A likely cause or where to look, appended to `cause`; anyone may see it."""
     remedy: str = ""
-    """What the owner can do; if nothing is said, it is about DATABASE_URL."""
+    """What the owner can do; if empty, the advice is to check DATABASE_URL."""
     transient: bool = False
-    """May pass by itself in a few seconds, so that a start tries again; others need a person."""
+    """May pass by itself within seconds, so a start retries it; the others need a person."""
     reached: bool = True
-    """The server answered. If not, what is wrong may be in DATABASE_URL."""
+    """Whether the server answered. If it did not, DATABASE_URL itself may be wrong."""
     is_there: bool = False
-    """The data are there and another database must not stand in for them."""
+    """The data are there, so another database must not stand in for them."""
     sqlstates: tuple[str, ...] = ()
-    """https://www.postgresql.org/docs/18/errcodes-appendix.html; the longest beginning counts."""
+    """https://www.postgresql.org/docs/18/errcodes-appendix.html; the longest prefix wins."""
     sqlite_codes: tuple[int, ...] = ()
-    """https://www.sqlite.org/rescode.html; the lowest byte counts."""
+    """https://www.sqlite.org/rescode.html; the primary code, which is the lowest byte."""
 
     @property
     def explanation(self) -> str:
@@ -35,7 +35,7 @@ class Reason:
         return f"{self.cause}; {self.hint}" if self.hint else self.cause
 
 
-_RUNS = "See on your provider's page whether the server runs, and whether DATABASE_URL names it."
+_RUNS = "Check on your provider's page that the server runs and that DATABASE_URL points to it."
 
 _TABLE = (
     Reason(
@@ -67,7 +67,7 @@ _TABLE = (
     Reason(
         "too_many_connections",
         "the server has no connection left",
-        remedy="Close connections of other programs, or set POOL_SIZE to less.",
+        remedy="Close connections of other programs, or lower POOL_SIZE.",
         transient=True,
         sqlstates=("53300",),
     ),
@@ -78,14 +78,14 @@ _TABLE = (
         transient=True,
         sqlstates=("57P",),
     ),
-    Reason("not_postgres", "what answers at that address is not PostgreSQL"),
+    Reason("not_postgres", "the server at that address is not PostgreSQL"),
     Reason(
         "connection_lost", "the connection to the server was lost", remedy=_RUNS, sqlstates=("08",)
     ),
     Reason(
         "read_only",
         "the database accepts no writes",
-        remedy="Let the database accept writes: it may be full, or a copy of another one.",
+        remedy="Make the database writable: it may be full, or a read-only replica.",
         is_there=True,
         sqlstates=("25006",),
         sqlite_codes=(8,),
@@ -94,7 +94,7 @@ _TABLE = (
         "migration_failed",
         "the migrations could not be applied",
         hint="the log says which",
-        remedy="Read the log, mend the migration, and deploy again.",
+        remedy="Read the log, fix the migration, and deploy again.",
         is_there=True,
     ),
     Reason(
@@ -111,7 +111,7 @@ _TABLE = (
     Reason(
         "corrupt",
         "the database file is damaged",
-        remedy="Restore a copy. A damaged SQLite file is kept, with .damaged in its name.",
+        remedy="Restore a backup. A damaged SQLite file is kept, with .damaged in its name.",
         sqlstates=("XX001", "XX002"),
         sqlite_codes=(11, 26),
     ),
@@ -125,7 +125,7 @@ _TABLE = (
     Reason(
         "locked",
         "another process keeps the database locked",
-        remedy="End other programs that use the database, or restart this one.",
+        remedy="Stop other programs that use the database, or restart this one.",
         sqlstates=("55P03", "40"),
         sqlite_codes=(5, 6),
     ),
@@ -141,5 +141,5 @@ REASONS = {reason.code: reason for reason in _TABLE}
 BY_SQLSTATE = {state: reason.code for reason in _TABLE for state in reason.sqlstates}
 BY_SQLITE_CODE = {code: reason.code for reason in _TABLE for code in reason.sqlite_codes}
 
-# They explain why the configured database serves, not why another one does.
+# With these reasons the status is "ok", provided that the configured database is the one serving.
 HARMLESS = (None, "unset", "empty", "schema_newer")

@@ -22,12 +22,12 @@ from space_runtime.snapshots.schedule import Snapshots
 from space_runtime.snapshots.store import SnapshotStore
 from space_runtime.url.resolution import Resolution
 
-# A few dozen concurrent requests exceed Python's own threshold, 700 or 2,000, all the time.
+# A few dozen concurrent requests keep exceeding Python's default threshold of 700 or 2,000.
 GC_THRESHOLD = 10_000
 
 
 class Runtime:
-    """What keeps one application up. Nothing is opened before start() or its lifespan."""
+    """Keeps one application running. Creating it opens nothing; the methods below do."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Runtime:
     def open_database(self) -> Iterator[Database]:
         """Choose the database for a script, yield it with SessionLocal bound, and close it.
 
-        Stop with one sentence if none serves.
+        Exit with a one-sentence message if no database serves.
         """
         self.lifecycle.start()
         try:
@@ -78,9 +78,10 @@ class Runtime:
 
     @contextmanager
     def configured_engine(self) -> Iterator[Engine]:
-        """Yield an engine on the database that was configured, for Alembic's command line.
+        """Yield an engine on the configured database, for commands such as Alembic's.
 
-        Stop with one sentence when DATABASE_URL is of no use: a command falls back to nothing.
+        Exit with a one-sentence message if DATABASE_URL cannot be used: a command that fell back
+        to SQLite would change the wrong database.
         """
         resolution = self.resolution
         url = resolution.url
@@ -100,7 +101,7 @@ class Runtime:
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Choose the database in the background while the application already answers."""
-        # The modules that are loaded now stay, so the garbage collector need not look at them.
+        # What is loaded by now stays until the end, so the garbage collector can skip it.
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD)
         about = self.project.read_about()

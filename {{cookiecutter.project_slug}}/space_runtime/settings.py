@@ -1,6 +1,6 @@
 """The runtime's settings, from environment variables, and what the Hub says about a Space.
 
-DATABASE_URL is not one of them: people paste it in many forms, which the resolver understands.
+DATABASE_URL is not one of them: people paste it in many forms, so it has a resolver of its own.
 """
 
 import os
@@ -57,7 +57,7 @@ class RuntimeSettings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _without_blanks(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Strip all values: pasted ones often end with a line break, which no token may hold."""
+        """Strip all values: pasted ones often end with a line break, which no token may contain."""
         for name, value in values.items():
             values[name] = value.strip() if isinstance(value, str) else value
         return {name: value for name, value in values.items() if value != ""}
@@ -80,7 +80,7 @@ Settings = TypeVar("Settings", bound=RuntimeSettings)
 
 
 def load(kind: type[Settings]) -> Settings:
-    """Return the settings; stop with one line that names each bad variable, never its value."""
+    """Return the settings, or exit with one line that names the bad variables, not their values."""
     try:
         return kind()
     except ValidationError as error:
@@ -88,12 +88,12 @@ def load(kind: type[Settings]) -> Settings:
 
 
 def problems(kind: type[RuntimeSettings], variables: Mapping[str, Any]) -> list[str]:
-    """Return a sentence about each of these variables that would stop the start."""
+    """Return a sentence about each of these variables that would prevent the start."""
     values = {name.lower(): value for name, value in variables.items()}
     try:
         kind(**values)
     except ValidationError as error:
-        # What is wrong in the environment of this process is another matter.
+        # Settings also read this process's own environment, which the caller did not ask about.
         return [text for name, text in _sentences(kind, error).items() if name in values]
     return []
 
@@ -108,7 +108,7 @@ def _sentences(kind: type[RuntimeSettings], error: ValidationError) -> dict[str,
     for problem in error.errors():
         name = str(problem["loc"][0])
         description = kind.model_fields[name].description
-        # Pydantic's own words do not hold the value, because of hide_input_in_errors.
+        # For the types used here, Pydantic's `msg` does not contain the value.
         told = f"must be {description}" if description else f"cannot be used: {problem['msg']}"
         sentences[name] = f"{name.upper()} {told}."
     return sentences

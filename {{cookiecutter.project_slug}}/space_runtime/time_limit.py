@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 def within(seconds: float, function: Callable[[], Result]) -> Result:
     """Return function(), or raise TimeoutError if it takes longer.
 
-    The call then goes on in its thread, which ends with the process at the latest.
+    A call that takes longer is not interrupted: its daemon thread runs on.
     """
     return _start(function).result(timeout=seconds)
 
@@ -22,9 +22,9 @@ def while_progressing(
     progress: threading.Event,
     terminate: Callable[[], None],
 ) -> Result:
-    """Return function(), or raise TimeoutError if it hangs: `progress` is not set for `seconds`.
+    """Return function(), or raise TimeoutError if it hangs and terminate() does not end it.
 
-    Before that, call terminate() and give the function as much time again to end by itself.
+    It hangs if it does not set `progress` for `seconds`. After terminate() it has as long again.
     """
     outcome = _start(function)
     while wait([outcome], timeout=seconds).not_done and progress.is_set():

@@ -1,1 +1,1 @@
-"""The way of rows from SQLite to PostgreSQL, each exactly once."""
+"""Moves rows from SQLite to PostgreSQL, each exactly once."""

@@ -1,4 +1,4 @@
-"""Moves rows from SQLite to PostgreSQL, as a command.
+"""The command that moves rows from SQLite to PostgreSQL.
 
 python -m space_runtime.failback src.main:create_runtime [--dry-run] [FILE ...]
 """
@@ -24,15 +24,15 @@ from space_runtime.migrations import Migrations
 from space_runtime.reasons import REASONS
 from space_runtime.runtime import Runtime
 
-_DESCRIPTION = """Move rows from SQLite to PostgreSQL: those that were written while it was away,
-those that it refused before, and those of app.db (or of the FILEs), which only this command moves.
+_DESCRIPTION = """Move rows from SQLite to PostgreSQL: those written while PostgreSQL was away,
+those that it refused before, and those in app.db (or in FILE), which only this command moves.
 """
 
 
 def main() -> int:
     """Move the rows and print what became of them; return the exit code, 1 if some stay behind."""
     parser = argparse.ArgumentParser(prog="make failback", description=_DESCRIPTION)
-    parser.add_argument("runtime", metavar="MODULE:FUNCTION", help="what returns the runtime")
+    parser.add_argument("runtime", metavar="MODULE:FUNCTION", help="returns the runtime")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be moved")
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="an SQLite file")
     arguments = parser.parse_args()
@@ -43,10 +43,10 @@ def main() -> int:
 
     resolution = runtime.resolution
     if resolution.url is None or resolution.backend != "postgresql":
-        sys.exit(resolution.message or "DATABASE_URL names no PostgreSQL: set it first.")
+        sys.exit(resolution.message or "DATABASE_URL is not a PostgreSQL URL: set it first.")
     directories = runtime.locations.directories()
     files = names.find("handover", directories) + names.find("fallback", directories)
-    # Unlike Path.exists(), os.path.exists() does not fail in a directory that may not be entered.
+    # Path.exists() raises PermissionError in a directory that may not be entered.
     configured = [directory / CONFIGURED_FILE for directory in directories]
     files += arguments.files or [file for file in configured if os.path.exists(file)]
     moved = names.find("moved", directories)
@@ -61,9 +61,9 @@ def main() -> int:
         except Busy:
             sys.exit("The application is using these files: stop it, then try again.")
         except rows.SchemasDiffer:
-            sys.exit("The SQLite file is of a newer version of this application: use that one.")
+            sys.exit("SQLite and PostgreSQL have different schemas: deploy the newest version.")
         except OutcomeUnknown:
-            sys.exit("Cut off as the rows were being stored: run this again, which finds out.")
+            sys.exit("Interrupted during COMMIT: run this again, which moves nothing twice.")
         except CannotServe as error:
             sys.exit(f"Nothing more was moved: {REASONS[error.reason].explanation}.")
         except (SQLAlchemyError, DatabaseUnavailable) as error:

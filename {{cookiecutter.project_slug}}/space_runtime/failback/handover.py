@@ -1,7 +1,7 @@
 """The steps of a failback: rename the file to handover-*, move its rows, rename it to moved-*.
 
-Each step is one rename or one COMMIT, so that after a crash the file names (files/names.py) and
-the table of failbacks in PostgreSQL tell what is left to do.
+Each step is one rename or one COMMIT. So after a crash, the file names (files/names.py) and the
+table of failbacks in PostgreSQL show what is left to do.
 """
 
 import logging
@@ -45,7 +45,7 @@ class Failback:
         self._snapshots = snapshots
 
     def move_all(self, files: Iterable[Path]) -> None:
-        """Move these files; raise CannotServe if some had to stay behind, or Busy."""
+        """Move these files; raise CannotServe or Busy if one cannot be moved."""
         progress = threading.Event()
 
         def work() -> None:
@@ -64,7 +64,7 @@ class Failback:
         try:
             while_progressing(_SECONDS_OF_SILENCE, work, progress, terminate)
         except (OutcomeUnknown, TimeoutError):
-            # Perhaps they were moved: only PostgreSQL can tell, so only PostgreSQL may serve.
+            # The rows may have been moved. Only PostgreSQL knows, so SQLite must not serve them.
             raise CannotServe("connection_lost", is_there=True) from None
         except rows.SchemasDiffer:
             raise CannotServe("schema_newer", is_there=False) from None
@@ -75,16 +75,16 @@ class Failback:
             raise CannotServe(reason, is_there=False) from None
 
     def move(self, file: Path, on_progress: Callable[[], None] = lambda: None) -> Outcome:
-        """Move one file, from whichever step it is at; return what became of its rows.
+        """Move one file, resuming where an earlier attempt ended; return what became of its rows.
 
-        Raise OutcomeUnknown if the rows may or may not have been moved. After any other error they
-        were not, and the file has its old name.
+        Raise OutcomeUnknown if the rows may or may not have been moved. After any other error from
+        the move they were not, and the file has its old name.
         """
         is_new = names.state_of(file) != "handover"
         handed_over = begin(file, self._target) if is_new else file
         file_id = names.id_of(handed_over)
         series = names.series_of(file_id)
-        # From now on, no start may restore these rows from a snapshot and change them.
+        # From now on, no start may restore these rows to a file that serves and change them.
         self._snapshots.add_tombstone(series)
         try:
             if not count_rows(read_only(handed_over), at_most=1):
@@ -110,7 +110,7 @@ class Failback:
     def retry_refused(self, file: Path) -> Outcome:
         """Try the refused rows of a moved file again; return what became of them.
 
-        Raise rows.SchemasDiffer if the schema has changed since then.
+        Raise rows.SchemasDiffer if the schema has changed since they were refused.
         """
         return rows.retry_refused(read_only(file), self._target, names.id_of(file), self._models)
 
@@ -127,7 +127,7 @@ class Failback:
         engine = SQLITE.create_engine(URL.create("sqlite", database=str(file)), {}, 1)
         try:
             self._migrations.migrate(engine)
-        except Exception as error:  # A migration is its owner's code, which may raise anything.
+        except Exception as error:  # A migration is the owner's code, which may raise anything.
             logger.error("rows of an older version could not be migrated", exc_info=error)
             raise CannotServe("migration_failed", is_there=False) from None
         finally:
@@ -136,20 +136,20 @@ class Failback:
 
 
 def begin(file: Path, target: Engine) -> Path:
-    """Rename the file, which is not served any more, to handover-*; return its new path.
+    """Rename a file that no longer serves to handover-*; return its new path.
 
     Raise Busy if any program has it open.
     """
     file_id = names.id_of(file)
     if rows.is_moved(target, file_id):
-        # A copy of a file that was moved before: under a new id, what is new in it can be moved.
+        # This is a copy of a file that was moved before. Rows added since move under a new id.
         file_id = uuid4()
     checkpoint(file)
     return names.rename(file, names.path(file.parent, "handover", file_id))
 
 
 def checkpoint(file: Path) -> None:
-    """Put the write-ahead log into the file; raise Busy if any program has the file open."""
+    """Merge the write-ahead log into the file; raise Busy if any program has the file open."""
     with closing(sqlite3.connect(file, isolation_level=None, timeout=1)) as connection:
         try:
             connection.execute("PRAGMA journal_mode = DELETE")
@@ -160,5 +160,5 @@ def checkpoint(file: Path) -> None:
 
 
 def finish(file: Path) -> Path:
-    """Rename the file, whose rows have been moved, to moved-*; return its new path."""
+    """Rename a file whose rows have been moved to moved-*; return its new path."""
     return names.rename(file, names.path(file.parent, "moved", names.id_of(file)))

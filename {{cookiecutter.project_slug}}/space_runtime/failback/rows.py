@@ -1,7 +1,7 @@
 """Moves the rows of an SQLite file to PostgreSQL, in one transaction, parents before children.
 
-The tables and their columns are read from the two databases, so the tables of the project's owner
-need no code here. A row that PostgreSQL refuses stays behind, and so do the rows that refer to it.
+Tables and columns are read from the two databases, so a table that the project adds needs no code
+here. A row that PostgreSQL refuses stays behind, and so do the rows that refer to it.
 """
 
 import logging
@@ -50,10 +50,10 @@ SECONDS_BETWEEN_REPORTS = 2.0
 MOST_ROWS_NAMED = 100
 
 _row_id: ColumnClause[int] = literal_column("_rowid_", Integer)
-# SQLSTATEs: data and integrity errors, WITH CHECK OPTION, what a trigger raises, GENERATED ALWAYS.
+# SQLSTATEs: data errors, integrity errors, WITH CHECK OPTION, RAISE in a trigger, GENERATED ALWAYS.
 _REFUSALS = ("22", "23", "44", "P0", "428C9")
 
-# Not made by a migration: `alembic downgrade` must not forget what was moved.
+# Created without a migration, because `alembic downgrade` must not drop the record of moves.
 _metadata = MetaData()
 failbacks = Table(
     "space_runtime_failbacks",
@@ -84,21 +84,21 @@ class Outcome(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """A row of a file that is never written again, so its _rowid_ stays the same."""
+    """A row and its _rowid_, which stays the same because the file is not written again."""
 
     table_name: str
     row_id: int
 
 
 def is_moved(target: Engine, file_id: UUID) -> bool:
-    """Return whether the rows of this id are in PostgreSQL."""
+    """Return whether the rows of the file with this id are in PostgreSQL."""
     with target.connect() as connection:
         known = inspect(connection).has_table(failbacks.name)
         return known and _is_recorded(connection, file_id)
 
 
 def count_refused(target: Engine, file_ids: Sequence[UUID]) -> int:
-    """Return how many rows of these failbacks PostgreSQL has refused."""
+    """Return how many rows of these files PostgreSQL has refused."""
     with target.connect() as connection:
         if not file_ids or not inspect(connection).has_table(refused_rows.name):
             return 0
@@ -111,7 +111,7 @@ def move_rows(
 ) -> Outcome:
     """Move every row and record the id, in one transaction of `target`; return what became of them.
 
-    The columns of `models` have more exact types than those of the databases. Nothing is moved if
+    `models` has more exact column types than can be read from the databases. Nothing is moved if
     the id is recorded already. `on_progress` is called before each batch. Raise SchemasDiffer, or
     OutcomeUnknown if the connection is lost during COMMIT; after any other error nothing was moved.
     """
@@ -150,14 +150,14 @@ def retry_refused(source: Engine, target: Engine, file_id: UUID, models: MetaDat
 
 
 def copy_tables(move: "_Move") -> list[_Row]:
-    """Copy all tables, then once more the rows whose parents came after them; return the rest."""
+    """Copy all tables, then retry rows whose parents may have come later; return the rest."""
     refused = move.retry([row for name in move.tables for row in move.copy(name)])
     logger.info("moved %d rows to PostgreSQL, which refused %d", move.moved, len(refused))
     return refused
 
 
 def record(target: Connection, file_id: UUID, moved: int, refused: list[_Row]) -> None:
-    """Record that the rows of this id were moved, in the transaction that moves them."""
+    """Record that the rows of this file were moved, in the transaction that moves them."""
     target.execute(failbacks.insert().values(id=file_id, moved_rows=moved))
     _record_refused(target, file_id, refused)
 
@@ -186,7 +186,7 @@ class _Move:
         self.tables = [*self._shapes, *sorted(set(present) - set(self._shapes))]
 
     def copy(self, name: str) -> list[_Row]:
-        """Copy one table in the order in which its rows were written; return those refused."""
+        """Copy one table in the order of its row ids; return the refused rows."""
         refused: list[_Row] = []
         page = select(_row_id).select_from(table(name)).order_by(_row_id).limit(ROWS_AT_ONCE)
         ids = self._source.scalars(page).all()
@@ -199,7 +199,7 @@ class _Move:
         return refused
 
     def retry(self, refused: list[_Row]) -> list[_Row]:
-        """Try refused rows until no more of them can be moved; log and return those that stay."""
+        """Retry refused rows until no more of them can be moved; log and return the rest."""
         before = 0
         while len(refused) != before:
             before = len(refused)
@@ -209,7 +209,7 @@ class _Move:
         return refused
 
     def _advance_sequences(self) -> None:
-        """Make numbers that PostgreSQL gives out begin after those that were moved."""
+        """Make PostgreSQL's sequences continue after the highest numbers that were moved."""
         for name, shape in self._shapes.items():
             quoted = self._target.dialect.identifier_preparer.quote(name)
             for info in inspect(self._target).get_columns(name):
@@ -223,7 +223,7 @@ class _Move:
                     self._target.execute(query)
 
     def _log(self, refused: list[_Row]) -> None:
-        """Log the table and key of rows that stayed behind, and nothing else of them."""
+        """Log the table and key of refused rows; their other values may be private."""
         for row in refused[:MOST_ROWS_NAMED]:
             keys = inspect(self._source).get_pk_constraint(row.table_name)["constrained_columns"]
             columns: list[ColumnClause[Any]] = [column(key) for key in keys or ["_rowid_"]]
@@ -235,7 +235,7 @@ class _Move:
             logger.warning("PostgreSQL refused %d more rows", len(refused) - MOST_ROWS_NAMED)
 
     def _shape(self, name: str) -> TableClause:
-        """Return the columns that both databases have, with the types of the model if any."""
+        """Return the columns that both databases have, typed as in the model if there is one."""
         here = {info["name"] for info in inspect(self._source).get_columns(name)}
         model = self._models.tables.get(name)
         types = {} if model is None else {one.name: one.type for one in model.columns}
@@ -247,7 +247,7 @@ class _Move:
         return table(name, *columns)
 
     def _copy_rows(self, name: str, ids: Sequence[int]) -> list[_Row]:
-        """Copy rows that follow each other, in halves if need be; return those refused."""
+        """Copy consecutive rows, in halves if too large or refused; return the refused rows."""
         shape, first, last = self._shapes.get(name), ids[0], ids[-1]
         if shape is not None:
             fits = len(ids) == 1 or self._size(shape, first, last) <= BYTES_AT_ONCE
@@ -260,7 +260,7 @@ class _Move:
         return self._copy_rows(name, ids[:middle]) + self._copy_rows(name, ids[middle:])
 
     def _size(self, shape: TableClause, first: int, last: int) -> int:
-        """Return how much these rows hold, in characters and bytes."""
+        """Return the total length of the values in these rows, in characters or bytes."""
         lengths = (func.coalesce(func.length(value), 0) for value in shape.c)
         total = select(func.sum(sum(lengths, start=literal(0)))).select_from(shape)
         return self._source.scalar(total.where(_row_id.between(first, last))) or 0
@@ -271,10 +271,10 @@ class _Move:
             rows = self._source.execute(select(shape).where(_row_id.between(first, last)))
             values = [dict(row) for row in rows.mappings()]
             with self._target.begin_nested():
-                # RETURNING makes it one statement, in which rows may refer to each other.
+                # With RETURNING, SQLAlchemy sends one INSERT, whose rows may refer to each other.
                 self._target.execute(shape.insert().returning(literal_column("1")), values)
         except (ValueError, TypeError, LookupError, ArithmeticError):
-            # A column of SQLite holds any value, including those that its type cannot read.
+            # SQLite stores any value in any column, even if the column's type cannot read it.
             return False
         except StatementError as error:
             if _is_about_the_rows(error):
@@ -285,7 +285,7 @@ class _Move:
 
 @contextmanager
 def _transaction(source: Engine, target: Engine) -> Iterator[tuple[Connection, Connection]]:
-    """Yield both connections; commit the target's at the end, under the migrations' lock."""
+    """Yield both connections and hold the migrations' lock; commit the target's at the end."""
     is_committing = False
     try:
         with source.connect() as rows, backend_of(target).lock_migrations(target) as connection:
@@ -295,10 +295,10 @@ def _transaction(source: Engine, target: Engine) -> Iterator[tuple[Connection, C
             yield rows, connection
             is_committing = True
     except BaseException as error:
-        # After Ctrl-C, too, the server may still carry out a COMMIT that was sent.
+        # The server may carry out a COMMIT that was sent, even after Ctrl-C.
         was_refused = isinstance(error, DBAPIError) and not error.connection_invalidated
         if is_committing and not was_refused:
-            raise OutcomeUnknown("Nobody knows whether the rows were moved.") from error
+            raise OutcomeUnknown("It is unknown whether the rows were moved.") from error
         raise
 
 
@@ -314,7 +314,7 @@ def _record_refused(target: Connection, file_id: UUID, refused: list[_Row]) -> N
 
 
 def _as_stored(kind: TypeEngine[Any]) -> TypeEngine[Any]:
-    """Return the type, but none for JSON: only its text tells NULL from a JSON null."""
+    """Return the type, or NullType for JSON: only the raw text tells NULL from a JSON null."""
     inner = kind.impl_instance if isinstance(kind, TypeDecorator) else kind
     return NullType() if isinstance(inner, JSON) else kind
 
@@ -324,6 +324,6 @@ def _is_about_the_rows(error: StatementError) -> bool:
         return True
     sqlstate = getattr(error.orig, "sqlstate", None)
     if sqlstate is None:
-        # The driver cannot send it: it has a NUL character in a text, for example.
+        # The driver could not send a value, such as text with a NUL character.
         return type(error).__name__ in ("DataError", "ProgrammingError")
     return str(sqlstate).startswith(_REFUSALS)

@@ -1,1 +1,1 @@
-"""SQLite files: where they can live, who may use them, and which wait for PostgreSQL."""
+"""SQLite files: where they are, which one serves, and which wait for PostgreSQL."""

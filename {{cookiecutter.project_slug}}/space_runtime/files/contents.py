@@ -1,4 +1,4 @@
-"""What is in an SQLite file, read without leaving a trace beside it."""
+"""What is in an SQLite file, read without writing to it."""
 
 import sqlite3
 from pathlib import Path
@@ -7,11 +7,11 @@ from sqlalchemy import Connection, Engine, create_engine, func, inspect, select,
 from sqlalchemy.pool import NullPool
 
 COUNTED_AT_MOST = 100_000
-"""Rows of one table; counting more again and again would slow down the application."""
+"""The limit per table: counting more at every check would slow the application down."""
 
 
 def read_only(file: Path) -> Engine:
-    """Return an engine that reads the file and leaves no trace beside it."""
+    """Return an engine that cannot write to the file, and does not create it if it is missing."""
     uri = f"{file.absolute().as_uri()}?mode=ro"
     return create_engine(
         "sqlite://", creator=lambda: sqlite3.connect(uri, uri=True, timeout=5), poolclass=NullPool
@@ -19,7 +19,7 @@ def read_only(file: Path) -> Engine:
 
 
 def count_rows(source: Engine, *, at_most: int = -1) -> dict[str, int]:
-    """Return how many rows each table has, up to a limit if any, without the empty tables."""
+    """Return how many rows each table has, counting up to `at_most`; leave out empty tables."""
     counts = {}
     with source.connect() as connection:
         for name in data_tables(connection):
@@ -30,10 +30,10 @@ def count_rows(source: Engine, *, at_most: int = -1) -> dict[str, int]:
 
 
 def data_tables(connection: Connection) -> list[str]:
-    """Return the tables of an SQLite database that hold rows of its own.
+    """Return the tables of an SQLite database, without virtual tables and their shadow tables.
 
-    Virtual tables, such as those of a full-text search, and their shadow tables are left out: they
-    are made of other rows. SQLite before 3.37 cannot tell them apart, and they count there.
+    Virtual tables, such as a full-text index, are taken to be derived from other rows. SQLite
+    before 3.37 cannot tell them apart, so they are included there.
     """
     tables = connection.execute(text("PRAGMA table_list"))
     derived = {row.name for row in tables if row.type in ("virtual", "shadow")}

@@ -1,4 +1,4 @@
-"""Where SQLite files can live: the first directory in which SQLite really works."""
+"""Where SQLite files are kept: in the first directory in which SQLite can create a file."""
 
 import multiprocessing
 import os
@@ -14,7 +14,7 @@ from sqlalchemy import URL
 from space_runtime.project import Project
 
 _MEMORY = Path("/dev/shm")  # noqa: S108
-# What SQLite reports when the disk is full, or over its owner's quota.
+# What SQLite reports when the disk or the user's quota is full.
 _DISK_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 
@@ -23,12 +23,12 @@ class Location(NamedTuple):
 
     path: Path | None
     is_substitute: bool = False
-    """Whether a better directory has a file of that name but cannot be written to, or whether only
-    memory can be written to."""
+    """Whether a better directory has a file of that name but is not writable, or this path is in
+    memory."""
 
 
 class Locations:
-    """The directories that are tried: SQLITE_DIR, data/, $HOME, temporary, /dev/shm."""
+    """The directories to try: SQLITE_DIR, data/, $HOME, the temporary one, /dev/shm."""
 
     def __init__(self, project: Project, sqlite_dir: str | None) -> None:
         self._project = project
@@ -37,13 +37,13 @@ class Locations:
     def directories(self) -> list[Path]:
         """Return the directories, best first."""
         name = self._project.folder.name
-        # The user's id keeps two users of one machine apart.
+        # Other users of the machine may run the same project, so the user id is in the name.
         own_name = f"{name}-{os.getuid()}"
         found = [self._project.path(self._sqlite_dir)] if self._sqlite_dir else []
         found.append(self._project.folder / "data")
         if home := os.environ.get("HOME"):
             found.append(Path(home) / f".{name}")
-        with suppress(FileNotFoundError):  # No temporary directory can be written to.
+        with suppress(FileNotFoundError):  # No temporary directory is writable.
             found.append(Path(tempfile.gettempdir()) / own_name)
         if _MEMORY.is_dir():
             found.append(_MEMORY / own_name)
@@ -64,7 +64,7 @@ class Locations:
         return self._project.path(database)
 
     def in_memory(self) -> Path | None:
-        """Return a path for rows that live as long as this server, whose workers share them."""
+        """Return a path for rows that the server's workers share, and that are lost with it."""
         parent = multiprocessing.parent_process()
         name = f"memory-{parent.pid if parent else os.getpid()}.db"
         paths = (directory / name for directory in reversed(self.directories()))
@@ -72,7 +72,7 @@ class Locations:
 
 
 def is_usable(path: Path) -> bool:
-    """Return whether SQLite can work at this path; its directory is made if it is missing.
+    """Return whether SQLite can work at this path; create the directory if it is missing.
 
     An existing file is usable even on a full disk: its rows can be read, and an empty database
     elsewhere would hide them.

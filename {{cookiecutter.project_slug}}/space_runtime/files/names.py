@@ -1,7 +1,7 @@
-"""The names of the files whose rows belong in PostgreSQL. The name is the state of the file:
+"""The names of the files whose rows belong in PostgreSQL. Each name begins with the file's state:
 
 fallback-<id>.db   it serves while PostgreSQL is away
-handover-<id>.db   its rows are being moved, and the application does not write to it any more
+handover-<id>.db   its rows are being moved, and the application no longer writes to it
 moved-<id>.db      its rows are in PostgreSQL, except for those that were refused
 """
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 FileState = Literal["fallback", "handover", "moved"]
 
 LOCATION = "fallback"
-"""The locks on all these files of a directory are named after this."""
+"""All these files in a directory share one lock, which is named after this."""
 
 _NAME = re.compile(r"(fallback|handover|moved)-([0-9a-f]{32})\.db")
 _JOURNALS = ("-wal", "-shm", "-journal")
@@ -34,20 +34,20 @@ def find(state: FileState, directories: Iterable[Path]) -> list[Path]:
     """Return the files in this state."""
     found: list[Path] = []
     for directory in directories:
-        # A directory that is missing or cannot be read holds nothing that this process wrote.
+        # This process cannot have written anything to a missing or unreadable directory.
         with suppress(OSError):
             found += sorted(file for file in directory.iterdir() if state_of(file) == state)
     return found
 
 
 def state_of(file: Path) -> str | None:
-    """Return the state that is in a file's name; None for any other name."""
+    """Return the state in a file's name, or None if the name has another form."""
     match = _NAME.fullmatch(file.name)
     return match[1] if match else None
 
 
 def id_of(file: Path) -> UUID:
-    """Return the id that is in a file's name; a new one for any other name."""
+    """Return the id in a file's name, or a new id if the name has another form."""
     match = _NAME.fullmatch(file.name)
     return UUID(hex=match[2]) if match else uuid4()
 
@@ -68,7 +68,7 @@ def location_of(file: Path) -> Path:
 
 
 def rename(file: Path, new: Path) -> Path:
-    """Rename a file within its directory; the new name is on the disk when this returns."""
+    """Rename a file within its directory, so that the new name survives a crash."""
     file.rename(new)
     _sync_names(new.parent)
     return new
@@ -82,12 +82,12 @@ def remove(file: Path) -> None:
 
 
 def set_aside(file: Path) -> None:
-    """Rename a damaged file and its journals, so that a person can still look into them."""
+    """Rename a damaged file and its journals, so that a person can still examine them."""
     suffix = f".damaged-{uuid4().hex[:8]}"
     for ending in ("", *_JOURNALS):
         with suppress(FileNotFoundError):
             file.with_name(file.name + ending).rename(f"{file}{ending}{suffix}")
-    logger.error("the SQLite file is damaged: it was renamed and a new one begun")
+    logger.error("the SQLite file is damaged: it was set aside, with .damaged in its name")
 
 
 def _sync_names(directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""The SQLite files of one deployment: which one serves, and which wait for PostgreSQL."""
+"""The SQLite files of one deployment: the one that serves, and those that wait for PostgreSQL."""
 
 import logging
 import os
@@ -33,18 +33,18 @@ class OpenedFile:
     path: Path
     opened: Opened
     problem: str | None = None
-    """Why it is not the file that was configured, or not as it was; a reason's code."""
+    """Why it is a substitute for the configured or for a damaged file; a reason's code."""
 
 
 class _Serving(NamedTuple):
     path: Path
     stat: os.stat_result
-    """As it was when the file was opened; another file at the path differs from it."""
+    """Taken when the file was opened, to notice when another file is at its path."""
     lock: FileLock
 
 
 class SQLiteFiles:
-    """Opens files, on disk or from their snapshots, and keeps the lock on the one that serves."""
+    """Opens files, restoring them from snapshots if need be, and locks the one that serves."""
 
     def __init__(self, locations: Locations, migrations: Migrations, snapshots: Snapshots) -> None:
         self._locations = locations
@@ -54,7 +54,7 @@ class SQLiteFiles:
 
     @property
     def is_present(self) -> bool:
-        """Whether the file that serves, if any, is still at its path, and no other one is."""
+        """Whether the file that serves, if any, was neither removed nor replaced."""
         if self._serving is None:
             return True
         try:
@@ -63,7 +63,7 @@ class SQLiteFiles:
             return False
 
     def open_configured(self, url: URL | None, connections: int) -> OpenedFile:
-        """Open the file that was configured, or the best there is; raise CannotServe or Busy."""
+        """Open the configured file or the best substitute; raise CannotServe or Busy."""
         location, problem = self._configured_location(url)
         if is_memory(url):
             return self._open(location, lambda path: path, connections)
@@ -86,7 +86,7 @@ class SQLiteFiles:
         return OpenedFile(file.path, file.opened)
 
     def leave(self) -> None:
-        """Release the lock on the file that served; one in memory is removed by its last user."""
+        """Release the lock on the file that served; the last process removes one in memory."""
         if self._serving is None:
             return
         (path, _, lock), self._serving = self._serving, None
@@ -97,10 +97,11 @@ class SQLiteFiles:
         lock.release()
 
     def restore_waiting(self, is_moved: Callable[[UUID], bool]) -> None:
-        """Restore the files that wait for PostgreSQL and are lost from the disk; raise Busy.
+        """Restore files that wait for PostgreSQL but are missing from the disk; raise Busy.
 
-        They are restored as handover files, because another container may be moving the same rows.
-        Only PostgreSQL knows then, which `is_moved` asks.
+        Another container may be moving the same rows. `is_moved` asks PostgreSQL whether they have
+        arrived, because a tombstone is written before the move. Files are restored as handover
+        files, which never serve, so their rows cannot change.
         """
         for series, has_tombstone in self._snapshots.series(FALLBACK).items():
             location = self._fallback_location()
@@ -120,7 +121,7 @@ class SQLiteFiles:
     def waiting_exclusively(self) -> Iterator[list[Path]]:
         """Yield the files that wait for PostgreSQL, locked; raise Busy if others serve them.
 
-        Files that cannot be written to are left out: every step of a failback is a rename.
+        Files that are not writable are left out, because a failback has to rename them.
         """
         files = filter(is_usable, self._waiting())
         own = self._serving.lock if self._serving else None
@@ -132,11 +133,11 @@ class SQLiteFiles:
         return [names.id_of(file) for file in self._find("moved")]
 
     def count_waiting(self) -> int:
-        """Return how many rows wait for PostgreSQL, counting up to COUNTED_AT_MOST a table."""
+        """Return how many rows wait for PostgreSQL, counting up to COUNTED_AT_MOST per table."""
         return sum(map(_count_rows, self._waiting()))
 
     def count_configured(self) -> int:
-        """Return how many rows were written while SQLite was what was configured."""
+        """Return how many rows are in app.db, from before DATABASE_URL was set."""
         path = self._locations.find(CONFIGURED_FILE).path
         return _count_rows(path) if path and path.exists() else 0
 
@@ -160,7 +161,7 @@ class SQLiteFiles:
         return self._locations.find(names.LOCATION).path
 
     def _choose_fallback(self, location: Path) -> Path:
-        """Return an existing file, or restore the newest one, or begin a new one."""
+        """Return an existing file, else restore the newest one, else return a new path."""
         directory = location.parent
         if existing := names.find("fallback", [directory]):
             return existing[0]

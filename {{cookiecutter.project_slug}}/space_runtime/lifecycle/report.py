@@ -1,4 +1,4 @@
-"""What the health report says: a function of the state, and nothing else."""
+"""The health report and what requests may do, computed from the state alone."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -56,7 +56,7 @@ def describe(state: State) -> DatabaseReport:
 
 
 def admission(state: State) -> Admission:
-    """Return what requests may do, and what the others are told."""
+    """Return what requests may do, and what a refused one is told."""
     if state.stopping:
         return Admission(reads=False, writes=False, refusal="The server is stopping.")
     if state.phase in ("draining", "moving", "moved"):
@@ -91,7 +91,7 @@ def _about_nothing(state: State) -> list[str]:
     if state.trouble is not None:
         return [f"No database serves: {REASONS[state.trouble].explanation}.", "It is tried again."]
     cause = _cause(state)
-    if not cause:  # only its owner can help
+    if not cause:  # DATABASE_URL has to be changed, so do not promise another attempt.
         return ["No database serves.", _advice(state)]
     return [f"No database serves: {cause}.", _advice(state), "It is tried again."]
 
@@ -102,7 +102,7 @@ def _about_postgresql(state: State) -> list[str]:
         sentences.append("Its schema is newer than this code: a newer version was deployed.")
     if state.pending_rows:
         sentences.append(
-            "Rows written to SQLite while it was away could not be moved:"
+            "Rows written to SQLite while PostgreSQL was away could not be moved:"
             f" {state.pending_rows}. The log names them; `make failback` tries again."
         )
     if state.rows_from_before:
@@ -118,15 +118,13 @@ def _about_sqlite(state: State) -> list[str]:
     if state.is_fallback and state.reason == "locked":
         sentences.append("Another process uses its file too: a restart moves the rows.")
     elif state.is_fallback and state.reason == "schema_newer":
-        sentences.append(
-            "Its rows have another schema than PostgreSQL: a newer version moves them."
-        )
+        sentences.append("Its rows do not have PostgreSQL's schema: a newer version moves them.")
     else:
         if cause := _cause(state):
             sentences.append(f"Cause: {cause}.")
         sentences.append(_advice(state))
     if state.pending_rows >= COUNTED_AT_MOST:
-        sentences.append(f"More than {COUNTED_AT_MOST} rows wait: they are not counted further.")
+        sentences.append(f"At least {COUNTED_AT_MOST} rows wait; there may be more.")
     if not state.is_fallback and is_memory(state.configuration.resolution.url):
         sentences.append("It lives in memory: every row is lost when the server ends.")
     elif not state.persistent:
@@ -135,7 +133,7 @@ def _about_sqlite(state: State) -> list[str]:
 
 
 def _cause(state: State) -> str:
-    """Return what is wrong with a database; "" if DATABASE_URL was refused unread."""
+    """Return what is wrong with the database; "" if nothing is, or only DATABASE_URL is."""
     reason = state.reason
     if reason in HARMLESS or reason == state.configuration.resolution.reason:
         return ""
@@ -143,7 +141,7 @@ def _cause(state: State) -> str:
 
 
 def _advice(state: State) -> str:
-    """Return what to do about DATABASE_URL, or "" if the reason does not lie in it."""
+    """Return what to do about DATABASE_URL, or "" if it is not to blame."""
     resolution = state.configuration.resolution
     if not _cause(state):
         return resolution.message

@@ -1,6 +1,6 @@
-"""Performs the steps that state.py decides on, in one thread, and publishes what follows from them.
+"""Performs the steps that state.py decides on, in one thread, and publishes the results.
 
-It keeps what is open (engines, locks), which is no state: what the state has no use for is closed.
+Engines and locks are held here. Those that the new state does not need are closed after each step.
 """
 
 import logging
@@ -95,7 +95,7 @@ class Lifecycle:
 
         self._created = time.monotonic()
         self._state = machine.begin(configuration, _now())
-        # Requests and the event loop's thread report events while the runner is at work.
+        # While the runner is at work, other threads report trouble and ask it to stop.
         self._state_lock = threading.Lock()
         self._wake = threading.Event()
         self._settled = threading.Event()
@@ -108,25 +108,25 @@ class Lifecycle:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the data routes work."""
+        """Whether requests may read and write."""
         return self._database.admission.writes
 
     def start(self) -> None:
-        """Choose the database in the background, and look after it until stop()."""
+        """Choose the database in the background, and watch over it until stop()."""
         self._thread.start()
 
     def wait_until_settled(self) -> None:
-        """Wait until a database serves, or it is known that none does; migrations may take long."""
+        """Wait until a database serves or is known not to; the limit allows for long migrations."""
         connect_seconds = self._state.configuration.connect_seconds
         self._settled.wait(timeout=connect_seconds + MIGRATION_SECONDS)
 
     def stop(self) -> None:
-        """Let admitted work finish, try once more to fail back, close the database; in bounds."""
+        """Attempt a last failback, let admitted work finish, and close, all in limited time."""
         begun = time.monotonic()
         serves = self._state.backend is not None
         self._update(lambda state: machine.stop(state, _now()))
         self._wake.set()
-        # An attempt to connect cannot be interrupted: its daemon thread ends with the process.
+        # A connection attempt cannot be interrupted, but its daemon thread ends with the process.
         self._thread.join(timeout=STOP_SECONDS + 1 if serves else CHECK_SECONDS)
         if self._thread.is_alive():
             logger.warning("the database could not be closed in time")
@@ -145,7 +145,7 @@ class Lifecycle:
             try:
                 self._perform_what_is_due()
             except Exception as error:
-                # Every report comes from this thread, so a bug must not end it.
+                # A bug must not end this thread: /health would repeat its last report forever.
                 self._log_bug(error)
                 self._update(machine.note_bug)
                 self._publish()
@@ -218,7 +218,7 @@ class Lifecycle:
     def _connect(self, seconds: float) -> Observation:
         configuration = self._state.configuration
         if not configuration.can_connect:
-            # Only another DATABASE_URL can change that; what waits may change all the time.
+            # This cannot succeed, and is repeated only to count the waiting rows again.
             return self._failed(configuration.unusable_reason)
         opened = open_postgresql(
             configuration.resolution,
@@ -260,7 +260,7 @@ class Lifecycle:
         if not self._database.drain(seconds):
             self._use(engine)
             return machine.Failed("locked")
-        # If this process and its disk end meanwhile, the next one finds the rows in a snapshot.
+        # If the process and its disk are lost during the move, a snapshot still has the rows.
         has_rows = self._files.count_waiting() > 0
         self._snapshots.end(last_within=CHECK_SECONDS if has_rows else 0.0)
         engine.dispose()
@@ -288,7 +288,7 @@ class Lifecycle:
     def _check(self, step: machine.Check) -> Observation:
         engine = self._serving()
         if not self._files.is_present:
-            logger.error("the SQLite file was removed while it served: another one takes its place")
+            logger.error("the SQLite file was removed while it served: choosing a database again")
             return machine.FileRemoved()
         try:
             if step.look_for_damage:
@@ -319,7 +319,7 @@ class Lifecycle:
         self._files.leave()
         return machine.Done()
 
-    # what is open
+    # engines in use
 
     def _serving(self) -> Engine:
         if self._engine is None:
@@ -350,14 +350,14 @@ class Lifecycle:
         if self._state.phase not in ("draining", "moving"):
             self._locks.close()
         if self._state.backend is None:
-            # To wait for work would keep a file open in which everything is lost.
+            # There is no drain here: work on a file that was removed is lost in any case.
             self._database.leave()
             self._snapshots.end()
             self._close_engine()
             self._files.leave()
 
     def _look_for_damage(self, file: Path) -> None:
-        """Raise DatabaseUnavailable if the damage that a request met is there."""
+        """Raise DatabaseUnavailable if the file is damaged, as a request has reported."""
         if not within(CHECK_SECONDS, lambda: is_sound(file)):
             raise DatabaseUnavailable(REASONS["corrupt"].cause, reason="corrupt")
 
@@ -365,11 +365,11 @@ class Lifecycle:
         try:
             return rows.count_refused(engine, self._files.moved())
         except SQLAlchemyError as error:
-            # The table may be another role's; PostgreSQL serves all the same.
+            # The table may belong to another role, which must not keep PostgreSQL from serving.
             logger.warning("refused rows could not be counted: %s", connection_reason(error))
             return 0
 
-    # what is told
+    # reporting
 
     def _publish(self) -> None:
         before_status, before = self.status, self.report
@@ -395,12 +395,12 @@ class Lifecycle:
         )
 
     def _log_bug(self, error: Exception) -> None:
-        # The frames and the name only: the text may tell of hosts, users and values.
+        # Only the frames and the error's type: its text may contain hosts, users and values.
         frames = "".join(traceback.format_tb(error.__traceback__))
         logger.error("a step of the lifecycle failed: %s\n%s", type(error).__name__, frames)
 
     def _show(self) -> None:
-        """Let the metrics say what the report says."""
+        """Set the metrics to what the report says."""
         for each in get_args(Status):
             STATUS.labels(each).set(each == self.status)
         for each in get_args(Name):

@@ -2,7 +2,7 @@
 
 Pure: no thread, clock, file or database. decide() says which steps are due in a state. The runner
 performs them, and advance() returns the state that follows from what each of them observed. The
-table in space_runtime/README.md shows all of it.
+table in space_runtime/README.md lists the transitions.
 """
 
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from space_runtime.reasons import REASONS
 from space_runtime.url.resolution import Resolution
 
 CHECK_SECONDS = 3.0
-"""How long a database may take to answer a check before it counts as silent."""
+"""Time limit for a check, a drain, and every connection attempt after the start."""
 SECONDS_BETWEEN_CHECKS_WHILE_DOWN = 0.5
 FIRST_PAUSE_SECONDS = 0.25
 LONGEST_PAUSE_SECONDS = 2.0
@@ -35,7 +35,7 @@ Phase = Literal[
 
 
 class Moment(NamedTuple):
-    """The time, by both clocks: `seconds` never goes back, `utc` is what people read."""
+    """The time on two clocks: `seconds` never goes back; `utc` is for people to read."""
 
     seconds: float
     utc: datetime
@@ -52,55 +52,55 @@ class Configuration:
 
     @property
     def backend(self) -> Name:
-        """Return the database that DATABASE_URL asks for, even where it cannot be used."""
+        """Return the database that DATABASE_URL asks for, even if that cannot be used."""
         if self.resolution.source == "environment" or self.resolution.reason in ("unset", "empty"):
             return self.resolution.backend
         return "postgresql"
 
     @property
     def can_connect(self) -> bool:
-        """Return whether there is a PostgreSQL to connect to."""
+        """Return whether DATABASE_URL is a usable PostgreSQL URL."""
         return self.backend == "postgresql" and self.resolution.url is not None
 
     @property
     def unusable_reason(self) -> str:
-        """Return why there is none."""
+        """Return why DATABASE_URL cannot be used."""
         return self.resolution.reason or "unparseable"
 
 
 @dataclass(frozen=True)
 class State:
-    """All that is known, and all that the report says follows from it."""
+    """Everything the lifecycle knows; the health report is computed from it alone."""
 
     configuration: Configuration
     checked_at: datetime
     phase: Phase
     backend: Name | None = None
-    """The database that serves, also while its rows are moved."""
+    """The database that serves, or whose rows are being moved."""
     has_settled: bool = False
-    """Whether a database has served, or it was said that none does."""
+    """Whether the choice was made: a database serves, or it is known that none can."""
     reason: str | None = None
-    """Why this database serves and not another one, or why none does."""
+    """Why this database serves instead of another, or why none does."""
     connect_failure: str | None = None
-    """What kept PostgreSQL from serving when that was last tried."""
+    """Why PostgreSQL could not serve when it was last tried."""
     trouble: str | None = None
-    """Why the database that serves does not work at the moment."""
+    """Why the database that was chosen does not work at the moment."""
 
     may_fall_back: bool = False
-    """A PostgreSQL that was once reached is never replaced by SQLite."""
+    """False if strict, or once PostgreSQL has served or has data that SQLite would hide."""
     schema_newer: bool = False
     deadline: float = 0.0
-    """Until when SQLite does not yet take the place of a PostgreSQL that may come by itself."""
+    """Until then, a start retries failures that may pass before it falls back to SQLite."""
     pause: float = FIRST_PAUSE_SECONDS
     next_connect: float = 0.0
     failed_failbacks: int = 0
 
     next_check: float = 0.0
     is_suspect: bool = False
-    """A request met trouble: a check must show that the database can be written to."""
+    """A request met trouble, so the next check must also try to write."""
     may_be_damaged: bool = False
     is_silent: bool = False
-    """The last check got no answer, so nobody will answer the work that is under way."""
+    """The last check got no answer, so work under way would wait for one in vain."""
 
     persistent: bool = False
     latency_ms: float | None = None
@@ -114,7 +114,7 @@ class State:
 
     @property
     def serves(self) -> bool:
-        """Return whether requests may reach the database, unless it is in trouble."""
+        """Return whether a database was chosen and takes requests, unless it is in trouble."""
         return self.phase in ("serving", "connected") and self.backend is not None
 
     @property
@@ -124,11 +124,11 @@ class State:
 
     @property
     def has_candidate(self) -> bool:
-        """Return whether a PostgreSQL is connected that does not serve yet."""
+        """Return whether PostgreSQL is connected but does not serve yet."""
         return self.phase in ("connected", "draining", "moving", "moved")
 
 
-# steps
+# Steps. Each docstring ends with what the step can observe.
 
 
 class Connect(NamedTuple):
@@ -138,17 +138,17 @@ class Connect(NamedTuple):
 
 
 class OpenSQLite(NamedTuple):
-    """Open the file that was configured, or the fallback file: Opened or Failed."""
+    """Open the configured file, or the fallback file: Opened or Failed."""
 
     fallback: bool
 
 
 class LockFiles(NamedTuple):
-    """Lock the files whose rows wait for PostgreSQL: Locked or Failed."""
+    """Lock the files with rows that wait for PostgreSQL: Locked or Failed."""
 
 
 class Drain(NamedTuple):
-    """Wait for the work under way, keep a last snapshot, close the file: Drained or Failed."""
+    """Wait for work under way, take a last snapshot, close the file: Drained or Failed."""
 
     seconds: float
 
@@ -170,11 +170,11 @@ class Check(NamedTuple):
 
 
 class TerminateConnections(NamedTuple):
-    """Wake those who wait for a silent server: Done."""
+    """Wake the threads that wait for a silent server: Done."""
 
 
 class Close(NamedTuple):
-    """Wait for the work under way, take the last snapshot, close the database: Done."""
+    """Wait for work under way, take a last snapshot, close the database: Done."""
 
     seconds: float
 
@@ -192,11 +192,11 @@ Step = (
 )
 
 
-# observations
+# Observations.
 
 
 class Connected(NamedTuple):
-    """PostgreSQL answered, and its schema is not older than this code."""
+    """PostgreSQL is connected; its schema is at the newest revision, or newer than this code."""
 
     schema_newer: bool = False
 
@@ -207,7 +207,7 @@ class Opened(NamedTuple):
     persistent: bool = True
     schema_newer: bool = False
     problem: str | None = None
-    """Why it is not the file that was configured, or not as it was."""
+    """Why a substitute for the configured file was opened, or why a damaged file was replaced."""
     pending_rows: int = 0
 
 
@@ -224,7 +224,7 @@ class Moved(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """PostgreSQL serves, and these rows are on SQLite."""
+    """PostgreSQL serves, and this many rows are still on SQLite."""
 
     pending_rows: int = 0
     rows_from_before: int = 0
@@ -239,15 +239,15 @@ class Answered(NamedTuple):
 
 
 class FileRemoved(NamedTuple):
-    """Somebody removed the file while it served."""
+    """The file was removed or replaced while it served."""
 
 
 class Failed(NamedTuple):
-    """The step could not be done."""
+    """The step failed."""
 
     reason: str
     is_there: bool = False
-    """PostgreSQL answered, so SQLite must not stand in for it."""
+    """PostgreSQL has data that SQLite would hide, so SQLite must not stand in for it."""
     is_silent: bool = False
     pending_rows: int = 0
 
@@ -269,7 +269,7 @@ def begin(configuration: Configuration, now: Moment) -> State:
 
 
 def suspect(state: State, reason: str | None) -> State:
-    """Return the state after a request met trouble; None if it lay in the work itself."""
+    """Return the state after a request failed; `reason` is None if the work was at fault."""
     if reason is None or not state.serves:
         return state
     is_corrupt = reason == "corrupt" and state.backend == "sqlite"
@@ -282,17 +282,17 @@ def suspect(state: State, reason: str | None) -> State:
 
 
 def note_bug(state: State) -> State:
-    """Return the state after the runner itself failed; the next answered check clears it."""
+    """Return the state after a bug in the runner; the next successful check clears it."""
     return replace(state, trouble="internal", has_settled=True)
 
 
 def stop(state: State, now: Moment) -> State:
-    """Return the state once the server is to stop."""
+    """Return the state after the server was told to stop."""
     return replace(state, stopping=True, stop_deadline=now.seconds + STOP_SECONDS)
 
 
 def decide(state: State, now: float) -> tuple[Step, ...]:
-    """Return the steps that are due at this moment of the monotonic clock, in their order."""
+    """Return the steps that are due at `now`, on the monotonic clock, in order."""
     if state.is_silent:
         return (TerminateConnections(),)
     if state.phase == "connected":
@@ -315,7 +315,7 @@ def decide(state: State, now: float) -> tuple[Step, ...]:
 
 
 def seconds_until_due(state: State, now: float) -> float:
-    """Return when decide() will have something to say again, if nothing happens meanwhile."""
+    """Return how long decide() will have no steps, unless an event comes first."""
     due = state.next_connect
     if state.phase == "serving":
         due = min(state.next_check, due) if _waits_for_postgresql(state) else state.next_check
@@ -351,7 +351,7 @@ def advance(state: State, step: Step, observation: Observation, now: Moment) -> 
             return replace(
                 state,
                 trouble=None,
-                # What was met meanwhile still has to be looked into.
+                # A request may have reported trouble during a check that did not test for it.
                 is_suspect=state.is_suspect and not step.write,
                 may_be_damaged=state.may_be_damaged and not step.look_for_damage,
                 latency_ms=latency_ms,
@@ -385,7 +385,7 @@ def advance(state: State, step: Step, observation: Observation, now: Moment) -> 
 
 
 def _choose_anew(state: State, now: Moment) -> State:
-    """Return the state in which a database has to be found, for the first time or anew."""
+    """Return the state in which a database is to be chosen: at the start, or once more."""
     configuration = state.configuration
     state = replace(
         state,
@@ -480,7 +480,7 @@ def _fail_to_start(state: State, step: Step, failed: Failed, now: Moment) -> Sta
     """Return the state after a step failed while no database serves."""
     reason = failed.reason
     if reason == "timeout" and state.phase == "connecting" and state.connect_failure is not None:
-        # The last attempt is cut short: what an earlier one met says more.
+        # The deadline cuts the last attempt short: an earlier failure says more than its timeout.
         reason = state.connect_failure
     may_fall_back = state.may_fall_back and not failed.is_there
     state = replace(state, connect_failure=reason, may_fall_back=may_fall_back)
@@ -490,7 +490,7 @@ def _fail_to_start(state: State, step: Step, failed: Failed, now: Moment) -> Sta
             pause = min(2 * state.pause, LONGEST_PAUSE_SECONDS)
             return replace(state, phase="connecting", next_connect=next_connect, pause=pause)
     elif not may_fall_back and not failed.is_there:
-        # The rows wait on; PostgreSQL has to serve without them.
+        # SQLite must not serve, so PostgreSQL does, without the rows that wait on SQLite.
         return replace(state, phase="moved")
     if may_fall_back:
         return replace(state, phase="opening")
@@ -498,7 +498,7 @@ def _fail_to_start(state: State, step: Step, failed: Failed, now: Moment) -> Sta
 
 
 def _stay_on_sqlite(state: State, step: Step, failed: Failed, now: Moment) -> State:
-    """Return the state after PostgreSQL could not take over from the SQLite that serves."""
+    """Return the state after PostgreSQL failed to take over from SQLite."""
     is_interrupted = isinstance(step, (Drain, MoveRows))
     failures = state.failed_failbacks + is_interrupted
     pause = state.configuration.check_seconds
@@ -516,5 +516,5 @@ def _stay_on_sqlite(state: State, step: Step, failed: Failed, now: Moment) -> St
         return replace(state, phase="serving")
     if failed.is_there:
         return _down(replace(state, may_fall_back=False), failed.reason, failed.pending_rows, now)
-    # The file was closed before its rows were to be moved.
+    # The file was closed for the move, so it has to be opened again.
     return replace(state, phase="opening")

@@ -1,1 +1,1 @@
-"""Copies of SQLite at SNAPSHOT_URL, and the way back."""
+"""Copies of the SQLite file at SNAPSHOT_URL, and their restore."""

@@ -24,11 +24,11 @@ ATTEMPTS = 5
 
 CONFIGURED = "app"
 FALLBACK = "fallback"
-"""The kinds of series: their names begin with these."""
+"""The kinds of series, with which the names of the series begin."""
 
 
 class Snapshots:
-    """The snapshots of the SQLite file that serves; without a store, nothing here does anything."""
+    """The snapshots of the SQLite file that serves. Without a store, the methods do nothing."""
 
     def __init__(self, store: SnapshotStore | None, interval_seconds: float) -> None:
         self._store = store
@@ -41,11 +41,11 @@ class Snapshots:
 
     @property
     def taken_at(self) -> float | None:
-        """When the newest snapshot was begun, on the monotonic clock; None if there is none yet."""
+        """When the newest snapshot was last up to date, on the monotonic clock, or None."""
         return self._timer.taken_at if self._timer else None
 
     def restore(self, which: str, target: Path) -> str | None:
-        """Make `target` from the newest sound snapshot of a series, or of a kind of series.
+        """Create `target` from the newest sound snapshot of a series, or of a kind of series.
 
         Return its series, or None if there is none or it cannot be fetched.
         """
@@ -59,9 +59,7 @@ class Snapshots:
             except (SnapshotError, TimeoutError) as error:
                 if not attempts_left or isinstance(error, DamagedSnapshot | TimeoutError):
                     self._trouble = _text_of(error)
-                    logger.error(
-                        "no snapshot could be restored, a new database begins: %s", self._trouble
-                    )
+                    logger.error("no snapshot could be restored: %s", self._trouble)
                     return None
             time.sleep(SECONDS_BETWEEN_ATTEMPTS)
         if snapshot is None:
@@ -70,29 +68,29 @@ class Snapshots:
         return snapshot.series
 
     def series(self, kind: str) -> dict[str, bool]:
-        """Return the series of a kind, oldest first, and whether they have a tombstone."""
+        """Return the series of a kind, oldest first, and whether each has a tombstone."""
         return self._attempt(lambda store: store.series(kind)) or {}
 
     def add_tombstone(self, series: str) -> None:
-        """Say at SNAPSHOT_URL that the rows of this series are being moved to PostgreSQL."""
+        """Record at SNAPSHOT_URL that the rows of this series are being moved to PostgreSQL."""
         self._attempt(lambda store: store.add_tombstone(series))
 
     def remove_tombstone(self, series: str) -> None:
-        """Say that they were not moved after all."""
+        """Record that they were not moved after all."""
         self._attempt(lambda store: store.remove_tombstone(series))
 
     def begin(self, file: Path, series: str | None) -> None:
-        """Take a snapshot of the file every interval, until end(); None continues the newest."""
+        """Take a snapshot every interval until end(); a series of None continues the newest one."""
         if self._store is not None:
             self._timer = _Timer(self._store, file, series, self._interval_seconds)
 
     def end(self, *, last_within: float = 0.0) -> None:
-        """Take no more snapshots, except a last one if there are seconds for it."""
+        """Take no more snapshots, except a last one if `last_within` leaves time for it."""
         if self._timer is not None:
             self._timer.stop(last_within)
 
     def describe(self) -> str:
-        """Return a sentence about the newest snapshot, or nothing without a URL."""
+        """Return a sentence about the newest snapshot, or "" without SNAPSHOT_URL."""
         if self._store is None:
             return ""
         trouble = self._timer.trouble if self._timer and self._timer.has_tried else self._trouble
@@ -113,7 +111,7 @@ class Snapshots:
 
 
 class _Timer:
-    """Takes snapshots of one file in its own thread, the first one after an interval."""
+    """Takes snapshots of one file in a thread of its own, the first one after an interval."""
 
     def __init__(
         self, store: SnapshotStore, file: Path, series: str | None, interval_seconds: float
@@ -133,7 +131,7 @@ class _Timer:
         self._thread.start()
 
     def stop(self, last_within: float) -> None:
-        """Stop, after a last snapshot if there are seconds for it."""
+        """Stop, after a last snapshot if `last_within` leaves time for it."""
         if self._stopping.is_set():
             return
         deadline = time.monotonic() + last_within
@@ -175,7 +173,7 @@ class _Timer:
 
 
 def new_series() -> str:
-    """Return the series of a new database, whose snapshots push out no other's."""
+    """Return a new series, so that snapshots of a new database do not displace older ones."""
     return f"{CONFIGURED}-{uuid4().hex[:8]}"
 
 
@@ -184,7 +182,7 @@ def _text_of(error: SnapshotError | TimeoutError) -> str:
 
 
 def _state_of(file: Path) -> list[tuple[int, int]]:
-    """Return what changes whenever the database does, so that an idle one need not be copied."""
+    """Return times and sizes that change with the database, so that an idle one is not copied."""
     state = []
     for part in (file, file.with_name(f"{file.name}-wal")):
         with suppress(FileNotFoundError):

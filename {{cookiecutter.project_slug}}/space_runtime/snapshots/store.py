@@ -1,10 +1,10 @@
 """Snapshots: copies of a live SQLite file at SNAPSHOT_URL, and their restore.
 
 A snapshot is one object, `<series>-<number>-<digest>.db`; the snapshots of one database are a
-series. Numbers count up over all series, because a clock could go back. An object store cannot
-rename an object once it is complete, so the digest tells a whole object from a torn one.
-`<series>-<number>.moved` is a tombstone: the rows of that series are in PostgreSQL and must not
-be restored.
+series. Numbers, which increase across all series, give the order, because a clock could go back.
+Object stores cannot rename an object once its upload is complete, so the digest is what tells a
+complete object from a truncated one. `<series>-<number>.moved` is a tombstone: the rows of that
+series are being moved to PostgreSQL or are there already, so SQLite must not serve them again.
 """
 
 import fcntl
@@ -33,11 +33,11 @@ class SnapshotError(Exception):
 
 
 class DamagedSnapshot(SnapshotError):
-    """The object is torn, or holds no sound database."""
+    """The object is truncated, or the database in it is damaged."""
 
 
 class Snapshot(NamedTuple):
-    """A snapshot, or with an empty digest the tombstone of a series; they sort by number."""
+    """A snapshot, or the tombstone of a series if the digest is empty; they sort by number."""
 
     number: int
     series: str
@@ -45,7 +45,7 @@ class Snapshot(NamedTuple):
 
     @classmethod
     def parse(cls, name: str) -> "Snapshot | None":
-        """Return what an object of this name is, or None if it is not ours."""
+        """Return the snapshot or tombstone of this name, or None if the object is not ours."""
         match = _NAME.fullmatch(name)
         return cls(int(match[2]), match[1], match[3] or "") if match else None
 
@@ -57,19 +57,19 @@ class Snapshot(NamedTuple):
 
     @property
     def is_tombstone(self) -> bool:
-        """Whether this says that the rows of its series were moved."""
+        """Whether this marks a series whose rows were handed over to PostgreSQL."""
         return not self.digest
 
     def is_of(self, which: str) -> bool:
-        """Whether this belongs to a series, or to a kind of series, with which its name begins."""
+        """Whether this belongs to the series `which`, or to a series of the kind `which`."""
         return f"{self.series}-".startswith(f"{which}-")
 
 
 class SnapshotStore:
-    """The snapshots at one URL. Its methods may block for long, and raise SnapshotError."""
+    """The snapshots at one URL. The methods may block for long, and raise SnapshotError."""
 
     def __init__(self, url: str, folder: Path = Path()) -> None:
-        """A URL that is a relative path begins at `folder`."""
+        """`url` may be a path; a relative one starts at `folder`."""
         is_path = "://" not in url and "::" not in url
         self._url = str((folder / os.path.expanduser(url)).absolute()) if is_path else url
         self._last_digests: dict[str, str] = {}
@@ -96,15 +96,15 @@ class SnapshotStore:
         return snapshot
 
     def restore(self, which: str, target: Path) -> Snapshot | None:
-        """Make `target` from the newest sound snapshot of a series, or of a kind of series.
+        """Create `target` from the newest sound snapshot of a series, or of a kind of series.
 
         Return None if there is none, or if the rows of the newest series of the kind were moved.
-        A damaged snapshot is passed over for the one before. One that cannot be fetched is not: it
-        may be whole, and snapshots of what is written after an older one would push it out.
+        If a snapshot is damaged, the one before is tried. If it cannot be fetched, no other is: it
+        may be sound, and after restoring an older one, new snapshots would soon displace it.
         """
         folder = _Folder(self._url)
         ours = [one for one in folder.listing() if one.is_of(which)]
-        # A caller that names a series, and not only a kind, knows that its rows were not moved.
+        # A caller that names one series has already checked that its rows were not moved.
         moved = {one.series for one in ours if one.is_tombstone and one.series != which}
         if not ours or ours[-1].series in moved:
             return None
@@ -115,17 +115,17 @@ class SnapshotStore:
                 folder.fetch(snapshot, target)
                 return snapshot
             except DamagedSnapshot:
-                logger.warning("snapshot %d is damaged and is passed over", snapshot.number)
+                logger.warning("snapshot %d is damaged: trying the one before", snapshot.number)
         raise DamagedSnapshot("Every snapshot of the database is damaged.")
 
     def series(self, kind: str) -> dict[str, bool]:
-        """Return the series of this kind, oldest first, and whether they have a tombstone."""
+        """Return the series of this kind, oldest first, and whether each has a tombstone."""
         ours = [one for one in _Folder(self._url).listing() if one.is_of(kind)]
         moved = {one.series for one in ours if one.is_tombstone}
         return {one.series: one.series in moved for one in ours}
 
     def add_tombstone(self, series: str) -> None:
-        """Say that the rows of this series were moved to PostgreSQL."""
+        """Mark the rows of this series as handed over to PostgreSQL."""
         folder = _Folder(self._url)
         listed = folder.listing()
         if not any(one.is_tombstone and one.series == series for one in listed):
@@ -133,7 +133,7 @@ class SnapshotStore:
             folder.put(Snapshot(_next_number(listed), series, ""), content)
 
     def remove_tombstone(self, series: str) -> None:
-        """Say that they were not moved after all."""
+        """Remove the mark: the rows were not moved after all."""
         folder = _Folder(self._url)
         for one in folder.listing():
             if one.is_tombstone and one.series == series:
@@ -143,11 +143,11 @@ class SnapshotStore:
 class _Folder:
     """The folder at a URL, opened with fsspec for one operation.
 
-    A file system that is kept would remember old listings, and connections that have timed out.
+    A file system object that is reused would return old listings and use dead connections.
     """
 
     def __init__(self, url: str) -> None:
-        # Otherwise huggingface_hub draws progress bars into the log, and needs a writable home.
+        # By default, huggingface_hub draws progress bars in the log and needs a writable home.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_XET_CACHE", f"{tempfile.gettempdir()}/xet-{os.getuid()}")
         with _errors_named("opened"):
@@ -158,13 +158,13 @@ class _Folder:
         self._path = path.rstrip("/")
 
     def listing(self) -> dict[Snapshot, int]:
-        """Return the snapshots and tombstones in the order of their numbers, and their bytes."""
+        """Return the snapshots and tombstones, in order of number, with their sizes in bytes."""
         with _errors_named("listed"):
             self._files.invalidate_cache()
             try:
                 entries = self._files.ls(self._path, detail=True)
             except FileNotFoundError as error:
-                # With a cause, the bucket or repository is missing, and not only the folder.
+                # A cause means that the whole bucket or repository is missing, not just the folder.
                 if error.__cause__ is not None:
                     raise
                 entries = []
@@ -172,13 +172,13 @@ class _Folder:
         return {snapshot: sizes[snapshot] for snapshot in sorted(filter(None, sizes))}
 
     def put(self, snapshot: Snapshot, content: BinaryIO) -> None:
-        """Store the content under the name of the snapshot, and check that all of it is there."""
+        """Store the content under the name of the snapshot, and check that it is complete."""
         with _errors_named("written to"):
             path = f"{self._path}/{snapshot.name}"
             try:
                 stored = self._files.open(path, "wb")
             except FileNotFoundError:
-                # Only now, because on S3 this may need the right to create buckets.
+                # Not done up front, because on S3 it may need the right to create buckets.
                 self._files.makedirs(self._path, exist_ok=True)
                 stored = self._files.open(path, "wb")
             try:
@@ -192,16 +192,16 @@ class _Folder:
             raise SnapshotError("SNAPSHOT_URL did not keep the whole snapshot.")
 
     def fetch(self, snapshot: Snapshot, target: Path) -> None:
-        """Make `target`, which must not exist, from a snapshot; raise DamagedSnapshot."""
+        """Create `target`, which must not exist, from a snapshot; raise DamagedSnapshot."""
         with _private_file(target) as copy:
             with _errors_named("read"):
                 self._files.get_file(f"{self._path}/{snapshot.name}", str(copy))
             if _digest(copy) != snapshot.digest or not _is_sound(copy):
                 raise DamagedSnapshot("The snapshot is damaged.")
-            # The caller may have given up waiting, and begun a database that is in use now.
+            # The caller may have given up waiting and created a database, which is now in use.
             if target.exists():
                 raise SnapshotError("A database was begun meanwhile, which no snapshot replaces.")
-            # SQLite would apply the journal of an earlier file to this one.
+            # SQLite would apply a journal left by an earlier file to this one.
             for ending in ("-wal", "-shm", "-journal"):
                 target.with_name(target.name + ending).unlink(missing_ok=True)
             copy.replace(target)
@@ -214,10 +214,10 @@ class _Folder:
 
 @contextmanager
 def _errors_named(done: str) -> Iterator[None]:
-    """Raise SnapshotError in our own words: the texts of other errors hold URLs and secrets."""
+    """Turn errors into SnapshotError: their own texts may contain URLs and secrets."""
     try:
         yield
-    except Exception as error:  # A file system is a plug-in, which may raise anything.
+    except Exception as error:  # A file system is a plug-in and may raise anything.
         status = getattr(getattr(error, "response", None), "status_code", None)
         # The errors of hf_xet have the status only in their text.
         refused = status in (401, 403) or "403 Forbidden" in str(error)
@@ -226,7 +226,7 @@ def _errors_named(done: str) -> Iterator[None]:
         elif refused or isinstance(error, PermissionError):
             cause = "access is refused; check the credentials"
         elif isinstance(error, FileNotFoundError):
-            cause = "it does not exist, or is not shown to these credentials"
+            cause = "it does not exist, or these credentials may not see it"
         elif isinstance(error, OSError) and error.errno:
             cause = os.strerror(error.errno)
         elif status is not None:
@@ -240,7 +240,7 @@ def _errors_named(done: str) -> Iterator[None]:
 def _private_file(beside: Path) -> Iterator[Path]:
     """Yield an empty file that no other thread or process uses, and remove it afterwards.
 
-    The name is always the same, so that what a killed process left behind is used again.
+    The name is always the same, so that a file left by a killed process is reused, not leaked.
     """
     path = beside.with_name(f"{beside.name}.snapshot")
     try:
@@ -254,7 +254,7 @@ def _private_file(beside: Path) -> Iterator[Path]:
     except BlockingIOError:
         raise SnapshotError("Another snapshot of this file is still under way.") from None
     except OSError as error:
-        raise SnapshotError(f"No copy can lie beside the database: {error.strerror}.") from None
+        raise SnapshotError(f"No copy can be made beside the database: {error.strerror}.") from None
 
 
 def _next_number(listed: Iterable[Snapshot]) -> int:
@@ -262,7 +262,7 @@ def _next_number(listed: Iterable[Snapshot]) -> int:
 
 
 def _copy(file: Path, copy: Path) -> None:
-    """Copy a live database as it is at one moment, without its journal, and check the copy."""
+    """Copy a live database in a consistent state, without a journal, and check the copy."""
     try:
         # With mode=rw, a missing file is an error and not an empty database.
         with (
@@ -275,12 +275,12 @@ def _copy(file: Path, copy: Path) -> None:
         cause = getattr(error, "sqlite_errorname", type(error).__name__)
         raise SnapshotError(f"The database could not be copied: {cause}.") from None
     if not _is_sound(copy):
-        raise DamagedSnapshot("The database is damaged; its older snapshots stay.")
+        raise DamagedSnapshot("The database is damaged; its older snapshots are kept.")
 
 
 def _is_sound(file: Path) -> bool:
     try:
-        # With immutable, SQLite takes no lock and applies no journal that lies beside the file.
+        # With immutable, SQLite takes no lock and ignores a journal beside the file.
         with closing(sqlite3.connect(f"{file.resolve().as_uri()}?immutable=1", uri=True)) as db:
             return db.execute("PRAGMA quick_check(1)").fetchall() == [("ok",)]
     except sqlite3.DatabaseError:
