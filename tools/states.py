@@ -41,7 +41,7 @@ _PHASES = {
     "connected": "PostgreSQL answers",
     "draining": "draining",
     "moving": "moving rows",
-    "moved": "rows are moved",
+    "moved": "done with moving",
     "down": "nothing serves",
     "stopped": "stopped",
 }
@@ -102,24 +102,24 @@ SCENARIOS = (
         POSTGRESQL,
         (Connected(schema_newer=True), Locked(), Moved(), Counted()),
     ),
-    Scenario("it starts up at the same time", POSTGRESQL, (Failed("starting_up"), *_STARTS)),
+    Scenario("it is still starting up", POSTGRESQL, (Failed("starting_up"), *_STARTS)),
     Scenario("it does not answer for 10 s", POSTGRESQL, (Failed("refused"), Failed("timeout"), *_OPENS)),
     Scenario("it refuses the login", POSTGRESQL, _FALLS_BACK),
-    Scenario("... and still does", POSTGRESQL, (*_FALLS_BACK, Failed("auth_failed"), Answered())),
+    Scenario("... and keeps refusing it", POSTGRESQL, (*_FALLS_BACK, Failed("auth_failed"), Answered())),
     Scenario("its migrations fail", POSTGRESQL, (Failed("migration_failed", is_there=True),)),
     Scenario(
-        "it is read-only, and then no more",
+        "it is read-only, later writable again",
         POSTGRESQL,
         (Failed("read_only", is_there=True), *_STARTS),
     ),
     Scenario("DATABASE_URL cannot be used", UNUSABLE, _OPENS),
     Scenario(
-        "rows wait that other processes still serve",
+        "rows wait in a file that other processes serve",
         POSTGRESQL,
         (Connected(), Failed("locked"), Opened()),
     ),
     Scenario(
-        "rows wait that PostgreSQL cannot take",
+        "rows wait that cannot be moved",
         POSTGRESQL,
         (Connected(), Locked(), Failed("migration_failed"), Opened()),
     ),
@@ -144,7 +144,7 @@ SCENARIOS = (
         (*_FALLS_BACK, Connected(), Locked(), Drained(), Failed("schema_newer"), Opened()),
     ),
     Scenario(
-        "... but it is lost as they are committed",
+        "... but the connection is lost during COMMIT",
         POSTGRESQL,
         (
             *_FALLS_BACK,
@@ -158,13 +158,13 @@ SCENARIOS = (
         (*_STARTS, Failed("connection_lost"), Answered()),
     ),
     Scenario(
-        "it falls silent while it serves",
+        "it stops responding while it serves",
         POSTGRESQL,
         (*_STARTS, Failed("timeout", is_silent=True), Done(), Failed("timeout"), Answered()),
     ),
-    Scenario("strict: PostgreSQL is away", STRICT, (Failed("refused"), *_STARTS)),
+    Scenario("strict: PostgreSQL cannot be reached", STRICT, (Failed("refused"), *_STARTS)),
     Scenario(
-        "strict: rows wait that cannot be moved",
+        "strict: rows wait in a file that is locked",
         STRICT,
         (Connected(), Failed("locked", pending_rows=3), Counted(pending_rows=3)),
     ),
@@ -270,7 +270,7 @@ def _name(state: State) -> str:
     name = "PostgreSQL serves" if state.backend == "postgresql" else "SQLite serves"
     if state.is_fallback:
         name = "SQLite serves for PostgreSQL"
-    return f"{name}, in trouble" if state.trouble else name
+    return f"{name}; last check failed" if state.trouble else name
 
 
 def _keeps_sqlite(state: State) -> bool:

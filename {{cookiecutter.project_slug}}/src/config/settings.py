@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from fastapi import Depends
+from starlette.requests import HTTPConnection
 
 from space_runtime import settings as runtime_settings
 
@@ -10,16 +13,28 @@ PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 
 class Settings(runtime_settings.RuntimeSettings):
-    """Add a field for each setting of your own; its description completes "NAME must be ...".
+    """Add a field for each setting of your own, for example (with `from pydantic import Field`):
 
-    With `max_tokens: int = Field(default=256, ge=1, description="a whole number from 1 on")` the
-    variable MAX_TOKENS is read, and a bad value stops the start with one line that says so.
+        max_tokens: int = Field(default=256, ge=1, description="a whole number, at least 1")
+
+    It is read from MAX_TOKENS. With a bad value the application stops at its start and says
+    "MAX_TOKENS must be a whole number, at least 1.": the description ends that sentence.
     """
 
 
 def load_settings() -> Settings:
     """Return the settings; stop with one line that names each bad variable, never its value."""
     return runtime_settings.load(Settings)
+
+
+async def get_settings(connection: HTTPConnection) -> Settings:
+    """Return the settings of the application that answers."""
+    settings: Settings = connection.app.state.runtime.settings
+    return settings
+
+
+SettingsDep = Annotated[Settings, Depends(get_settings)]
+"""The settings, for endpoints."""
 
 
 def setting_problems(variables: Mapping[str, Any]) -> list[str]:
