@@ -1,7 +1,7 @@
-"""How Alembic runs: on the application's own engine, under its lock.
+"""Run Alembic on the application's own engine, under its migration lock.
 
-At start the application hands over its connection; on the command line the engine is made from
-the same environment variables.
+At start the application passes its connection in; on the command line, the engine is made from the
+same environment variables.
 """
 
 from typing import Literal
@@ -18,9 +18,9 @@ from src.items import models as items_models  # noqa: F401  (registers the table
 
 
 def render_item(kind: str, value: object, autogen: AutogenContext) -> str | Literal[False]:
-    """Write the application's own types as the plain ones they are: a migration stands alone.
+    """Render the application's own types as SQLAlchemy's, so that migrations do not import them.
 
-    PostgreSQL knows no DATETIME, which is what SQLite calls the times of a table that is dropped.
+    When a table is dropped, SQLite reports its times as DATETIME, which PostgreSQL does not have.
     """
     if kind == "type" and isinstance(value, PortableJSON):
         autogen.imports.add("from sqlalchemy.dialects import postgresql")
@@ -36,7 +36,7 @@ def run(connection: Connection) -> None:
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,
-        # also on PostgreSQL: what is written there must run on SQLite, too
+        # also on PostgreSQL: a migration that is generated there must run on SQLite, too
         render_as_batch=True,
         render_item=render_item,
         # tables that no migration may change
@@ -49,7 +49,7 @@ def run(connection: Connection) -> None:
 if "connection" in context.config.attributes:
     run(context.config.attributes["connection"])
 else:
-    # Here, because an application that migrates as it starts is being imported itself.
+    # Imported here, because it creates an application, and at start there already is one.
     from src.main import create_runtime
 
     with create_runtime().configured_engine() as engine:

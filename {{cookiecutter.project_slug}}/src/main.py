@@ -1,4 +1,4 @@
-"""Puts the parts together and decides nothing: your routes, your tables, and the runtime."""
+"""Puts the parts together: your routes, your tables, and the runtime."""
 
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -35,13 +35,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Choose the database in the background while the application already answers."""
+    """Choose the database in the background, while the application already answers."""
     async with app.state.runtime.lifespan(app):
         yield
 
 
 def create_runtime(settings: Settings | None = None) -> Runtime:
-    """Return what keeps the application up."""
+    """Return the runtime for these settings and for DATABASE_URL in the environment."""
     return Runtime(
         PROJECT,
         settings or load_settings(),

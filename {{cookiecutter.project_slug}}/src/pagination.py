@@ -1,11 +1,10 @@
 """Pages of a table, newest first, and the cursors that lead from one to the next.
 
 A cursor names the last row of a page, so that pages neither skip nor repeat a row when others are
-written meanwhile (keyset pagination). What is shown as an example: src/items/.
+written in the meantime (keyset pagination). See src/items/ for an example.
 """
 
 import base64
-import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -51,7 +50,7 @@ class PageRead(BaseModel, Generic[Read]):
 class NewestFirst(Generic[Model]):
     """The query for the pages of a table.
 
-    Make it once, at the top of a module: putting a query together takes longer than running it.
+    Build it once, at the top of a module: building a query takes longer than running it.
     """
 
     def __init__(self, model: type[Model]) -> None:
@@ -63,7 +62,7 @@ class NewestFirst(Generic[Model]):
 
     def page(self, session: Session, limit: int, after: Position | None) -> Page[Model]:
         """Return at most `limit` rows that follow `after`."""
-        # One more than asked for tells whether there is a next page.
+        # One more row than asked for shows whether there is a next page.
         values = {"limit": limit + 1}
         if after is None:
             rows = session.scalars(self._first, values).all()
@@ -88,7 +87,7 @@ def decode_cursor(cursor: str) -> Position:
         text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         created_at, _, key = text.decode("ascii").partition(" ")
         position = Position(datetime.fromisoformat(created_at), UUID(hex=key))
-    except (ValueError, binascii.Error):
+    except ValueError:
         raise problem from None
     if encode_cursor(position) != cursor or position.created_at.utcoffset() != timedelta(0):
         raise problem

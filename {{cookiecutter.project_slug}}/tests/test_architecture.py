@@ -1,4 +1,4 @@
-"""The wall between your code and the runtime, the parts on each side, and files that must agree."""
+"""Which parts of your code and of the runtime may import which, and files that must agree."""
 
 import ast
 import re
@@ -15,7 +15,7 @@ SOURCES = sorted((PROJECT_ROOT / "src").rglob("*.py"))
 # The runtime may be a folder of this project, or an installed package.
 RUNTIME = Path(space_runtime.__file__).parent
 RUNTIME_SOURCES = sorted(RUNTIME.rglob("*.py"))
-# Parts of the runtime, each of which may import those that stand before it, and itself.
+# Layers of the runtime's parts; each part may import its own layer and the layers listed before it.
 LAYERS = (
     {"reasons", "time_limit", "file_locks", "project", "settings"},
     {"url"},
@@ -91,7 +91,7 @@ def test_services_and_the_resolver_know_nothing_of_http() -> None:
 
 
 def test_sessions_are_committed_before_the_answer() -> None:
-    """Without scope="function", FastAPI commits after the answer was sent."""
+    """Without scope="function", FastAPI would commit only after the answer is sent."""
     for path in SOURCES:
         for call in re.findall(r"Depends\(get_session[^)]*\)", path.read_text(encoding="utf-8")):
             assert 'scope="function"' in call, path

@@ -19,7 +19,7 @@ from src.main import open_database
 
 
 class OwnBase(DeclarativeBase):
-    """Not the application's, so that no migration is missing."""
+    """Separate from the application's Base, so that its tables need no migration."""
 
 
 class Note(OwnBase):
@@ -39,7 +39,7 @@ def notes_table(database_url: str) -> None:
 
 @pytest.fixture
 def client(notes_table: None, start: Callable[[], TestClient]) -> TestClient:
-    """A client of an application with routes that use the database in each way there is."""
+    """A client of an application whose routes use the database in every supported way."""
     client = start()
     app = client.app
     assert isinstance(app, FastAPI)

@@ -1,4 +1,4 @@
-"""Items, as a client meets them; delete this together with src/items/."""
+"""Items, as a client sees them; delete this together with src/items/."""
 
 import base64
 import json
@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 from fastapi.testclient import TestClient
 
-# well-formed, but of a time zone that no answer ever had
+# well-formed, but with a UTC offset that no answer contains
 FOREIGN_CURSOR = base64.urlsafe_b64encode(
     b"0001-01-01T00:00:00+23:59 00000000000000000000000000000000"
 ).decode()

@@ -14,7 +14,7 @@ from pathspec import GitIgnoreSpec
 
 from src.config.settings import setting_problems
 
-# Never sent, whatever .gitignore says: secrets, databases, and what can be made again.
+# Never sent, whatever .gitignore says: secrets, databases, and what can be rebuilt.
 NEVER_SENT = GitIgnoreSpec.from_lines(
     """
     .git .env .env.* !.env.example .envrc .netrc .pgpass .pypirc .npmrc .git-credentials .aws .ssh
@@ -68,7 +68,7 @@ def is_ignored(
 
 
 def read_secrets(folder: Path, names: list[str]) -> dict[str, str]:
-    """Return the secrets of SECRETS_FILE; those of these names can also come from the shell."""
+    """Return the secrets in SECRETS_FILE; these names may also come from the environment."""
     secrets = {name: os.environ.get(name) for name in names}
     secrets |= dotenv_values(folder / SECRETS_FILE, interpolate=False)
     return {name: value or "" for name, value in secrets.items()}
@@ -79,26 +79,26 @@ def secret_values(variables: Mapping[str, str | None]) -> Iterator[tuple[str, st
     for name, value in variables.items():
         passwords = PASSWORD_IN_URL.findall(value or "")
         for secret in [value or "", *passwords] if passwords or SECRET_NAME.search(name) else []:
-            # A plain word such as "postgres" stands in many files, where it means nothing.
+            # A plain word such as "postgres" occurs in many files without being a secret there.
             if len(secret) >= SHORTEST_SECRET and not secret.isalpha():
                 yield name, secret
 
 
-# ---- Each yields a line per problem that must be fixed before anything is sent ----
+# ---- Each of these yields a line per problem that must be fixed before anything is sent ----
 
 
 def space_problems(space: str) -> Iterator[str]:
-    """Check the name of the Space, in which your-username is the template's placeholder."""
+    """Check the name of the Space; "your-username" is the template's placeholder."""
     try:
         validate_repo_id(space)
     except HFValidationError as error:
         yield str(error)
     if "/" not in space or space.startswith("your-username/"):
-        yield f"{space} is no Space of yours: make deploy SPACE=user/name"
+        yield f"{space} is not one of your Spaces: make deploy SPACE=user/name"
 
 
 def token_problems(token: str) -> Iterator[str]:
-    """Check that there is a token which can be sent."""
+    """Check that there is a token, made only of characters that a header can carry."""
     if not token:
         yield (
             f"no token: create one with write access at {TOKENS_PAGE} and set HF_TOKEN, or "
@@ -109,7 +109,7 @@ def token_problems(token: str) -> Iterator[str]:
 
 
 def secret_problems(secrets: Mapping[str, str]) -> Iterator[str]:
-    """Check that each secret has a value, with which the app starts."""
+    """Check that each secret has a value, and one with which the app can start."""
     for name, value in secrets.items():
         if not value:
             yield f"no value for {name}: write {name}=value into {SECRETS_FILE}"
@@ -140,8 +140,8 @@ def file_problems(files: Mapping[str, bytes]) -> Iterator[str]:
 def front_matter_problems(readme: str, dockerfile: str) -> list[str]:
     """Return one line for each problem with the YAML block at the top of README.md.
 
-    Only what the Hub accepts although the Space could not run is checked here. `make deploy` asks
-    the Hub about the rest, such as license and colors: a list of them here would become outdated.
+    Only mistakes that the Hub accepts but that keep the Space from running are checked here. `make
+    deploy` asks the Hub about the rest, such as license and colors: a list here would go stale.
     """
     block = REGEX_YAML_BLOCK.match(readme)
     if block is None:

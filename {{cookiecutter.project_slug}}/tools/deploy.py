@@ -1,4 +1,4 @@
-"""Deploy this folder to a Docker Space on Hugging Face. A second run changes nothing.
+"""Deploy this folder to a Docker Space on Hugging Face. It is safe to run again.
 
 python -m tools.deploy USER/SPACE [--dry-run] [--secrets "NAME NAME"]
 
@@ -46,7 +46,7 @@ POLLS_FOR_NEW_STAGE = 12
 POLLS_FOR_HEALTH = 120
 LOG_LINES, LOG_SECONDS = 20, 10
 
-# The stages that a Space does not leave by itself: the log that says why, and what to do.
+# The stages that a Space does not leave by itself, with the log that says why and what to do.
 FINAL_STAGES = {
     "BUILD_ERROR": ("build", "The image could not be built: fix it as the log above says."),
     "RUNTIME_ERROR": ("run", "The app ended or never listened: fix it as the log above says."),
@@ -85,7 +85,7 @@ class DeployError(Exception):
 
 
 class Output:
-    """Prints one line at a time, without the secrets that are known here."""
+    """Prints one line at a time, with known secrets redacted."""
 
     def __init__(self) -> None:
         self.secrets: set[str] = set()
@@ -100,7 +100,7 @@ class Output:
         print(f"{name:<8} {self.redact(text)}", flush=True)
 
     def waiting(self, name: str, state: str, start: float) -> None:
-        """Print what a step waits for, when that changes, and since when it waits."""
+        """Print what a step waits for, and for how long so far, whenever that state changes."""
         if state != self.last_state:
             self.step(name, f"{state} ({time.monotonic() - start:.0f} s)")
         self.last_state = state
@@ -140,8 +140,8 @@ class Deploy:
         self.changed_at: float | None = None
 
     def run(self) -> None:
-        """Take all steps; raise DeployError where one fails."""
-        # huggingface_hub repeats some requests without end, such as create_repo() after a 409.
+        """Run all steps; raise DeployError if one fails."""
+        # huggingface_hub retries some requests forever, such as create_repo() after a 409.
         signal.signal(signal.SIGALRM, self.time_out)
         signal.setitimer(signal.ITIMER_REAL, self.minutes * 60)
         files, secrets = self.check()
@@ -156,12 +156,12 @@ class Deploy:
         self.check_health()
 
     def time_out(self, *_: object) -> NoReturn:
-        """End the deploy while the Hub does not answer, or answers without end."""
+        """End the deploy if the Hub does not answer, or huggingface_hub retries forever."""
         after = f"after {self.minutes:g} minutes"
         raise DeployError(f"Not done {after}: make deploy goes on from here.")
 
     def check(self) -> tuple[dict[str, bytes], dict[str, str]]:
-        """Return files and secrets to send; raise DeployError with all that must be fixed first."""
+        """Return files and secrets to send; raise DeployError listing all that must be fixed."""
         files = checks.files_to_send(ROOT)
         secrets = checks.read_secrets(ROOT, self.replaced_secrets)
         token = get_token() or ""
@@ -185,7 +185,7 @@ class Deploy:
         return files, secrets
 
     def validate_front_matter(self, readme: bytes) -> None:
-        """Ask the Hub about README.md as create_commit() does, but before anything is changed."""
+        """Have the Hub check README.md as create_commit() does, but before anything is changed."""
         response = get_session().post(
             f"{self.api.endpoint}/api/validate-yaml",
             json={"content": readme.decode(), "repoType": "space"},
@@ -196,7 +196,7 @@ class Deploy:
             self.output.hub(warning["message"])
 
     def create(self) -> str | None:
-        """Create the Space if it is missing; return its commit, or None if it is still missing."""
+        """Create the Space if it is missing; return its commit, or None if a dry run did not."""
         try:
             info = self.api.space_info(self.space)
         except RepositoryNotFoundError:
@@ -214,7 +214,8 @@ class Deploy:
     def set_secrets(self, secrets: dict[str, str], *, exists: bool) -> None:
         """Set the secrets that the Space does not have, and those to be replaced.
 
-        The others stay: the Hub does not show their values, and setting one restarts the Space.
+        The others are kept: the Hub does not show their values, so they cannot be compared, and
+        setting one restarts the Space.
         """
         if not secrets:
             self.output.step("secrets", f"none given ({checks.SECRETS_FILE})")
@@ -277,7 +278,7 @@ class Deploy:
         return changed, sorted(remote.keys() - files.keys() - {".gitattributes"})
 
     def wait(self, commit: str) -> None:
-        """Return when this commit runs; raise DeployError if it cannot, or not in time."""
+        """Wait until this commit runs; raise DeployError if it fails or takes too long."""
         start, stage, running = time.monotonic(), "", ""
         stages = set()
         while True:
@@ -301,7 +302,7 @@ class Deploy:
             time.sleep(self.poll_seconds)
 
     def runtime(self) -> SpaceRuntime | None:
-        """Ask what the Space does; return None if the Hub does not answer now."""
+        """Return the current state of the Space, or None if the Hub does not answer now."""
         try:
             return self.api.get_space_runtime(self.space)
         except httpx2.TransportError:
@@ -348,7 +349,7 @@ class Deploy:
         """Print which database serves, and where; raise DeployError if none does."""
         info = self.api.space_info(self.space)
         url = info.host or f"https://{info.subdomain}.hf.space"
-        # A private Space answers only with the token; the app of a public one must not get it.
+        # A private Space answers only with the token; the app of a public one must not receive it.
         headers = {"Authorization": f"Bearer {self.api.token}"} if info.private else {}
         with httpx2.Client(headers=headers, timeout=10) as client:
             status, detail = self.wait_for_health(client, f"{url}/health")
@@ -374,7 +375,7 @@ class Deploy:
                 return status, detail
             self.output.waiting("health", status, start)
             time.sleep(self.poll_seconds)
-        raise DeployError(f"The commit runs, but {url} does not say so: see {self.page}.")
+        raise DeployError(f"The commit runs, but {url} does not confirm it: see {self.page}.")
 
 
 def explain(error: Exception, space: str) -> str:
@@ -413,7 +414,7 @@ def main() -> int:
     disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="huggingface_hub")
-    # By default, huggingface_hub waits for an answer without end.
+    # By default, huggingface_hub waits for an answer forever.
     set_client_factory(lambda: httpx2.Client(follow_redirects=True, timeout=REQUEST_TIMEOUT))
     try:
         Deploy(options, output).run()

@@ -12,6 +12,6 @@ _BACKENDS = {backend.name: backend for backend in (POSTGRESQL, SQLITE)}
 
 
 def backend_of(target: Engine | URL) -> Backend:
-    """Return what an engine or a URL speaks to."""
+    """Return the backend of an engine or a URL."""
     name = target.dialect.name if isinstance(target, Engine) else target.get_backend_name()
     return _BACKENDS[name]  # type: ignore[index]  # the resolver lets no other one through

@@ -1,6 +1,6 @@
-"""Which reason an error of a driver stands for, and what a client is told.
+"""Map a driver's errors to reasons, and to what a client is told.
 
-The text of a driver is matched here and goes no further: it names hosts and users.
+A driver's text is matched here and never sent to a client, because it names hosts and users.
 """
 
 import re
@@ -10,8 +10,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from space_runtime.reasons import BY_SQLITE_CODE, BY_SQLSTATE, REASONS
 
-# Without a connection there is no SQLSTATE, only libpq's text. It may tell of several hosts that
-# failed in different ways, so what a server answered comes before what hints at no answer.
+# A failed connect has no SQLSTATE, only libpq's text. With several hosts the text reports each
+# host's failure, so what a server answered is looked for before signs that none answered.
 _CONNECTION_MESSAGES = (
     ("too_many_connections", ("too many connections", "too many clients")),
     ("auth_failed", ("authentication failed", "no password supplied", ", ssl encryption")),
@@ -28,12 +28,12 @@ _CONNECTION_MESSAGES = (
     ("refused", ("connection refused", "no such file or directory")),
     ("dns", ("resolve host", "translate host name", "name or service not known")),
 )
-# Names of hosts, users and databases may hold any of these words.
+# Removed before matching, because names of hosts, users and databases may contain these words.
 _NAMES = re.compile(r"(\"|')[^\"']*\1")
 
 
 class DatabaseUnavailable(Exception):
-    """The work cannot be done now, and nothing of it was stored; `detail` is fit for a client."""
+    """The work could not be done, and nothing was stored; `detail` may be shown to a client."""
 
     def __init__(self, detail: str, *, reason: str | None = None, retry_after: int = 2) -> None:
         super().__init__(detail)
@@ -43,11 +43,11 @@ class DatabaseUnavailable(Exception):
 
 
 class OutcomeUnknown(DatabaseUnavailable):
-    """The connection was lost while COMMIT was on its way: the work may or may not be stored."""
+    """The connection was lost during COMMIT, so the work may or may not have been stored."""
 
 
 def connection_reason(error: BaseException) -> str:
-    """Return the code for an error met while a connection was being made."""
+    """Return the reason for an error that was raised while connecting."""
     if isinstance(error, DatabaseUnavailable) and error.reason:
         return error.reason
     if isinstance(error, TimeoutError):
@@ -56,13 +56,13 @@ def connection_reason(error: BaseException) -> str:
         return reason
     origin = getattr(error, "orig", error)
     if getattr(origin, "sqlstate", None):
-        # The server answered, but this role may not see or change what it has to.
+        # The server answered; most likely the role lacks a privilege that the migrations need.
         return "migration_failed"
     return _reason_in_text(str(origin))
 
 
 def running_reason(error: BaseException) -> str | None:
-    """Return the code for an error that says "not now", or None for one that is about the work."""
+    """Return the reason if the database cannot serve now, or None if the work is at fault."""
     if isinstance(error, PoolTimeoutError):
         return "timeout"
     if not isinstance(error, DBAPIError):
@@ -90,7 +90,7 @@ def _reason_in_text(text: str) -> str:
 
 
 def unavailable(error: SQLAlchemyError) -> DatabaseUnavailable | None:
-    """Return what a client is told when the error means "not now", or None for any other error."""
+    """Return what to raise if the database cannot serve now, or None if the work is at fault."""
     reason = running_reason(error)
     if reason is None:
         return None

@@ -1,4 +1,4 @@
-"""How a database is opened: make an engine, connect, check, migrate, each within a time limit."""
+"""Open a database: connect to the server or check the file, then migrate."""
 
 import time
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ MIGRATION_SECONDS = 900.0
 class CannotServe(Exception):
     """This database cannot serve now.
 
-    `is_there`: it answered, so its data are there and no other database may stand in for it.
+    `is_there`: its data are known to exist, so no other database may stand in for it.
     """
 
     def __init__(self, reason: str, *, is_there: bool) -> None:
@@ -73,7 +73,7 @@ def ping(engine: Engine, *, write: bool) -> float:
     except DBAPIError as error:
         if not error.connection_invalidated:
             raise
-        # A connection that died while it was idle says nothing about the server.
+        # The connection may have died while idle, which says nothing about the server now.
         return _ping_once(engine, write)
 
 

@@ -16,7 +16,7 @@ from space_runtime.backends.errors import DatabaseUnavailable
 from space_runtime.backends.protocol import Backend, Name, Secrets
 
 STATEMENT_TIMEOUT_MILLISECONDS = 10_000
-# A number that no other application on the same server is likely to use.
+# A number that no other application in the same database is likely to use.
 _ADVISORY_LOCK = 7_860_201_811
 
 
@@ -45,17 +45,18 @@ class PostgreSQL(Backend):
 
         @event.listens_for(engine, "connect")
         def without_prepared_statements(connection: Any, record: ConnectionPoolEntry) -> None:
-            # Behind a transaction pooler they would be prepared on one server connection and
-            # executed on another.
+            # Behind a transaction pooler, a statement might be prepared on one server connection
+            # and executed on another.
             connection.prepare_threshold = None
 
         return engine
 
     def prepare_to_serve(self, engine: Engine, *, transaction_pooler: bool) -> None:
-        """Make sessions read-only and limit statements, or each transaction behind a pooler.
+        """Make sessions read-only by default and limit how long statements run.
 
-        Behind a transaction pooler, session settings would outlive the client and reach strangers.
-        It is recognized by the process id that it tells its clients, which it makes up.
+        Behind a transaction pooler, begin() does both for each transaction instead, because session
+        settings would leak to other clients. A pooler is recognized by the process ID that it
+        reports at connect, which is not the server's.
         """
 
         @event.listens_for(engine, "connect")
@@ -80,10 +81,10 @@ class PostgreSQL(Backend):
         self.begin_by_options(engine)
 
     def begin(self, connection: Connection, *, reading: bool, bounded: bool) -> None:
-        """Let the driver begin a transaction with the first statement."""
+        """Make the driver begin a transaction at the first statement, where one is needed."""
         pooled: bool = connection.info["pooled"]
         driver_connection: Any = connection.connection.driver_connection
-        # Reads need no BEGIN where the session is read-only, and so only one round trip each.
+        # The session is read-only anyway, and without BEGIN a read takes a single round trip.
         autocommit = reading and not pooled
         if driver_connection.autocommit != autocommit:
             driver_connection.autocommit = autocommit
@@ -95,11 +96,11 @@ class PostgreSQL(Backend):
                 )
 
     def refuse_failed_transaction(self, session: Session) -> None:
-        """Raise RuntimeError in a transaction that met an error: its COMMIT would be a ROLLBACK."""
+        """Raise RuntimeError if a statement failed: PostgreSQL would roll back at COMMIT."""
         connection: Any = session.connection().connection.driver_connection
         if connection.info.transaction_status.name == "INERROR":
             raise RuntimeError(
-                "work caught a database error and went on: use session.begin_nested()"
+                "work caught a database error and continued: use session.begin_nested()"
             )
 
     def try_to_write(self, connection: Connection) -> None:
@@ -107,24 +108,24 @@ class PostgreSQL(Backend):
 
     @contextlib.contextmanager
     def lock_migrations(self, engine: Engine) -> Iterator[Connection]:
-        """Take an advisory lock, which the server releases with the transaction."""
+        """Take an advisory lock, which the server releases when the transaction ends."""
         with engine.connect() as connection, connection.begin():
             connection.execute(text("SET LOCAL statement_timeout = 0"))
             connection.execute(text("SET LOCAL lock_timeout = '60s'"))
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
-            # A table that the old container is using must not stop the new one forever.
+            # A table lock that the old container holds must not block the new one forever.
             connection.execute(text("SET LOCAL lock_timeout = '5s'"))
             yield connection
 
     def terminate_connections(self, engine: Engine) -> None:
-        """Shut the sockets down: to call psycopg's close() in another thread is not safe."""
-        # Imported here: a start on SQLite does without the driver.
+        """Shut down the sockets, since psycopg's close() is unsafe while another thread waits."""
+        # Imported here, so that a start on SQLite does not load the driver.
         import psycopg
 
         with self._lock:
             connections = list(self._open_connections.get(engine, ()))
         for connection in connections:
-            # A connection that has ended meanwhile raises psycopg's own error.
+            # A connection that was closed in the meantime raises psycopg's own error.
             with (
                 contextlib.suppress(OSError, psycopg.Error),
                 socket.socket(fileno=os.dup(connection.fileno())) as wire,

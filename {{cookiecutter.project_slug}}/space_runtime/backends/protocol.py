@@ -1,4 +1,4 @@
-"""What the runtime needs of a database; all code outside this folder is written against it."""
+"""The interface through which the rest of the runtime uses a database."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -16,25 +16,26 @@ class Backend(Protocol):
 
     name: Name
     default_pool_size: int
-    """How many requests are served at once unless POOL_SIZE is set. Few, because their threads
-    share one interpreter with the event loop; more for a server that is far away."""
+    """How many requests may use the database at once unless POOL_SIZE is set. Low, because their
+    threads compete with the event loop for the GIL; higher if they mostly wait for a network."""
     has_one_writer: bool
-    """Whether writers wait for each other. Then they must not occupy the threads of readers."""
+    """Whether only one write runs at a time. If so, waiting writes must not block the readers'
+    threads."""
 
     def create_engine(self, url: URL, secrets: Secrets, pool_size: int) -> Engine:
-        """Return an engine; nothing is opened. The driver also receives the secrets."""
+        """Return an engine that passes the secrets to the driver; nothing is opened yet."""
 
     def prepare_to_serve(self, engine: Engine, *, transaction_pooler: bool) -> None:
-        """Give statements a time limit, make reads unable to write, and refuse what cannot serve.
+        """Limit how long statements run, keep reads from writing, and refuse an unusable server.
 
-        Connections of the engine raise DatabaseUnavailable when such a server is met.
+        Connecting to such a server then raises DatabaseUnavailable.
         """
 
     def begin(self, connection: Connection, *, reading: bool, bounded: bool) -> None:
-        """Begin a transaction; for reading none is needed. `bounded`: statements get a limit."""
+        """Begin a transaction if `reading` needs one; `bounded` limits how long statements run."""
 
     def begin_by_options(self, engine: Engine) -> None:
-        """Let transactions begin as the execution options `reading` and `bounded` say."""
+        """Call begin() for every transaction, with the execution options `reading`, `bounded`."""
 
         @event.listens_for(engine, "begin")
         def begin(connection: Connection) -> None:
@@ -49,7 +50,7 @@ class Backend(Protocol):
         """Raise what a write would raise now, and change nothing."""
 
     def lock_migrations(self, engine: Engine) -> AbstractContextManager[Connection]:
-        """Yield a connection in a transaction that one process at a time can be in."""
+        """Yield a connection in a transaction that only one process can have at a time."""
 
     def terminate_connections(self, engine: Engine) -> None:
-        """Wake the threads that wait for a server that fell silent; they meet a lost connection."""
+        """Wake threads that wait for an unresponsive server; to them the connection is lost."""

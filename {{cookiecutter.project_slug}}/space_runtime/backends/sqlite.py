@@ -1,4 +1,4 @@
-"""SQLite: what is set on each connection, how transactions begin and end, and what a file is."""
+"""SQLite: connection settings, transactions, and checks of the file and its file system."""
 
 import contextlib
 import math
@@ -14,7 +14,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from space_runtime.backends.protocol import Backend, Name, Secrets
 
-# Less than the time limit of a health check, which then reports `locked`.
+# Shorter than a health check's time limit, so that a check reports `locked`, not `timeout`.
 BUSY_TIMEOUT_SECONDS = 2
 STATEMENT_TIMEOUT_SECONDS = 10
 # A check delays the start by a second for each 150 MB.
@@ -31,10 +31,11 @@ class SQLite(Backend):
     has_one_writer = True
 
     def create_engine(self, url: URL, secrets: Secrets, pool_size: int) -> Engine:
-        """Write-ahead log on a local disk, foreign keys on, writers that queue instead of failing.
+        """Return an engine with a WAL on a local disk, foreign keys, and writers that queue.
 
-        A deferred BEGIN loses updates or fails with "database is locked" as soon as two clients
-        change the same row; BEGIN IMMEDIATE waits. The driver's own BEGIN is off.
+        The driver's own BEGIN comes only before the first write: if two clients read a row and then
+        change it, one update may be lost or fail with "database is locked". So it is turned off,
+        and begin() uses BEGIN IMMEDIATE, which waits.
         """
         in_memory = url.database in (None, "", ":memory:")
         engine = create_engine(
@@ -62,7 +63,7 @@ class SQLite(Backend):
 
         @event.listens_for(engine, "reset")
         def end_transaction(connection: Any, record: ConnectionPoolEntry, state: Any) -> None:
-            # A transaction whose COMMIT failed goes on in SQLite, but not for SQLAlchemy.
+            # After a failed COMMIT the transaction is still open, but SQLAlchemy thinks it ended.
             if connection.in_transaction:
                 connection.rollback()
 
@@ -81,10 +82,10 @@ class SQLite(Backend):
             connection.set_progress_handler(is_overdue, _INSTRUCTIONS_BETWEEN_CLOCK_READINGS)
 
     def begin(self, connection: Connection, *, reading: bool, bounded: bool) -> None:
-        """For reading there is no transaction: each statement sees its own snapshot."""
+        """Begin a write; reads have no transaction, and each statement sees its own snapshot."""
         info = connection.info
         info["deadline"] = time.monotonic() + STATEMENT_TIMEOUT_SECONDS if bounded else math.inf
-        # Only if it changes, because SQLite then compiles every statement anew.
+        # Only on a change, because the PRAGMA makes SQLite recompile every statement.
         if reading != info.get("reading", False):
             driver_connection: Any = connection.connection.driver_connection
             driver_connection.execute(f"PRAGMA query_only = {reading}")
@@ -96,15 +97,16 @@ class SQLite(Backend):
         """Do nothing: SQLite keeps a transaction usable after an error."""
 
     def try_to_write(self, connection: Connection) -> None:
-        """Write a number into the file's header that was there before."""
+        """Write the file's user_version again, with the value that it already has."""
         version = connection.execute(text("PRAGMA user_version")).scalar_one()
         connection.execute(text(f"PRAGMA user_version = {int(version)}"))
 
     @contextlib.contextmanager
     def lock_migrations(self, engine: Engine) -> Iterator[Connection]:
-        """Begin a transaction that writes, which SQLite lets one process do at a time."""
+        """Begin a write transaction, of which SQLite allows only one at a time."""
         with engine.connect() as connection:
-            # Batch migrations rebuild tables, which foreign keys would not survive.
+            # Batch migrations drop and recreate tables; with foreign keys on, dropping a table
+            # deletes the rows that refer to it, or fails.
             _set_foreign_keys(connection, "OFF")
             try:
                 with connection.begin():
@@ -113,7 +115,7 @@ class SQLite(Backend):
                 _set_foreign_keys(connection, "ON")
 
     def terminate_connections(self, engine: Engine) -> None:
-        """Do nothing: there is no server that could fall silent."""
+        """Do nothing: there is no server to wait for."""
 
 
 def _set_foreign_keys(connection: Connection, value: str) -> None:
@@ -122,9 +124,9 @@ def _set_foreign_keys(connection: Connection, value: str) -> None:
 
 
 def is_sound(path: Path) -> bool:
-    """Return whether the file is an undamaged database; a very large one is taken for sound.
+    """Return whether the file is an undamaged database; a very large one is not checked.
 
-    So is a file that cannot be read now: the reason is found when it is opened.
+    A file that cannot be read now also counts as sound: opening it will tell why.
     """
     if path.stat().st_size > LARGEST_CHECKED_BYTES:
         return True
@@ -136,7 +138,7 @@ def is_sound(path: Path) -> bool:
 
 
 def journal_mode(path: str | None, mounts: Path = Path("/proc/self/mounts")) -> str:
-    """Return WAL, or DELETE where the file's shared memory would not be shared (FUSE, NFS)."""
+    """Return WAL, or DELETE on file systems that cannot share WAL's memory (FUSE, NFS)."""
     kind = file_system(path, mounts)
     return "DELETE" if kind.startswith(_NETWORK_FILE_SYSTEMS) else "WAL"
 

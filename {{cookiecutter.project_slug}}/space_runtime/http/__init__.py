@@ -1,1 +1,1 @@
-"""What every request meets, and the routes that are not the owner's."""
+"""The middleware, the error handlers and the runtime's own routes."""

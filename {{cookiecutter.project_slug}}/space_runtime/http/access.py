@@ -11,14 +11,14 @@ MAX_HEADER_BYTES = 32 * 1024
 
 
 class WriteGuard:
-    """Lets those write who send the token. If none is set, everybody may, but not on a Space."""
+    """Allows writes with the token. If none is set, everybody may write, except on a Space."""
 
     def __init__(self, *, token: str | None, on_space: bool) -> None:
         self._token = token
         self._on_space = on_space
 
     def refusal(self, scope: Scope) -> JSONResponse | None:
-        """Return the answer to a write without a right to it; None lets it pass."""
+        """Return the answer to a write that is not allowed, or None to let the request pass."""
         if scope["method"] in SAFE_METHODS:
             return None
         if self._token is None:
@@ -27,7 +27,7 @@ class WriteGuard:
             detail = "Writes are off: set the secret API_TOKEN in this Space's settings."
             return JSONResponse({"detail": detail}, 403)
         headers = dict(scope["headers"])
-        # First, because the Hub itself uses Authorization on private Spaces.
+        # Checked first, because on private Spaces the Hub itself uses Authorization.
         given = headers.get(b"x-api-token")
         if given is None:
             scheme, _, credentials = headers.get(b"authorization", b"").partition(b" ")
@@ -39,7 +39,7 @@ class WriteGuard:
 
 
 def refusal_of_long(scope: Scope) -> JSONResponse | None:
-    """Return the answer to a request with a very long URL or headers; None lets it pass."""
+    """Return the answer to a request with a very long URL or headers, or None to let it pass."""
     if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_URL_BYTES:
         return JSONResponse({"detail": f"The URL is longer than {MAX_URL_BYTES} bytes."}, 414)
     header_bytes = 0

@@ -1,4 +1,4 @@
-"""Gives a FastAPI application the middleware, error handlers and routes of the runtime."""
+"""Add the runtime's middleware, error handlers and routes to a FastAPI application."""
 
 from typing import Any
 
@@ -18,17 +18,17 @@ from space_runtime.observability.metrics import BUILD
 from space_runtime.runtime import Runtime
 
 FASTAPI_OPTIONS: dict[str, Any] = {
-    # docs.py has its own page, which needs no other host.
+    # docs.py serves its own page, which does not need a CDN.
     "docs_url": None,
     "redoc_url": None,
     "redirect_slashes": False,
-    # Operation ids, which generated clients take as names, are the names of the functions.
+    # Generated clients name their methods after the operation IDs, so use the function names.
     "generate_unique_id_function": lambda route: route.name,
 }
 
 
 def attach(app: FastAPI, runtime: Runtime) -> None:
-    """Add middleware, error handlers, routes and logging; do this after your own routes."""
+    """Add middleware, error handlers, routes and logging; call this after adding your routes."""
     settings, space = runtime.settings, runtime.space
     token = settings.api_token.get_secret_value() if settings.api_token else None
     BUILD.labels(runtime.project.version).set(1)

@@ -1,6 +1,6 @@
-"""Interactive API docs at /docs that need no other host: Swagger UI comes from a package.
+"""Interactive API docs at /docs that do not need a CDN: Swagger UI comes from a package.
 
-describe() completes the schema that they show with what all routes share.
+describe() adds to the OpenAPI schema what all routes have in common.
 """
 
 import html
@@ -51,8 +51,8 @@ _TOKEN = {
     "type": "apiKey",
     "in": "header",
     "name": "X-API-Token",
-    "description": "What API_TOKEN is set to. Where it is not set, no token is needed, "
-    "or on a Space none is accepted.",
+    "description": "The value of API_TOKEN. If it is not set, writes need no token, "
+    "except on a Space, where they are refused.",
 }
 _REQUEST_ID = {"description": "The request's id in the log", "schema": {"type": "string"}}
 _DATABASE = {
@@ -73,7 +73,7 @@ async def page(request: Request) -> Response:
 
 @router.get("/docs/start.js")
 async def start() -> Response:
-    """Return the script that starts Swagger UI; inline, the policy would refuse it."""
+    """Return the script that starts Swagger UI; the policy would block it if it were inline."""
     return Response(_START, media_type="text/javascript")
 
 
@@ -87,13 +87,13 @@ async def asset(name: str) -> Response:
 
 
 def describe(app: FastAPI, *, needs_token: bool) -> None:
-    """Let the OpenAPI schema say what middleware does to every request: token, limits, headers."""
+    """Document in the OpenAPI schema what the middleware adds: token, limits, headers."""
     build = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             _complete(build(), needs_token)
-        # FastAPI has kept the one that was completed.
+        # FastAPI caches the schema, so this returns the completed one.
         return build()
 
     app.openapi = openapi  # type: ignore[method-assign]  # As in FastAPI's manual.
@@ -116,7 +116,7 @@ def _complete(schema: dict[str, Any], needs_token: bool) -> None:
             responses = operation["responses"]
             for status in statuses:
                 general = {"description": DESCRIPTIONS[status], "content": problem}
-                # What a route itself says of an answer is more exact.
+                # What the route itself says about a status is more specific, so it wins.
                 responses[str(status)] = general | responses.get(str(status), {})
             for response in responses.values():
                 headers = response.setdefault("headers", {})

@@ -1,6 +1,6 @@
 """Errors of the application, and how they become HTTP answers.
 
-An answer never holds the text of a driver: it may name hosts, users and rows.
+An answer never contains a driver's text, which may name hosts, users and rows.
 """
 
 import json
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class NotFound(Exception):
-    """What a client wants does not exist; the message is fit for it to read."""
+    """What a client asked for does not exist; the message is sent to the client."""
 
 
 class Problem(BaseModel):
@@ -32,7 +32,7 @@ class Problem(BaseModel):
 
 
 class InvalidValue(BaseModel):
-    """One value that was refused, and where it stood."""
+    """One value that was refused, and where it was found."""
 
     type: str = Field(examples=["string_too_short"])
     loc: list[str | int] = Field(examples=[["body", "title"]])
@@ -53,15 +53,15 @@ DESCRIPTIONS = {
     409: "The change conflicts with stored data",
     413: "The body is too large",
     422: "Values were refused",
-    500: "Something went wrong; the log tells more under the X-Request-ID",
+    500: "Something went wrong; the log has the details under the X-Request-ID",
     503: "No database serves now",
 }
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return what a route's `responses` say of these statuses.
+    """Return the `responses` of a route for these statuses.
 
-    Those that any route or any write can answer are added to the schema by docs.py.
+    Statuses that any route or any write can return are added to the schema by docs.py.
     """
     responses: dict[int | str, dict[str, Any]] = {}
     for status in statuses:
@@ -77,14 +77,14 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 CREATED: dict[int | str, dict[str, Any]] = {
     201: {"headers": {"Location": {"description": "Where it is", "schema": {"type": "string"}}}}
 }
-"""What the `responses` of a route say that creates something and sets the header Location."""
+"""The `responses` of a route that creates something and sets the header Location."""
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Answer 404, 409, 422 and 503 for the errors that mean so; any other one is a 500.
+    """Map errors to 404, 409, 422 and 503; the middleware turns any other one into a 500.
 
-    A 405 must list all methods of its path (RFC 9110, 15.5.6), and FastAPI knows only those of the
-    first route.
+    A 405 must list all methods of its path (RFC 9110, 15.5.6), but FastAPI lists only those of the
+    first matching route.
     """
 
     @app.exception_handler(405)
@@ -94,7 +94,7 @@ def add_error_handlers(app: FastAPI) -> None:
             scope = {**request.scope, "method": method}
             if any(route.matches(scope)[0] is Match.FULL for route in app.routes):
                 known.append(method)
-        # What answers GET answers HEAD, too.
+        # Every GET route also answers HEAD.
         allow = ", ".join(known).replace("GET", "GET, HEAD")
         return JSONResponse({"detail": error.detail}, 405, headers={"Allow": allow})
 
@@ -116,7 +116,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        # Without the values, and as ASCII: what clients send may not be encodable as UTF-8.
+        # The values are left out, and the JSON is ASCII: not all that clients send can be encoded
+        # as UTF-8.
         keys = ("type", "loc", "msg")
         problems = [{key: problem[key] for key in keys} for problem in error.errors()]
         body = json.dumps({"detail": problems})

@@ -1,4 +1,4 @@
-"""The health routes. None waits for a database: all answers come from the last report."""
+"""The health routes. They never wait for a database: their answers come from the last report."""
 
 import time
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class OneWord:
 
 
 async def get_runtime(connection: HTTPConnection) -> Runtime:
-    """Return what keeps the application up."""
+    """Return the application's runtime."""
     runtime: Runtime = connection.app.state.runtime
     return runtime
 
@@ -60,7 +60,7 @@ async def live() -> OneWord:
     return OneWord("alive")
 
 
-@router.get("/health/ready", responses={503: {"model": OneWord, "description": "They do not"}})
+@router.get("/health/ready", responses={503: {"model": OneWord, "description": "Not ready"}})
 async def ready(response: Response, runtime: RuntimeDep) -> OneWord:
     """Answer 200 when the data routes work, else 503."""
     if runtime.lifecycle.is_ready:

@@ -1,10 +1,10 @@
-"""What every request meets, in one pure ASGI middleware: limits, an id, headers, log and metrics.
+"""One pure ASGI middleware for every request: limits, an ID, headers, access log and metrics.
 
-One class instead of six, because each layer around the application slows every request down. A
-single BaseHTTPMiddleware takes two thirds of the throughput of a trivial route.
+One class instead of six, because each layer slows down every request: a single BaseHTTPMiddleware
+costs a trivial route two thirds of its throughput.
 """
 
-# Else each request would evaluate the annotations of the function inside __call__.
+# Otherwise each request would evaluate the annotations of the function inside __call__.
 from __future__ import annotations
 
 import itertools
@@ -27,19 +27,20 @@ from space_runtime.serving.limiter import ConcurrencyLimiter, NoPlace, arrived_a
 logger = logging.getLogger(__name__)
 _ADDRESS = re.compile(rb"[0-9A-Fa-f:.]{2,45}")
 _USABLE_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
-# Without a limit, hundreds of requests at once would all be parsed, routed and validated before the
-# event loop does anything else. Endpoints may wait for a slow model, so places are held briefly.
+# Without a limit, hundreds of simultaneous requests would all be parsed, routed and validated
+# before the event loop does anything else. A request holds its place only briefly, because its
+# endpoint may wait for a slow model.
 PLACES = 16
 HOLD_SECONDS = 0.1
 _METHODS = frozenset(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
 
 
 class RequestMiddleware:
-    """Refuses what may not come in; adds ids, headers and X-Database; logs and counts all.
+    """Refuses bad requests; adds an ID, headers and X-Database; logs and counts every request.
 
-    An answer gets `headers`, or `headers_of_data` if it is JSON, unless it has its own. `cors` is
-    put around the application, and around the answers that the middleware gives itself: a browser
-    needs its headers on those, too.
+    An answer gets `headers`, or `headers_of_data` if it is JSON, except those that it already has.
+    `cors` wraps the application and also the middleware's own answers, because browsers need the
+    CORS headers on those, too.
     """
 
     def __init__(
@@ -75,13 +76,13 @@ class RequestMiddleware:
         """Answer one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-            # If this was the lifespan, no other line will come.
+            # After the lifespan ends, no request will trigger a flush.
             self._log.flush()
             return
         started = time.monotonic()
         method = scope["method"]
         if method == "HEAD":
-            # Routes know only GET. The server looks at its own scope, and sends no body.
+            # Routes only know GET. The server looks at its own scope, so it still sends no body.
             scope = {**scope, "method": "GET"}
         received_headers = dict(scope["headers"])
         if self._behind_edge:
@@ -94,7 +95,7 @@ class RequestMiddleware:
             receive = self._limited(receive, length)
         status = 0
 
-        # Not a coroutine, which would cost each message a turn of the event loop.
+        # A plain function, because an `async def` would add a coroutine to every message.
         def send_with_headers(message: Message) -> Awaitable[None]:
             nonlocal status
             if message["type"] == "http.response.start":
@@ -161,7 +162,7 @@ class RequestMiddleware:
                 received += len(message.get("body", b""))
                 if received <= self._max_body_bytes:
                     return message
-            # An HTTPException, because FastAPI answers any other error while it reads with a 400.
+            # FastAPI turns any exception but HTTPException into a 400 while it reads the body.
             raise HTTPException(413, f"The body is larger than {self._max_body_bytes} bytes.")
 
         return limited_receive
@@ -174,9 +175,9 @@ def _has_to_wait(scope: Scope) -> bool:
 
 
 def _believe_the_edge(scope: Scope, headers: dict[bytes, bytes]) -> None:
-    """Set scheme and client as the edge of the Hub saw them.
+    """Set scheme and client as the Hub's proxy saw them.
 
-    It accepts https only, and appends the real client to the X-Forwarded-For that it receives.
+    The proxy accepts only https, and appends the real client to any X-Forwarded-For it receives.
     """
     scope["scheme"] = "https"
     address = headers.get(b"x-forwarded-for", b"").rpartition(b",")[2].strip()

@@ -10,7 +10,7 @@ from space_runtime.settings import Space, read_space
 
 
 def security_headers(space: Space, *, of_data: bool = False) -> list[tuple[bytes, bytes]]:
-    """Return the headers, as ASGI has them, that a page or data gets unless it brings its own."""
+    """Return the default security headers of pages or of data, in ASGI's form."""
     policy = content_security_policy(space, of_data=of_data)
     return [
         (b"content-security-policy", policy.encode("latin-1")),
@@ -22,9 +22,9 @@ def security_headers(space: Space, *, of_data: bool = False) -> list[tuple[bytes
 def content_security_policy(
     space: Space | None = None, *, of_data: bool = False, extra: str = ""
 ) -> str:
-    """Return a policy: nothing from other hosts, and framed only by the Hub, which shows Spaces so.
+    """Return a policy: nothing from other hosts, and framing only by the Hub, which embeds Spaces.
 
-    Data loads nothing at all. `extra` holds further directives for one page.
+    Data may not load anything at all. `extra` holds further directives for one page.
     """
     space = space or read_space()
     directives = (
@@ -39,9 +39,9 @@ def content_security_policy(
 
 
 def cross_origin_rules(origins: str) -> Callable[[ASGIApp], ASGIApp]:
-    """Return what is put around an application so that pages of these origins may use it.
+    """Return a wrapper for an application that lets pages of these origins use it.
 
-    `origins` holds them separated by commas; "" allows no other origin.
+    `origins` is separated by commas; "" allows no other origin.
     """
     if not origins:
         return lambda app: app

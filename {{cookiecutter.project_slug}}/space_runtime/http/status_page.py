@@ -26,7 +26,7 @@ HEADLINES = {
     "ok": "Everything works",
     "degraded": "Works, but with another database than configured",
     "unavailable": "Data can neither be read nor written",
-    "starting": "The database is on its way",
+    "starting": "The database is not ready yet",
 }
 BACKENDS = {"postgresql": "PostgreSQL", "sqlite": "SQLite", None: "None"}
 
@@ -55,7 +55,7 @@ async def status_page(
 ) -> Response:
     """Return the page, which says in words what /health says in JSON."""
     page, policy = _page()
-    theme = request.query_params.get("__theme")  # From the Hub, in its frames.
+    theme = request.query_params.get("__theme")  # Set by the Hub when it embeds the page.
     values = _values(report, runtime.project.read_about()) | {
         "color_scheme": theme if theme in ("light", "dark") else "light dark",
         "hide_metrics": "" if runtime.settings.metrics == "on" else "hidden",

@@ -26,19 +26,19 @@ MOST_UNREAD_BYTES = 512 * 1024
 SECONDS_FOR_LAST_LINES = 1.0
 LOG_SECONDS = 0.02
 request_id: ContextVar[str] = ContextVar("request_id")
-"""The id of the request that is being answered; each line that is logged meanwhile carries it."""
+"""The ID of the current request, which is added to every line that is logged during it."""
 
 
 class Stderr:
     """Writes lines to stderr without waiting for a reader that is slow or gone.
 
-    What does not fit into the pipe is kept, up to MOST_UNREAD_BYTES. Further lines are lost.
+    Lines that the pipe cannot take are kept, up to MOST_UNREAD_BYTES. Further lines are lost.
     """
 
     def __init__(self) -> None:
         try:
             self._descriptor = sys.stderr.fileno()
-        except (AttributeError, OSError, ValueError):  # Closed before the start, or no real file.
+        except (AttributeError, OSError, ValueError):  # It is closed, or not a real file.
             self._descriptor = -1
         self._unread = bytearray()
         self._lock = threading.Lock()
@@ -66,7 +66,7 @@ class Stderr:
         """Do nothing: logging.StreamHandler calls this after each line."""
 
     def _write_what_fits(self) -> bool:
-        """Return whether all was written. A pipe with any room takes PIPE_BUF bytes at once."""
+        """Return whether all was written. A writable pipe takes PIPE_BUF bytes without blocking."""
         while self._unread:
             if not self._has_room(within=0):
                 return False
@@ -80,8 +80,8 @@ class Stderr:
         return True
 
     def _has_room(self, within: float) -> bool:
-        """Return whether the reader takes more, after so many seconds at most."""
-        # A new one each time: two threads cannot wait on the same one.
+        """Wait up to `within` seconds until the reader takes more; return whether it does."""
+        # A new object each time, because two threads cannot wait on the same one.
         poll = select.poll()
         poll.register(self._descriptor, select.POLLOUT)
         return bool(poll.poll(within * 1000))
@@ -104,11 +104,11 @@ class Stderr:
 
 
 class AccessLog:
-    """Writes a line for each request that looks like the other lines but takes less time.
+    """Writes a line for each request, in the same format as other lines but in less time.
 
     Requests that end within LOG_SECONDS of each other are written together. One at a time would
-    take twice as long, and through the logging module ten times. Addresses of clients are left out:
-    they are personal, and a request's id is enough to find its lines.
+    take twice as long; the logging module, ten times. Client addresses are left out: they are
+    personal data, and a request's ID is enough to find its lines.
     """
 
     def __init__(self, settings: RuntimeSettings, stderr: Stderr, *, use_json: bool) -> None:
@@ -128,7 +128,7 @@ class AccessLog:
         self._requests.append((self._start(method, route, status), seconds * 1000, request_id))
 
     def flush(self) -> None:
-        """Write the lines that wait."""
+        """Write the pending lines."""
         self._written_at = asyncio.get_running_loop().time()
         requests, self._requests = self._requests, []
         now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
@@ -157,8 +157,8 @@ _TEXT = _text_start, b"NOW [info     ] %b milliseconds=%.1f request_id=%b\n"
 def configure_logging(settings: RuntimeSettings, *, on_space: bool) -> AccessLog:
     """Send every log line of this process, uvicorn's too, through one handler to stderr.
 
-    Return the log of requests. uvicorn's own is silenced: it prints query strings, which may hold
-    secrets.
+    Return the access log. uvicorn's own is turned off, because it prints query strings, which may
+    contain secrets.
     """
     use_json = settings.log_format == "json" or (settings.log_format is None and on_space)
     stderr = Stderr()
@@ -183,7 +183,7 @@ def configure_logging(settings: RuntimeSettings, *, on_space: bool) -> AccessLog
     )
     logging.root.handlers = [handler]
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
-    # Below this, libraries log URLs and headers of requests, with all their secrets.
+    # Below WARNING, libraries log URLs and headers of requests, including secrets.
     logging.root.setLevel(max(level, logging.WARNING))
     for name in ("src", "space_runtime"):
         logging.getLogger(name).setLevel(level)
@@ -198,7 +198,7 @@ def configure_logging(settings: RuntimeSettings, *, on_space: bool) -> AccessLog
 
 
 def _complete_event(logger: Any, method: str, event: EventDict) -> EventDict:
-    # uvicorn's text a second time, with colours.
+    # uvicorn adds its message a second time, with colors.
     event.pop("color_message", None)
     if (current := request_id.get(None)) is not None:
         event["request_id"] = current

@@ -1,7 +1,7 @@
 """Prometheus metrics; the README lists them.
 
-No label names a host, a user or a value of a path. With several workers, each answer shows the
-process that gave it.
+No label contains a host, a user or the value of a path parameter. With several workers, each
+answer shows only the process that gave it.
 """
 
 from bisect import bisect_left
@@ -24,7 +24,7 @@ class RequestStatistics(Collector):
     """The upper bounds of the histogram's buckets, in seconds."""
 
     def __init__(self) -> None:
-        # The requests in each bucket, and at the end the seconds that all of them took.
+        # The number of requests in each bucket, then the seconds that all of them took together.
         self._rows: dict[tuple[str, str, int], list[float]] = {}
 
     def add(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -67,12 +67,12 @@ PERSISTENT = Gauge("database_persistent", "1 if the rows outlive a restart of th
 CHECK_DURATION = Gauge("database_check_duration_seconds", "Seconds that the last check took.")
 PENDING_ROWS = Gauge("database_pending_rows", "Rows on SQLite that PostgreSQL should have.")
 FALLBACKS = Counter("database_fallbacks", "Times that SQLite took over from PostgreSQL.")
-FAILBACKS = Counter("database_failbacks", "Files whose rows came from SQLite to PostgreSQL.")
-FAILBACK_ROWS = Counter("database_failback_rows", "Rows of them: moved, refused.", ["outcome"])
+FAILBACKS = Counter("database_failbacks", "SQLite files whose rows were moved to PostgreSQL.")
+FAILBACK_ROWS = Counter("database_failback_rows", "Rows of failbacks: moved, refused.", ["outcome"])
 
 THREADS = Gauge("database_threads", "Database threads, a connection each.", ["pool"])
 THREADS_BUSY = Gauge("database_threads_busy", "Database threads at work.", ["pool"])
-WAITING = Gauge("database_requests_waiting", "Requests that wait for a thread.", ["pool"])
+WAITING = Gauge("database_requests_waiting", "Requests waiting for a thread.", ["pool"])
 REFUSED = Counter(
     "database_requests_refused", "Requests refused for lack of room: full, waited.", ["reason"]
 )

@@ -1,1 +1,1 @@
-"""Where requests meet the database: limits, worker pools, transactions."""
+"""How requests use the database: limits, worker pools, transactions."""

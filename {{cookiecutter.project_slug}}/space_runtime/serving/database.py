@@ -1,11 +1,11 @@
-"""Where requests meet the database: one function, in one thread, in one transaction.
+"""How requests use the database: one function, in one thread, on one connection.
 
     item = await database.read(service.get_item, item_id)
     item = await database.write(service.create_item, data)
 
-The function gets a Session first, then what else was passed. Its connection goes back before the
-answer is validated and sent, and its commit comes before the answer. It may be run a second time
-if its connection turns out to be dead, so it touches the database only.
+The function receives a Session, then the other arguments. A write is committed, and the connection
+returned to the pool, before the response is validated and sent. If the connection turns out to be
+dead, the function runs a second time, so it must have no side effects outside the database.
 """
 
 import asyncio
@@ -40,12 +40,12 @@ MAX_SESSION_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Admission:
-    """What the database does for requests now. It follows from the state of the lifecycle."""
+    """What requests may do now. It follows from the state of the lifecycle."""
 
     reads: bool
     writes: bool
     refusal: str = ""
-    """What a client is told whose work is not admitted."""
+    """What a client is told if its work is not admitted."""
     is_fallback: bool = False
     """Whether SQLite serves because PostgreSQL could not."""
 
@@ -54,7 +54,7 @@ class SessionFactory(sessionmaker[Session]):
     """Sessions for scripts, bound while a database serves."""
 
     def __call__(self, **options: Any) -> Session:
-        """Return a session; raise RuntimeError before a database was chosen."""
+        """Return a session; raise RuntimeError if no database has been chosen yet."""
         if self.kw.get("bind") is None and "bind" not in options:
             raise RuntimeError(
                 "SessionLocal is bound when the database is chosen, and that has not happened yet:"
@@ -64,11 +64,11 @@ class SessionFactory(sessionmaker[Session]):
 
 
 class _Serving:
-    """An engine and its worker pools; each thread uses one connection, and one is for checks."""
+    """An engine and its worker pools. Each thread uses one connection; checks have one more."""
 
     def __init__(self, engine: Engine, pool_size: int) -> None:
         self.for_writing = engine
-        # Without event listeners, which SQLAlchemy would look for at every read.
+        # A second Engine without event listeners, which would slow down every read.
         self.for_reading = Engine(engine.pool, engine.dialect, engine.url, hide_parameters=True)
         self.backend = backend_of(engine)
         if self.backend.has_one_writer and pool_size > 1:
@@ -80,7 +80,7 @@ class _Serving:
 
 
 class Database:
-    """What stands between requests and the database that serves; the lifecycle says which does."""
+    """Runs requests' work on the current database; the lifecycle says which one that is."""
 
     def __init__(self, sessions: SessionFactory) -> None:
         self._sessions = sessions
@@ -93,12 +93,12 @@ class Database:
                 gauge.labels(name).set_function(partial(self._figure, name, figure))
 
     def use(self, engine: Engine, pool_size: int) -> None:
-        """Work on this engine from now on, and bind SessionLocal to it."""
+        """Use this engine from now on, and bind SessionLocal to it."""
         self._serving = _Serving(engine, pool_size)
         self._sessions.configure(bind=engine)
 
     def leave(self) -> None:
-        """Admit no more work on the engine; what is under way goes on."""
+        """Admit no more work on the engine; running work continues."""
         serving, self._serving = self._serving, None
         if serving is not None:
             self._sessions.configure(bind=None)
@@ -107,7 +107,7 @@ class Database:
                 pool.close()
 
     def drain(self, seconds: float) -> bool:
-        """Wait for the work on engines that were left; return whether all of it has ended."""
+        """Wait for the work on engines no longer in use; return whether all of it has ended."""
         deadline = time.monotonic() + seconds
         self._ending = [
             serving
@@ -119,9 +119,10 @@ class Database:
     async def read(
         self, work: Work[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Result:
-        """Return work(session, ...), run without a transaction on a connection that cannot write.
+        """Return work(session, ...), run on a connection that cannot write.
 
-        Raise DatabaseUnavailable when no database serves or the work's turn does not come.
+        Each statement sees its own snapshot: there is no transaction, except behind a transaction
+        pooler. Raise DatabaseUnavailable if no database serves or no thread becomes free in time.
         """
         serving = self._admitted(self.admission.reads)
         return await serving.readers.run(
@@ -133,7 +134,8 @@ class Database:
     ) -> Result:
         """Return work(session, ...) after its transaction was committed.
 
-        Raise DatabaseUnavailable when nothing was stored, OutcomeUnknown when nobody can tell.
+        Raise DatabaseUnavailable if the database cannot serve and nothing was stored, or
+        OutcomeUnknown if the connection was lost during COMMIT.
         """
         serving = self._admitted(self.admission.writes)
         return await serving.writers.run(
@@ -144,8 +146,8 @@ class Database:
     async def session(self) -> AsyncIterator[Session]:
         """Yield a session whose transaction is committed at the end, or rolled back on an error.
 
-        It waits for its turn as write() does, and holds it until the end, at most for
-        MAX_SESSION_SECONDS: then it raises DatabaseUnavailable, and nothing was stored.
+        It waits for a place as write() does and keeps it until the end. After MAX_SESSION_SECONDS
+        the session is rolled back and closed, and its commit raises DatabaseUnavailable.
         """
         serving = self._admitted(self.admission.writes)
         await serving.writers.enter()
@@ -169,7 +171,7 @@ class Database:
         serving: _Serving,
         work: Callable[[Session], Result],
     ) -> Result:
-        """Run the transaction; once more if its connection had died before COMMIT was sent."""
+        """Run the transaction; retry once if its connection was lost before COMMIT was sent."""
         with self._trouble_reported():
             try:
                 return transaction(serving, work)
@@ -180,7 +182,7 @@ class Database:
 
     @contextlib.contextmanager
     def _trouble_reported(self) -> Iterator[None]:
-        """Report errors that mean "not now", and raise them as DatabaseUnavailable."""
+        """Report errors that mean the database cannot serve now; raise DatabaseUnavailable."""
         try:
             yield
         except SQLAlchemyError as error:
@@ -200,7 +202,7 @@ class Database:
 
 
 class _WriteSession(Session):
-    """Knows whether COMMIT was sent, which the work may do by itself: then it cannot run again."""
+    """Knows whether COMMIT was sent, even by the work itself: then the work must not run again."""
 
     sent_commit = False
 
@@ -208,14 +210,14 @@ class _WriteSession(Session):
         super().__init__(
             serving.for_writing,
             expire_on_commit=False,
-            # A session that is used after its turn must fail, not begin anew outside the limits.
+            # If it is used after its turn, it must fail, not begin a transaction without a place.
             close_resets_only=False,
             execution_options={"bounded": True},
         )
         self._backend = serving.backend
 
     def finish(self) -> None:
-        """Commit, unless a statement has failed: PostgreSQL would roll back without a word."""
+        """Commit, unless a statement has failed: PostgreSQL would silently roll back."""
         if self.in_transaction():
             self._backend.refuse_failed_transaction(self)
         self.commit()
@@ -229,10 +231,10 @@ def _note_commit(session: _WriteSession) -> None:
 
 
 class _Turn:
-    """A session and its place in the pool, until its user or the clock ends the turn.
+    """A session and its place in the pool, until the request ends or its time is up.
 
-    It ends with one job in the pool, which commits or rolls back and then gives the place back. So
-    nothing is lost if the request is cancelled while that job runs.
+    A turn ends with one job in the pool, which commits or rolls back and then gives the place back.
+    So the place is not lost if the request is cancelled while that job runs.
     """
 
     def __init__(self, serving: _Serving) -> None:
@@ -243,7 +245,7 @@ class _Turn:
         self._timer = loop.call_later(MAX_SESSION_SECONDS, self._finish, self.session.close)
 
     async def commit(self) -> None:
-        """Commit and close; raise DatabaseUnavailable if the time is over."""
+        """Commit and close; raise DatabaseUnavailable if the time is up."""
         if self._last_job is not None:
             raise DatabaseUnavailable("The request took too long; nothing was stored.")
         await asyncio.shield(self._finish(self._commit_and_close))
@@ -253,7 +255,7 @@ class _Turn:
         last_job = self._last_job or self._finish(self.session.close)
         await asyncio.wait([last_job])
         if last_job.exception() is not None:
-            # When the time was over, the session could not be closed: a statement was beginning.
+            # The timer could not close the session, because a statement was just starting.
             await asyncio.to_thread(self.session.close)
 
     def _finish(self, job: Callable[[], None]) -> asyncio.Future[None]:
@@ -292,7 +294,7 @@ def _write(serving: _Serving, work: Callable[[Session], Result]) -> Result:
 
 @contextlib.contextmanager
 def _outcome_known(session: _WriteSession) -> Iterator[None]:
-    """Raise OutcomeUnknown where COMMIT was sent and the connection lost before its answer."""
+    """Raise OutcomeUnknown if the connection was lost between COMMIT and the server's reply."""
     try:
         yield
     except DBAPIError as error:
@@ -309,7 +311,7 @@ def _result(work: Callable[[Session], Result], session: Session) -> Result:
     try:
         result = work(session)
     except StopIteration as error:
-        # A future cannot carry this error: whoever awaits it would wait forever.
+        # A Future cannot hold a StopIteration, so the caller would wait forever.
         raise RuntimeError("work raised StopIteration: is there a next() without a row?") from error
     if inspect.iscoroutine(result):
         result.close()

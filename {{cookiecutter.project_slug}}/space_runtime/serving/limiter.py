@@ -1,4 +1,4 @@
-"""How many may be inside at a time: first come, first served, and one deadline for each request."""
+"""A concurrency limiter: first come, first served, with one deadline per request."""
 
 import asyncio
 import threading
@@ -10,13 +10,13 @@ MAX_WAITING = 1_000
 MAX_WAIT_SECONDS = 5.0
 
 arrived_at: ContextVar[float] = ContextVar("arrived_at")
-"""When the request that is being answered arrived, on the monotonic clock. Its waits end
-MAX_WAIT_SECONDS later, however many there are. Each may last a fifth of that all the same, or a
-request that has called a slow model would be refused whenever another one is writing."""
+"""When the current request arrived, on the monotonic clock. All its waits share one deadline,
+MAX_WAIT_SECONDS later. Each wait may still last a fifth of that: otherwise, a request that has
+called a slow model would be refused whenever another request is writing."""
 
 
 class NoPlace(Exception):
-    """There is no place: `full` because too many wait, `waited` because none came free in time."""
+    """No place: `full` if too many are waiting already, `waited` if none became free in time."""
 
 
 class Closed(Exception):
@@ -24,16 +24,16 @@ class Closed(Exception):
 
 
 class ConcurrencyLimiter:
-    """Lets `places` in at a time, and the others as soon as one leaves.
+    """Lets up to `places` in at a time; the others wait until one leaves.
 
-    With `hold_seconds`, whoever stays inside for longer keeps nobody out: in so many seconds, as
-    many are let in as there are places.
+    With `hold_seconds`, slow requests do not block the queue: every `hold_seconds`, as many more
+    are let in as there are places, even if nobody has left.
 
-    Those who wait for a database thread wait here and not in its executor. There, threads would
-    take one job after the other without a rest, and leave the event loop so little of the
-    interpreter that /health would take seconds.
+    Work that needs a database thread waits here, not in the executor's queue. From there, threads
+    would take one job after another without a pause, and the event loop would get the GIL so
+    rarely that /health would take seconds.
 
-    Methods are called in the event loop's thread, unless they say otherwise.
+    Methods must be called in the event loop's thread, unless they say otherwise.
     """
 
     def __init__(self, places: int, *, hold_seconds: float | None = None) -> None:
@@ -72,7 +72,7 @@ class ConcurrencyLimiter:
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[None] = loop.create_future()
         self._queue[turn] = None
-        # Another thread may have given its place back meanwhile.
+        # Another thread may have given its place back in the meantime.
         self.let_in()
         self._watch()
         # Not asyncio.timeout(), which would cost every request that waits some microseconds more.
@@ -96,7 +96,7 @@ class ConcurrencyLimiter:
         self.let_in()
 
     def give_back(self) -> None:
-        """Give a place back, from any thread; let_in() has to follow in the event loop's."""
+        """Give a place back, from any thread; call let_in() afterwards in the event loop's."""
         with self._lock:
             self.inside -= 1
             if self._is_closed and not self.inside:
@@ -107,7 +107,7 @@ class ConcurrencyLimiter:
         self._let_in(self.places)
 
     def close(self) -> None:
-        """Let nobody in any more, from any thread; those who wait are told when somebody leaves."""
+        """Let nobody in any more, from any thread; later, let_in() turns away those who wait."""
         with self._lock:
             self._is_closed = True
             if not self.inside:

@@ -1,4 +1,4 @@
-"""A few threads that do one kind of database work, a connection each."""
+"""A few threads for one kind of database work, with one connection each."""
 
 import asyncio
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _NO_PLACE = {
 
 
 class WorkerPool:
-    """Threads for work on the database, and the places of those who use one of its connections."""
+    """Threads for database work, and a limiter with a place for each connection they use."""
 
     def __init__(self, name: str, threads: int) -> None:
         self.name = name
@@ -27,23 +27,23 @@ class WorkerPool:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix=f"database-{name}")
 
     async def enter(self) -> None:
-        """Take a place; raise DatabaseUnavailable if none comes free in time."""
+        """Take a place; raise DatabaseUnavailable if none becomes free in time."""
         try:
             await self.limiter.enter()
         except NoPlace as error:
             REFUSED.labels(str(error)).inc()
             raise DatabaseUnavailable(_NO_PLACE[str(error)]) from None
         except Closed:
-            raise DatabaseUnavailable("The database is being changed.", retry_after=1) from None
+            raise DatabaseUnavailable("The database is being replaced.", retry_after=1) from None
 
     async def run(self, job: Callable[[], Result]) -> Result:
-        """Return what the job returns; raise DatabaseUnavailable if its turn does not come."""
+        """Return what the job returns; raise DatabaseUnavailable if no thread is free in time."""
         await self.enter()
-        # A client that leaves does not stop the thread that works for it, nor free its place.
+        # If the client disconnects, the thread keeps running, so its place must stay taken.
         return await asyncio.shield(self.run_last(job))
 
     def run_last(self, job: Callable[[], Result]) -> asyncio.Future[Result]:
-        """Return the future of a job at whose end its caller's place is given back."""
+        """Run a job that gives the caller's place back when it ends; return its future."""
         work = asyncio.get_running_loop().run_in_executor(
             self._executor, copy_context().run, self._run_and_give_back, job
         )
@@ -51,11 +51,11 @@ class WorkerPool:
         return work
 
     def close(self) -> None:
-        """Take no more work; what is under way goes on."""
+        """Take no more work; running work continues."""
         self.limiter.close()
 
     def wait_until_idle(self, seconds: float) -> bool:
-        """Wait, after close(), for the work under way; return whether all of it has ended."""
+        """Wait, after close(), for running work; return whether all of it has ended."""
         if not self.limiter.wait_until_empty(seconds):
             return False
         self._executor.shutdown(wait=False)
@@ -65,5 +65,5 @@ class WorkerPool:
         try:
             return job()
         finally:
-            # In the thread, because the event loop may have ended before the job.
+            # In the thread, because the event loop may end before the job does.
             self.limiter.give_back()

@@ -1,9 +1,9 @@
 """Build the URL that SQLAlchemy receives.
 
-User, password, hosts and database move out of the query to their places. Of the other parameters,
-libpq's own are kept, those that mean the same are translated, and the rest is dropped, unless it
-is about security. Whatever may be a secret stays out of the URL, because SQLAlchemy shows a URL's
-query in every repr.
+User, password, hosts and database are moved from the query to their own fields. Of the other
+parameters, those that libpq knows are kept, other tools' equivalents are translated, and the rest
+are dropped, except those about security (see security.py). Anything that may be a secret is kept
+out of the URL, because SQLAlchemy prints a URL's query in its repr.
 """
 
 import re
@@ -15,10 +15,10 @@ from space_runtime.url.security import NAMES as SECURITY_NAMES
 from space_runtime.url.security import read_security, refuse_security_inside
 from space_runtime.url.vocabulary import Parts, UnusableURLError, decode, refuse_control_characters
 
-# All parameters of libpq 18, except those about security (see security.py) and these:
-# service, servicefile: name a file that a container does not have, which fails every connect;
-# replication: turns the connection into one that runs no SQL.
-# Numbers and choices are checked, since libpq answers a wrong one with a text that quotes it.
+# All parameters of libpq 18, except those about security (see security.py) and:
+# service, servicefile: they name a file that the container lacks, so every connect would fail;
+# replication: a connection in replication mode cannot run the application's queries.
+# Numbers and choices are validated, because libpq's error message would quote a bad value.
 _WHOLE_NUMBERS = """
 connect_timeout keepalives keepalives_count keepalives_idle keepalives_interval tcp_user_timeout
 """
@@ -29,7 +29,7 @@ min_protocol_version options
 _SESSIONS = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
 CHOICES = {"load_balance_hosts": ("disable", "random"), "target_session_attrs": _SESSIONS}
 
-# Other spellings, in lower case, of something that libpq has.
+# How other tools spell these parameters, in lower case.
 _SPELLINGS = {
     "application_name": "applicationname",
     "connect_timeout": "connecttimeout logintimeout",
@@ -42,8 +42,8 @@ _SPELLINGS = {
 ALIASES = {other: name for name, others in _SPELLINGS.items() for other in others.split()}
 LIFTED = frozenset({"user", "password", "host", "port", "database"})
 
-# Names that tools are known to write may be shown in a report. Any other "name" may be the end of a
-# password that held a '?' or a '&'.
+# Dropped parameters that a report may name, because tools are known to write them. Any other
+# "name" may be the tail of a password that contained a '?' or '&'.
 _FOREIGN = """
 allowpublickeyretrieval async_fallback autocommit binary_parameters cache charset check_same_thread
 command_timeout conn_health_checks conn_max_age connection_limit default_query_exec_mode
@@ -68,15 +68,16 @@ _SECRETS = {
     *("password", "passfile", "sslpassword"),
     *("oauth_client_secret", "scram_client_key", "scram_server_key"),
 }
-# Secrets unless they look like this. Any other setting may be a token that the server's own code
-# reads; a key that is no file may be the key itself, or a PKCS#11 address, which holds a PIN.
+# Treated as a secret unless the value matches. `options` may set a custom variable to a token; an
+# `sslkey` that is not a path may be the key itself, or a PKCS#11 URI, which can contain a PIN.
 _NO_SECRETS = {
     "options": re.compile(r"(?:\s*-c\s*(?:search_path|[a-z_]+_timeout|timezone|jit)=\S*)+\s*"),
     "sslkey": re.compile(r"[\w./~][\w./~ -]*"),
 }
 
-# A Space needs an answer within seconds, and must notice a connection that died silently. Without
-# tcp_user_timeout (milliseconds), a silent network can hold a query for many minutes.
+# A Space needs an answer within seconds, and must notice a connection that was never closed but
+# is dead. Without tcp_user_timeout (in milliseconds), a query can hang for many minutes when the
+# network drops packets without an error.
 _ADDED = {
     "connect_timeout": "5",
     "keepalives": "1",
@@ -91,7 +92,7 @@ _MEMORY_PATHS = {"", "/:memory:"}
 
 
 def lift_parameters(parts: Parts) -> None:
-    """Move credentials, hosts and database out of the query; the query wins, as in libpq."""
+    """Move credentials, hosts and database out of the query, which takes precedence as in libpq."""
     held = {"user": parts.username, "password": parts.password, "database": parts.database}
     addresses: dict[str, list[str]] = {"host": [], "port": []}
     left: list[tuple[str, str]] = []
@@ -103,7 +104,7 @@ def lift_parameters(parts: Parts) -> None:
             continue
         elif name in addresses:
             addresses[name].append(value)
-        # `database` and its like are other tools' words: they fill a gap and replace nothing.
+        # libpq does not know `database`, `username` and the like: these only fill a gap.
         elif written in {"user", "password", "dbname"} or not held[name]:
             held[name] = value
     parts.username, parts.password, parts.database = held.values()
@@ -114,9 +115,9 @@ def lift_parameters(parts: Parts) -> None:
 def read_parameters(
     given: list[tuple[str, str]], hosts: int, repairs: list[str], *, pooled: bool
 ) -> dict[str, str]:
-    """Return what psycopg is to receive beside user, password, hosts and database."""
+    """Return the parameters for psycopg, other than user, password, hosts and database."""
     kept, others = read_security(given, repairs)
-    # What is translated to `options` is added to those that were written.
+    # Spellings of search_path go last, so that they are appended to any `options` in the URL.
     for written, value in sorted(others, key=lambda given: ALIASES.get(given[0]) == "search_path"):
         if written != "options":
             refuse_security_inside(value)
@@ -136,7 +137,7 @@ def read_parameters(
 def build_postgresql_url(
     parts: Parts, hosts: list[str], ports: list[int | None], query: dict[str, str]
 ) -> URL:
-    """Return the URL; several hosts and sockets go to the query, where SQLAlchemy expects them."""
+    """Return the URL; several hosts, or a socket, go into the query, as SQLAlchemy expects."""
     query = {**_ADDED, **query}
     host, port = (hosts[0], ports[0]) if hosts else (None, ports[0])
     if len(hosts) > 1 or (host and host.startswith("/")):
@@ -156,13 +157,13 @@ def build_postgresql_url(
 
 
 def hide_secrets(url: URL) -> tuple[URL, dict[str, str | tuple[str, ...]]]:
-    """Split a URL into one that may be shown and what the driver must be told beside it."""
+    """Split a URL into one that is safe to print and the secrets to pass to the driver."""
     secrets = {name: value for name, value in url.query.items() if _may_be_secret(name, value)}
     return url.difference_update_query(secrets), secrets
 
 
 def build_sqlite_url(rest: str, repairs: list[str]) -> URL:
-    """Return the URL with the path as it was written; the lifecycle makes it absolute."""
+    """Return the URL with the path as written; the lifecycle makes it absolute."""
     if _CREDENTIALS_IN_PATH.match(rest):
         raise UnusableURLError("unparseable")
     path, _, query = rest.partition("?")
@@ -170,7 +171,7 @@ def build_sqlite_url(rest: str, repairs: list[str]) -> URL:
     repairs.extend(f"dropped_parameter:{_showable(name)}" for name in names)
     path = decode(path.removeprefix("file:"))
     refuse_control_characters(path)
-    # `file:name?mode=memory` names a shared memory database, which lives no longer than any other.
+    # `file:name?mode=memory` is an in-memory database with a name, no more durable than `:memory:`.
     in_memory = path in _MEMORY_PATHS or "mode=memory" in query.split("&")
     return URL.create("sqlite", database=":memory:" if in_memory else path)
 
@@ -182,12 +183,12 @@ def _may_be_secret(name: str, value: str | tuple[str, ...]) -> bool:
 
 
 def _translate(name: str, value: str, *, pooled: bool) -> tuple[str, str]:
-    # `public` is where tables go anyway, and transaction poolers refuse `options`.
+    # `public` is the default schema, and transaction poolers reject `options`.
     if name == "search_path" and _SCHEMA.fullmatch(value) and value != "public" and not pooled:
         return "options", f"-c search_path={value}"
     if name == "options":
         return name, value.replace("-c+", "-c ").replace("+-c ", " -c ")
-    # Only these are folded: `options` and file names mean what their case says.
+    # Only these are lowercased, because case matters in `options` and in file names.
     if name in CHOICES or name in WHOLE_NUMBERS:
         return name, value.partition("#")[0].strip().lower()
     return name, value

@@ -12,7 +12,7 @@ from space_runtime.url.vocabulary import Reason
 
 @dataclass(frozen=True, repr=False)
 class Resolution:
-    """What DATABASE_URL asks for. Nothing that is printed of it holds a secret, host or user."""
+    """What DATABASE_URL asks for. Its repr and messages contain no secret, host or user name."""
 
     url: URL | None
     backend: Backend
@@ -21,12 +21,12 @@ class Resolution:
     repairs: tuple[str, ...]
     message: str
     advice: str = ""
-    """What may keep the server from being reached, and what to do about it."""
+    """Why a Space may be unable to reach the server, and what to do about it."""
     transaction_pooler: bool = False
     secrets: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
-    """What the driver must receive beside the URL, in which SQLAlchemy would show it.
+    """Connection parameters that are kept out of the URL, because SQLAlchemy would print them.
 
-    build_engine(resolution) passes it on, so build an engine from the whole resolution.
+    build_engine(resolution) passes them to the driver; build_engine(resolution.url) cannot.
     """
 
     def __repr__(self) -> str:

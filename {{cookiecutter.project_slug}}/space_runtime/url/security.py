@@ -1,8 +1,8 @@
-"""Read the parameters about encryption and authentication, and drop none of them.
+"""Read the parameters about encryption and authentication; drop one only where that is safe.
 
-If sslmode were dropped, the connection would still be made, but unencrypted or to an impostor. So
-a parameter that is not understood here refuses the connection, unlike any other parameter. The
-parameters of other drivers are translated where their meaning is plain, never to something weaker.
+If sslmode were dropped, the connection would still succeed, but unencrypted or to an impostor. So a
+security parameter that is not understood makes the URL unusable, while any other is just dropped.
+Other drivers' parameters are translated if their meaning is clear, never to something weaker.
 """
 
 import re
@@ -13,7 +13,7 @@ from space_runtime.url.vocabulary import UnusableURLError, refuse_control_charac
 MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _VERSIONS = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
 
-# What each of libpq's own parameters may be.
+# The values that libpq accepts.
 _CHOICES = {
     "channel_binding": ("disable", "prefer", "require"),
     "gssdelegation": ("0", "1"),
@@ -44,7 +44,7 @@ _MODES = {
 }
 
 _Wanted = dict[str, str]
-# A bound on sslmode, in what a parameter asks for.
+# The key for the weakest sslmode that a parameter accepts.
 _AT_LEAST = "at least"
 
 
@@ -56,17 +56,17 @@ def _answers(yes: _Wanted | None, no: _Wanted | None) -> dict[str, _Wanted | Non
     return {**dict.fromkeys(_YES, yes), **dict.fromkeys(_NO, no)}
 
 
-# Parameters of other drivers, and what each value asks for. A value that asks for nothing is safe
-# to drop, since libpq then does at least as much; None stands for a value that is refused.
+# Parameters of other drivers, and what each value asks for. A value that asks for nothing ({}) can
+# be dropped, since libpq's default is at least as strict; a value that maps to None is refused.
 _FOREIGN: dict[str, Mapping[str, _Wanted | None]] = {
-    # JDBC writes `ssl` without a value for true, asyncpg writes sslmode's words into it.
+    # In JDBC, `ssl` without a value means true; asyncpg gives it the values of sslmode.
     "ssl": {**_WORD_FOR_MODE, "": _REQUIRE},
     **dict.fromkeys(["tls", "usessl", "usetls"], _WORD_FOR_MODE),
-    # libpq of old: no means that encryption is not required, not that it is off.
+    # From old versions of libpq: "no" means that encryption is optional, not that it is off.
     "requiressl": _answers(_REQUIRE, {}),
     # dj-database-url
     "sslrequire": _answers(_REQUIRE, {}),
-    # TablePlus writes its number for "no choice made" into every URL.
+    # TablePlus adds 0, which means "not set", to every URL.
     "tlsmode": {**{mode: {_AT_LEAST: mode} for mode in MODES}, "0": {}},
     "useprivatekey": _answers(None, {}),
     # Prisma
@@ -79,14 +79,14 @@ _FOREIGN: dict[str, Mapping[str, _Wanted | None]] = {
     "trustservercertificate": _answers({}, None),
 }
 _ALIASES = {"sslca": "sslrootcert"}
-# It writes the session's keys to disk, so a connection without it is safer.
+# Makes libpq write the TLS session keys to a file, so dropping it is the safer choice.
 _DROPPED = {"sslkeylogfile"}
 
 OWN_NAMES = frozenset([*_CHOICES, "require_auth", *_ANY_TEXT.split()])
 
 
 def _folded(name: str) -> str:
-    """Return the name without what tells ssl-mode, ssl_mode and sslmode apart."""
+    """Return the name without separators, so that ssl-mode and ssl_mode become sslmode."""
     return re.sub(r"[-_ .]", "", name)
 
 
@@ -102,16 +102,16 @@ _ABOUT_SECURITY = re.compile(
     r"ssl|tls|cert|crypt|secur|verif|trust|auth(?!or)|bind|gss|krb|kerber|sasl|scram|spnego|sspi"
     r"|jaas|pkcs|pem|cipher|unauthorized|^ca(?:file|path)?$"
 )
-# A name made of such words only is shown; any other may be the end of a password.
+# A message shows only names made of these words: any other may be the tail of a password.
 _NOTHING_BUT_WORDS = re.compile(rf"(?:{'|'.join(sorted(_WORDS.split(), reverse=True))})++")
 _LONGEST_NAME = 40
-# libpq's variables, as in `PGSSLMODE=require psql ...`
+# libpq's environment variables, as in `PGSSLMODE=require psql ...`
 _VARIABLE = re.compile(r"\bPG(?:SSL|REQUIRE|CHANNEL|GSS|KRB)[A-Z]*(?=\s*=)")
 _INNER_NAME = re.compile(r"(?<![\w-])[A-Za-z][\w-]{1,40}(?==)")
 
 
 def _spellings(folded: str) -> set[str]:
-    """Return the name, and the name without each of its characters."""
+    """Return the name and every variant of it that lacks one character."""
     return {folded, *(folded[:at] + folded[at + 1 :] for at in range(len(folded)))}
 
 
@@ -121,7 +121,7 @@ _MISSPELT = {spelling: name for folded, name in _OWN.items() for spelling in _sp
 def read_security(
     given: Iterable[tuple[str, str]], repairs: list[str]
 ) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """Return what libpq is to receive about security, and the parameters about other things."""
+    """Return libpq's security parameters, and the parameters that are not about security."""
     read: dict[str, _Wanted] = {}
     others: list[tuple[str, str]] = []
     for written, value in given:
@@ -143,7 +143,7 @@ def read_security(
 
 
 def refuse_security_inside(value: str) -> None:
-    """Stop at a parameter about security that another parameter's value has swallowed."""
+    """Refuse a security parameter inside another one's value, as when a '&' is missing."""
     for inner in _INNER_NAME.finditer(value):
         written = inner[0].lower()
         if _name_of(written):
@@ -154,16 +154,16 @@ def refuse_security_inside(value: str) -> None:
 
 
 def refuse_security_outside(pasted: str) -> None:
-    """Stop at a variable about security that was pasted with the URL, and is no part of it."""
+    """Refuse a security variable that was pasted beside the URL, such as PGSSLMODE=require."""
     if _VARIABLE.search(pasted):
         raise _refused(
             "DATABASE_URL holds a variable like PGSSLMODE outside the URL, where it has no effect:"
-            " add sslmode or what else it means to the URL's parameters."
+            " add the matching parameter, such as sslmode, to the URL."
         )
 
 
 def _name_of(written: str) -> str | None:
-    """Return the one spelling of a name about security, or None for any other name."""
+    """Return the canonical name of a security parameter, or None if it is not one."""
     folded = _folded(written)
     if folded in _OWN:
         return _OWN[folded]
@@ -192,7 +192,7 @@ def _meant(folded: str) -> str:
 
 
 def _description(folded: str, written: str) -> str:
-    """Return what to call an unknown parameter about security in a message; "" for any other."""
+    """Return how a message may refer to an unknown security parameter, or "" if it is not one."""
     if not _ABOUT_SECURITY.search(folded):
         return ""
     showable = len(folded) <= _LONGEST_NAME and _NOTHING_BUT_WORDS.fullmatch(folded)
@@ -223,7 +223,7 @@ def _read_own(name: str, value: str) -> str | None:
         methods = _without_fragment(value).lower().split(",")
         exclusions = [method.startswith("!") for method in methods]
         known = all(method.removeprefix("!") in _METHODS for method in methods)
-        # libpq takes one kind or the other, not both
+        # libpq rejects a list that mixes methods and exclusions
         return ",".join(methods) if known and len(set(exclusions)) == 1 else None
     if name in _CHOICES:
         word = _without_fragment(value).lower()
@@ -233,7 +233,7 @@ def _read_own(name: str, value: str) -> str | None:
 
 
 def _combined(read: dict[str, _Wanted]) -> dict[str, str]:
-    """Return what all parameters ask for together: the strictest of them."""
+    """Merge what all parameters ask for; the strictest sslmode wins."""
     together: dict[str, str] = {}
     bounds: list[str] = []
     for name, wanted in read.items():
@@ -260,13 +260,13 @@ def _word(value: str) -> str:
 
 
 def _without_fragment(value: str) -> str:
-    """Cut off `#main`, as browsers and one provider's page add it."""
+    """Cut off a fragment such as `#main`, which browsers and one provider's page append."""
     word, _, fragment = value.partition("#")
     return value if "=" in fragment else word.strip()
 
 
 def _allowed(name: str) -> str:
-    """Return what a parameter may be, for a sentence."""
+    """Return the values that a parameter may have, worded for a message."""
     if name == "require_auth":
         return f"methods out of {_listed(_METHODS)}, separated by commas"
     if name in _CHOICES:

@@ -1,8 +1,9 @@
 """Split a URL, or libpq's keyword string, into its parts.
 
-What follows the scheme, `user:password@hosts/database?query`, is split so that raw `@ : / # ? %`
-in a password survive. `host=... dbname=...`, which psycopg users paste, is read as a URL that is
-all query. Hosts and ports are checked for what would otherwise fail inside the driver.
+What follows the scheme, `user:password@hosts/database?query`, is split so that an unescaped
+`@ : / # ? %` in the password survives. `host=... dbname=...`, which psycopg users paste, is treated
+as a URL with everything in its query. Hosts and ports are validated here, so that a bad one does
+not fail later, inside the driver.
 """
 
 import re
@@ -32,18 +33,18 @@ _OTHER_SYSTEMS = {"ssh", "pysqlcipher", "libsql"}
 
 _HOST = r"(?:\[[^\[\]/@]*\]|[\w.%-]*)(?::\d*)?"
 _ADDRESS = re.compile(rf"{_HOST}(?:,{_HOST})*(?P<path>/.*)?")
-# Hosts with a path that cannot be the middle of a password by accident.
+# A host and a path, in forms that are very unlikely inside a password.
 _CERTAIN_ADDRESS = re.compile(
     r"@[\w-]+:\d{2,5}/|(?:@|^)(?:localhost|[\w-]+(?:\.[\w-]+)+|\[[\da-fA-F:.]+\])(?::\d+)?/"
 )
 _QUERY = re.compile(r"\?(?P<name>[A-Za-z_]{2,40})=")
 _SEPARATOR = re.compile(r"&(?:amp;)?|[?;](?=[A-Za-z_]{2,40}=)")
 _OTHER_QUESTION_MARK = re.compile(r"[&;](?P<name>[A-Za-z_]{2,40})=")
-# Folders of sockets, which are likelier here than a database of that name.
+# Socket directories, which are more likely than a database with such a name.
 _SOCKET_FOLDER = re.compile(r"/(?:cloudsql|var|run|tmp)/")
 _WEB_SCHEME = re.compile(r"(?:https?|tcp)://", re.IGNORECASE)
 
-# Each host may cost the time of a connect timeout.
+# Each unreachable host may take a full connect timeout.
 _MOST_HOSTS = 32
 _BRACKETED = re.compile(r"\[(?P<host>[^\[\]]*)\](?::(?P<port>.*))?")
 _NAME = re.compile(r"(?!-)[\w-]{1,63}(?:\.[\w-]{1,63})*\.?")
@@ -53,7 +54,7 @@ _YES = {"", "1", "true", "yes", "on"}
 
 
 def read_keyword_string(text: str) -> Parts | None:
-    """Return a keyword string as a URL that has everything in its query, or None."""
+    """Return a keyword string as parameters of a URL, or None if the text is not one."""
     parameters: list[tuple[str, str]] = []
     end = 0
     while end < len(text):
@@ -61,7 +62,7 @@ def read_keyword_string(text: str) -> Parts | None:
         if pair is None:
             return None
         value = _ESCAPE.sub(r"\1", pair["quoted"] if pair["quoted"] is not None else pair["plain"])
-        # Nothing is percent-encoded in this notation, but the steps that follow decode.
+        # Keyword strings are not percent-encoded, but later steps decode every value.
         parameters.append((pair["name"], value.replace("%", "%25")))
         end = pair.end()
     names = {name for name, _ in parameters}
@@ -85,12 +86,12 @@ def split_scheme(text: str, repairs: list[str]) -> tuple[Backend, str]:
         repairs.append("driver")
     if not scheme["base"].startswith("sqlite"):
         return "postgresql", _after_two_slashes(rest, slashes, repairs)
-    # After `sqlite://` a third slash ends an empty host, a fourth begins an absolute path.
+    # As in SQLAlchemy, `sqlite:///` begins a relative path and `sqlite:////` an absolute one.
     return "sqlite", "/" + rest if slashes == 1 or slashes > 3 else rest
 
 
 def split_url(text: str, repairs: list[str]) -> Parts:
-    """Take apart what follows `postgresql://`; decode nothing but the query's names."""
+    """Split what follows `postgresql://`; only the names of parameters are decoded yet."""
     before, query = _split_query(text, repairs)
     at = _end_of_credentials(before)
     username, _, password = before[: max(at, 0)].partition(":")
@@ -100,7 +101,7 @@ def split_url(text: str, repairs: list[str]) -> Parts:
 
 
 def read_hosts(parts: Parts) -> tuple[list[str], list[int | None]]:
-    """Return hosts and ports, one port a host; no host where the URL names none."""
+    """Return the hosts and a port for each; no hosts if the URL names none."""
     hosts, ports = _split_hosts(parts.hosts)
     if parts.hosts_in_query:
         hosts, ports_beside = _split_hosts(parts.hosts_in_query)
@@ -118,28 +119,28 @@ def read_hosts(parts: Parts) -> tuple[list[str], list[int | None]]:
 
 
 def refuse_incomplete(parts: Parts, hosts: list[str]) -> None:
-    """Stop at a URL that leaves the driver to guess where to go."""
+    """Refuse a URL that leaves the driver to guess the server or the database."""
     refuse_control_characters(parts.username)
     refuse_control_characters(parts.database)
-    # A password may hold an encoded line break on purpose, but libpq ends every text at NUL.
+    # A password may contain an encoded line break on purpose, but libpq's strings end at NUL.
     if "\x00" in parts.password:
         raise UnusableURLError("control_characters")
     if not hosts and not dict(parts.parameters).get("hostaddr"):
         raise UnusableURLError("missing_host")
-    # libpq takes the user's name for a database that is not named, which is right often enough.
+    # If no database is named, libpq uses the user's name, which is often right.
     if not parts.database and not parts.username:
         raise UnusableURLError("missing_database")
 
 
 def is_transaction_pooler(parts: Parts, hosts: list[str], ports: list[int | None]) -> bool:
-    """Tell whether connections are shared between transactions, as far as the URL shows it."""
+    """Return whether the URL names a transaction pooler, as far as the URL alone can tell."""
     if dict(parts.parameters).get("pgbouncer", "no").lower() in _YES:
         return True
     return _TRANSACTION_PORT in ports or any("-pooler" in host.split(".")[0] for host in hosts)
 
 
 def split_list(text: str) -> list[str]:
-    """Split at commas what may name several hosts."""
+    """Split a list of hosts or ports at its commas."""
     elements = text.split(",")
     if len(elements) > _MOST_HOSTS:
         raise UnusableURLError("invalid_host")
@@ -158,7 +159,7 @@ def _after_two_slashes(rest: str, slashes: int, repairs: list[str]) -> str:
 
 
 def _split_query(text: str, repairs: list[str]) -> tuple[str, str]:
-    """Split at the first '?' that no password can hold."""
+    """Split at the first '?' that cannot be part of the password."""
     last_at = text.rfind("@")
     for mark in _QUERY.finditer(text, 0, last_at + 1):
         before = text[: mark.start()]
@@ -178,8 +179,9 @@ def _split_query(text: str, repairs: list[str]) -> tuple[str, str]:
 def _end_of_credentials(text: str) -> int:
     """Return the index of the '@' before the hosts, or -1.
 
-    That is the last one, unless what follows it can only be the end of a database's name. To take
-    too much for a password is a failed login; to take too little prints half of it as a host.
+    That is the last one, unless what follows it can only be the end of a database name. In doubt,
+    more text goes to the password: too much only makes the login fail, but too little would print
+    the rest of the password as a host.
     """
     last = text.rfind("@")
     if re.search("[/.,]", text[last + 1 :]):
@@ -189,7 +191,7 @@ def _end_of_credentials(text: str) -> int:
 
 
 def _split_address(text: str, repairs: list[str]) -> tuple[str, str]:
-    """Split hosts from database, for a socket's folder at its last slash."""
+    """Split hosts from database; a socket directory extends to the last slash."""
     plain = _WEB_SCHEME.sub("", text).replace("\\", "/")
     if plain != text:
         repairs.append("host")
@@ -219,7 +221,7 @@ def _split_port(element: str) -> tuple[str, str]:
         return decode(literal["host"]), literal["port"] or ""
     element = decode(element)
     if element.startswith("/"):
-        # The names of Cloud SQL's folders hold a ':', too.
+        # The names of Cloud SQL's socket directories contain a ':', too.
         folder, _, port = element.replace("/.s.PGSQL.", ":").rpartition(":")
         return (folder, port) if folder and not port.strip("0123456789") else (element, "")
     if _is_ipv6(element):
@@ -246,7 +248,7 @@ def _check_host(host: str, *, alone: bool) -> None:
 
 
 def _is_ipv6(text: str) -> bool:
-    # A zone may be anything to IPv6Address, but not to the resolver of names.
+    # IPv6Address accepts any text as a zone, but getaddrinfo() does not.
     if len(text) > 63 or not text.isascii():
         return False
     try:
@@ -259,7 +261,7 @@ def _is_ipv6(text: str) -> bool:
 def _read_port(text: str) -> int | None:
     if not text:
         return None
-    # isdecimal also takes other scripts' digits, as a keyboard may write them.
+    # isdecimal() and int() also accept digits of other scripts, which some keyboards write.
     if not text.isdecimal() or len(text) > 10 or not 0 < int(text) < 65_536:
         raise UnusableURLError("invalid_port")
     return int(text)

@@ -1,9 +1,9 @@
-"""Find the URL in what was pasted, and refuse what only stands for one.
+"""Find the URL in what was pasted, and refuse placeholders and unexpanded variables.
 
-First, what encloses the whole value is removed: blanks, quotes, `DATABASE_URL=`, invisible
-characters. Then what was pasted along with the URL: a command, a code block, a comment, other
-lines. The word None, a placeholder or an unexpanded variable may stand for the whole URL or for a
-piece of it. The forms are narrow, because a real password must not be refused as a placeholder.
+First, whatever encloses the whole value is removed: blanks, quotes, `DATABASE_URL=`, invisible
+characters. Then whatever was pasted along with the URL: a command, a code block, a comment, other
+lines. The word None, a placeholder or an unexpanded variable is refused, be it the whole value or
+a part of the URL. The patterns are narrow, because a real password must not be refused.
 """
 
 import re
@@ -14,9 +14,9 @@ from urllib.parse import unquote
 from space_runtime.url.splitting import SCHEME, split_list
 from space_runtime.url.vocabulary import Parts, Reason, UnusableURLError, decode
 
-# Tokens that serve as passwords are shorter; longer texts would slow the steps down.
+# No token used as a password is longer, and the steps below would be slow on longer text.
 _LONGEST = 8_192
-# More quotes and assignments than anybody nests.
+# Nobody nests more quotes and assignments than this.
 _ROUNDS = 8
 
 _PRINTED_QUOTES = "\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb\u2039\u203a"
@@ -25,7 +25,7 @@ _CLOSING = {
     **{"<": ">", "(": ")", "[": "]", '"': '"', "'": "'", "`": "`"},
     **dict.fromkeys(_PRINTED_QUOTES, _PRINTED_QUOTES),
 }
-# Only a NAME in capitals: `host=...` is the start of a libpq connection string.
+# Uppercase names only: `host=...` begins a libpq connection string.
 _ASSIGNMENT = re.compile(r"(?:[\w-]+ +)?[A-Z][A-Z0-9_]*\s*(?:=|:(?=\s|$))")
 
 _OWN_URL = re.compile(
@@ -63,7 +63,7 @@ _VARIABLE_FOR_PIECE = re.compile(
     r"\$[A-Z_][A-Z0-9_]+|\$\([^()]*\)|%[A-Za-z_]\w*%|\{(?:[A-Za-z_][\w.-]*)?\}|%s"
     r"|__[A-Z][A-Z0-9_]*__"
 )
-# In lower case this may be a password, so only names are compared with it.
+# A lowercase `$word` may be a password, so this is not used on the password.
 _VARIABLE_FOR_NAME = re.compile(r"\$[A-Za-z_]\w*")
 _NOTHING = re.compile(r"None|NULL|null|undefined")
 _BRACKETS = re.compile(r"<[A-Za-z][^<>]*>|\[[A-Za-z][A-Za-z _.'-]*\]")
@@ -77,7 +77,7 @@ _FILLING = re.compile(r"x{3,}|[.?_#]{3,}|\*+|\u2026", re.IGNORECASE)
 _MASK = re.compile(r"\*{4,}|[\u2022\u25cf]{2,}")
 _YOUR_HOST = re.compile(r"your[-_]", re.IGNORECASE)
 _SHOUTED_HOST = re.compile(r"(?:DB_?|PG|POSTGRES_)?HOST(?:NAME)?|SERVER")
-# `host` alone may be a real name on somebody's network; with `password` it is an example.
+# `host` alone may be a real host name; together with `password` it is an example.
 _WORD_FOR_HOST = re.compile(r"(?:db_)?host(?:name)?|example\.(?:com|org|net)", re.IGNORECASE)
 _WORD_FOR_PASSWORD = re.compile(r"(?:db_)?pass(?:word|wd)?|pwd", re.IGNORECASE)
 
@@ -93,12 +93,12 @@ def unwrap(value: str, repairs: list[str]) -> str:
 
 
 def cut_out_url(text: str, repairs: list[str]) -> str:
-    """Return the first URL of a database that we serve, or the text when it holds none."""
+    """Return the first PostgreSQL or SQLite URL in the text, or the text if it has none."""
     url = _OWN_URL.search(text)
     if url is None:
         return text
     before = text[: url.start()]
-    # A URL inside another one is a part of that.
+    # It is only part of another URL, as in `https://...?to=postgres://...`.
     if "://" in before.rpartition("\n")[2]:
         return text
     quoted = before[-1:] in _CLOSING
@@ -110,19 +110,19 @@ def cut_out_url(text: str, repairs: list[str]) -> str:
 
 
 def refuse_what_is_no_url(text: str) -> None:
-    """Stop at a value that stands for another one."""
+    """Refuse a value that is a placeholder or an unexpanded variable as a whole."""
     _refuse(_VARIABLE_FOR_URL.fullmatch(text), "unexpanded_variable")
     if "://" not in text:
         _refuse(_PLACEHOLDER_FOR_URL.fullmatch(text), "placeholder")
 
 
 def refuse_variables_inside(text: str) -> None:
-    """Stop at a URL in which a variable was not expanded."""
+    """Refuse a URL that contains an unexpanded variable."""
     _refuse(_VARIABLE_INSIDE.search(text), "unexpanded_variable")
 
 
 def refuse_placeholders(parts: Parts) -> None:
-    """Stop at a piece that stands for another one."""
+    """Refuse a URL if one of its parts is a placeholder or an unexpanded variable."""
     addresses = split_list(parts.hosts_in_query or parts.hosts)
     places = [place for address in addresses for place in address.split(":")]
     for piece in map(decode, [parts.username, parts.password, parts.database, *places]):
@@ -143,7 +143,7 @@ def refuse_placeholders(parts: Parts) -> None:
 
 
 def refuse_placeholders_in_path(path: str) -> None:
-    """Stop at a SQLite path in which a folder or the file stands for another one."""
+    """Refuse a SQLite path if a directory or the file is a placeholder or a variable."""
     for name in path.partition("?")[0].split("/"):
         for form in [_VARIABLE_FOR_PIECE, _VARIABLE_FOR_NAME]:
             _refuse(form.fullmatch(name), "unexpanded_variable")
@@ -154,7 +154,7 @@ def _without_blanks(value: str, repairs: list[str]) -> str:
     text = value.strip()
     if len(text) > _LONGEST:
         raise UnusableURLError("too_long")
-    # Web pages add soft hyphens, zero-width blanks and marks of direction to what is copied.
+    # Text copied from web pages may contain soft hyphens, zero-width spaces and direction marks.
     visible = "".join(character for character in text if category(character) != "Cf").strip()
     if len(visible) < len(text):
         repairs.append("invisible_characters")
@@ -206,7 +206,7 @@ def _without_what_follows(text: str, before: str, repairs: list[str]) -> str:
 
 
 def _one_line(text: str, repairs: list[str]) -> str:
-    """Join a URL that was wrapped in the middle; leave other lines behind."""
+    """Rejoin a URL that was wrapped in the middle; drop other lines."""
     lines = [line.strip() for line in _LINE_BREAK.split(text)]
     url = lines[0]
     for line in lines[1:]:
@@ -219,7 +219,8 @@ def _one_line(text: str, repairs: list[str]) -> str:
 
 
 def _without_comment(text: str, *, after_command: bool) -> str:
-    # A password may hold anything, so nothing is cut before the '@' that ends it.
+    # A password may contain anything, so a comment is looked for only after the last '@'. Only
+    # ` # ` is looked for after the first one, because a comment may contain an '@' itself.
     address = text.rfind("@") + 1
     comment = (
         _COMMENT_WITH_BLANKS.search(text, text.find("@") + 1)

@@ -1,6 +1,6 @@
-"""What the steps share: the reasons for a fallback and their sentences, and the parts of a URL.
+"""What the steps share: why a URL cannot be used, the messages about it, and the parts of a URL.
 
-Reasons and sentences are fixed texts, so that no value can get into them.
+These messages are constants, so that no part of the value can leak into them.
 """
 
 import re
@@ -24,7 +24,7 @@ Reason: TypeAlias = Literal[
     "tls",
 ]
 
-# A lone surrogate is a byte that was no UTF-8 in the environment; psycopg cannot encode it.
+# In the environment, a byte that is not UTF-8 becomes a lone surrogate, which psycopg cannot send.
 _UNSENDABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 _COPY = "copy the connection string from the provider's page and paste it whole"
@@ -33,9 +33,9 @@ _PROBLEMS: dict[Reason, str] = {
     "empty": "DATABASE_URL is blank: set it to a PostgreSQL URL to use PostgreSQL.",
     "placeholder": "DATABASE_URL still holds a placeholder: replace it with the real value.",
     "unexpanded_variable": (
-        "DATABASE_URL holds the name of a variable that nothing expanded: set the value itself."
+        "DATABASE_URL holds a variable that was not expanded: set the value itself."
     ),
-    "unparseable": f"DATABASE_URL is no database URL: {_COPY}.",
+    "unparseable": f"DATABASE_URL is not a database URL: {_COPY}.",
     "unsupported_scheme": (
         "DATABASE_URL names a database that is not supported: "
         "begin it with postgresql:// or sqlite:///."
@@ -44,7 +44,7 @@ _PROBLEMS: dict[Reason, str] = {
     "missing_database": "DATABASE_URL names a server but no database: add /name at the end.",
     "invalid_host": "DATABASE_URL names a server that cannot exist: correct what follows '@'.",
     "invalid_port": (
-        "DATABASE_URL holds a port that is no number from 1 to 65535: correct it, "
+        "DATABASE_URL holds a port that is not a number from 1 to 65535: correct it, "
         "and percent-encode any ':' '/' or '@' in the credentials."
     ),
     "control_characters": f"DATABASE_URL holds characters that cannot be sent: {_COPY}.",
@@ -69,7 +69,7 @@ _OPEN_PORTS = {None, 80, 443, 8080, 5432, 6543}
 
 @dataclass(eq=False)
 class UnusableURLError(Exception):
-    """Raised by a step that cannot go on; the message holds known names, never values."""
+    """DATABASE_URL cannot be used; the message contains known names only, never values."""
 
     reason: Reason
     message: str = ""
@@ -77,7 +77,7 @@ class UnusableURLError(Exception):
 
 @dataclass(repr=False)
 class Parts:
-    """The pieces of a URL. Without a repr, since every piece may be a secret."""
+    """The parts of a URL. There is no repr, since any part may contain a secret."""
 
     username: str = ""
     password: str = ""
@@ -88,7 +88,7 @@ class Parts:
     ports_in_query: str = ""
 
     def decode(self) -> None:
-        """Decode what has no inner structure; hosts are decoded one by one."""
+        """Decode everything but the hosts, which must be split before they are decoded."""
         self.username = decode(self.username)
         self.password = decode(self.password)
         self.database = decode(self.database)
@@ -96,7 +96,7 @@ class Parts:
 
 
 def decode(text: str) -> str:
-    """Undo percent-encoding once; what does not decode to text was meant as it stands."""
+    """Undo percent-encoding once; return text that does not decode to UTF-8 unchanged."""
     try:
         return unquote(text, errors="strict")
     except UnicodeDecodeError:
@@ -104,13 +104,13 @@ def decode(text: str) -> str:
 
 
 def refuse_control_characters(text: str) -> None:
-    """Stop at a character that neither a driver nor a file name can carry."""
+    """Refuse control characters and what is not UTF-8."""
     if _UNSENDABLE.search(text):
         raise UnusableURLError("control_characters")
 
 
 def advise_on_space(hosts: list[str], ports: list[int | None]) -> str:
-    """Return why a Space may not reach these hosts, and what to do; "" if it should."""
+    """Return why a Space may be unable to reach these hosts, and what to do; "" if it can."""
     if any(_SUPABASE_DIRECT.fullmatch(host) for host in hosts):
         return _SUPABASE_ON_SPACE
     return "" if _OPEN_PORTS.issuperset(ports) else _PORT_ON_SPACE

@@ -1,4 +1,4 @@
-"""Your settings. Each is an environment variable; those of the runtime are in .env.example, too."""
+"""Your settings, each an environment variable. List yours in .env.example with the runtime's."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +23,7 @@ class Settings(runtime_settings.RuntimeSettings):
 
 
 def load_settings() -> Settings:
-    """Return the settings; stop with one line that names each bad variable, never its value."""
+    """Return the settings, or exit with one line that names each bad variable, never its value."""
     return runtime_settings.load(Settings)
 
 
@@ -38,5 +38,5 @@ SettingsDep = Annotated[Settings, Depends(get_settings)]
 
 
 def setting_problems(variables: Mapping[str, Any]) -> list[str]:
-    """Return a sentence about each of these variables that would stop the start."""
+    """Return a sentence about each of these variables with which the application cannot start."""
     return runtime_settings.problems(Settings, variables)

@@ -1,4 +1,4 @@
-"""The declarative base and the column types that mean the same on PostgreSQL and on SQLite."""
+"""The declarative base, and column types that behave the same on PostgreSQL and on SQLite."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -17,10 +17,10 @@ class PortableJSON(TypeDecorator[Any]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Return the type that this database has for it."""
+        """Return the JSON type of this database."""
         if dialect.name != "postgresql":
             return dialect.type_descriptor(JSON(none_as_null=True))
-        # Here, because importing it would cost each start on SQLite some 40 ms.
+        # Imported here, because it would slow down every start on SQLite by some 40 ms.
         from sqlalchemy.dialects.postgresql import JSONB
 
         return dialect.type_descriptor(JSONB(none_as_null=True))
@@ -37,14 +37,14 @@ class UTCDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         if value.tzinfo is None:
-            raise ValueError("a UTCDateTime column takes only times that carry their time zone")
+            raise ValueError("a UTCDateTime column takes only datetimes with a time zone")
         return value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """Return the stored time in UTC."""
-        if value is None or value.tzinfo is not None:
-            return value and value.astimezone(UTC)
-        return value.replace(tzinfo=UTC)
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 def _now() -> datetime:
@@ -57,15 +57,15 @@ def _created_at(context: DefaultExecutionContext) -> datetime:
 
 
 class Resource:
-    """What the tables of resources have in common: a key, and when a row was created and changed.
+    """The columns of every resource: a key, and when a row was created and last changed.
 
-    The key is a UUID, so that rows of two databases can be put together. For pages, add
+    The key is a UUID, so that rows from two databases can be merged. For pagination, add
     `Index(None, "created_at", "id")` to the table.
     """
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4, sort_order=-1)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=_now, sort_order=98)
-    # A new row has the same time in both, to the microsecond.
+    # The default copies created_at, so that a new row has exactly the same time in both.
     updated_at: Mapped[datetime] = mapped_column(
         UTCDateTime, default=_created_at, onupdate=_now, sort_order=99
     )

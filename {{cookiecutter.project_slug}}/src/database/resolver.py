@@ -1,7 +1,7 @@
-"""Turn the environment into a decision: which database was asked for, and what was wrong with it.
+"""Read DATABASE_URL: which database it asks for, or why it cannot be used.
 
-Pure and total: no file, socket or clock is touched, and any value at all gives a Resolution. Each
-step is a function in `space_runtime/url`; this page is the order in which they run.
+No file, socket or clock is touched, and every value gives a Resolution. Each step is a function in
+`space_runtime/url`; this module is the order in which they run.
 """
 
 from collections.abc import Mapping
@@ -55,8 +55,8 @@ class DatabaseURLResolver:
         except UnusableURLError as problem:
             return self._fallback(problem.reason, problem.message)
         except Exception:
-            # A mistake in a step may cost the database, but never the Space; and the exception's
-            # text may quote the value, so it goes nowhere.
+            # A bug in a step must not keep the Space from starting. The exception is not logged,
+            # because its text may quote the value.
             return self._fallback("unparseable")
 
     def _read(self) -> Resolution:

@@ -18,20 +18,20 @@ from space_runtime.url.building import hide_secrets
 from space_runtime.url.resolution import Resolution
 
 SessionLocal = SessionFactory(expire_on_commit=False)
-"""Sessions for scripts; bound while a database serves, and says so when it is used before."""
+"""Sessions for scripts. Raises an error that says what to do if no database is open yet."""
 
 
 def build_engine(target: Resolution | URL | str, *, pool_size: int = 5) -> Engine:
     """Return an engine with this backend's options; nothing is opened and no directory is made.
 
-    Of a resolution the driver also receives the secrets that its URL does not hold. SQL parameters
-    never appear in errors or logs (`hide_parameters`), nor does a secret in `engine.url`. Raise
-    ValueError for a resolution without a URL.
+    The driver also receives a resolution's secrets, which its URL does not contain. SQL parameters
+    never appear in errors or logs (`hide_parameters`), and printing `engine.url` shows no secret.
+    Raise ValueError for a resolution without a URL.
     """
     if isinstance(target, Resolution):
         if target.url is None:
             raise ValueError(
-                f"{target.message} Until then SQLite serves, in a place that is chosen at start:"
+                f"{target.message} Until then SQLite serves, at a location that is chosen at start:"
                 " use open_database() from src.main."
             )
         url, secrets = target.url, dict(target.secrets)
@@ -48,11 +48,11 @@ async def get_database(connection: HTTPConnection) -> Database:
 
 DatabaseDep = Annotated[Database, Depends(get_database)]
 """The database, for `async def` endpoints: `await database.read(f, ...)`, or `write`, runs f in a
-thread of its own, with a Session as its first argument. A write is committed when it returns."""
+worker thread, with a Session as its first argument. When write() returns, it is committed."""
 
 
 async def get_session(database: DatabaseDep) -> AsyncIterator[Session]:
-    """Yield a session in a write transaction, for those who prefer a plain `def` endpoint."""
+    """Yield a session in a write transaction, for plain `def` endpoints."""
     async with database.session() as session:
         yield session
 

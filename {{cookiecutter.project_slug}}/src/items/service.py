@@ -1,4 +1,4 @@
-"""What can be done with items: functions of a session, which know nothing of HTTP."""
+"""Operations on items: functions that take a session and know nothing about HTTP."""
 
 from uuid import UUID
 
@@ -10,7 +10,7 @@ from src.items.models import Item
 from src.items.schemas import ItemCreate, ItemUpdate
 from src.pagination import NewestFirst, Page, Position
 
-# Made once, since putting a query together takes longer than running it.
+# Built once, since building a query takes longer than running it.
 ONE_ITEM = select(Item).where(Item.id == bindparam("id"))
 NEWEST_FIRST = NewestFirst(Item)
 
