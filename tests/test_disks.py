@@ -220,19 +220,19 @@ def test_a_file_locked_by_another_process_answers_503_until_it_is_free(project: 
 
 
 def test_several_workers_share_one_memory_which_ends_with_them(project: BakedProject) -> None:
-    environ = {"DATABASE_URL": "sqlite://", "WEB_CONCURRENCY": "3"}
+    environ = {"DATABASE_URL": "sqlite://", "WEB_CONCURRENCY": "2"}
     for _ in range(2):
         with project.boot(environ, in_place=True) as server:
             stored: set[str] = set()
-            for worker, client in enumerate(one_client_for_each_process(server, 3)):
+            for worker, client in enumerate(one_client_for_each_process(server, 2)):
                 report = replace(server, client=client).settled()
                 assert (report["status"], report["database"]["persistent"]) == ("ok", False)
                 assert "It lives in memory" in report["database"]["detail"]
                 titles = {f"{worker}-{number}" for number in range(10)}
                 assert {client.post("/api/items", json={"title": title}).status_code for title in titles} == {201}
                 stored |= titles
-            pages = [client.get("/api/items?limit=100") for client in one_client_for_each_process(server, 3)]
+            pages = [client.get("/api/items?limit=100") for client in one_client_for_each_process(server, 2)]
             listed = [{item["title"] for item in page.json()["items"]} for page in pages]
-            assert listed == [stored] * 3
+            assert listed == [stored] * 2
             server.stop()
     assert not list(Path("/dev/shm").glob(f"{project.path.name}-*/memory-*.db"))
