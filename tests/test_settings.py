@@ -1,6 +1,7 @@
 """A setting that cannot be used stops the start with one line that names it and does not show it."""
 
 import pytest
+from space_runtime.settings import RuntimeSettings, load
 from src.config.settings import load_settings
 
 NO_ORIGINS = (
@@ -36,3 +37,15 @@ def test_a_bad_value_is_named_and_not_shown(monkeypatch: pytest.MonkeyPatch, nam
 def test_a_blank_value_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POOL_SIZE", "")
     assert load_settings().pool_size is None
+
+
+def test_a_setting_of_the_owner_without_a_description_is_named_and_its_value_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Settings(RuntimeSettings):
+        max_tokens: int = 256
+
+    monkeypatch.setenv("MAX_TOKENS", "a-secret-value")
+    with pytest.raises(SystemExit) as stop:
+        load(Settings)
+    assert stop.value.code == "MAX_TOKENS cannot be used (int_parsing)."

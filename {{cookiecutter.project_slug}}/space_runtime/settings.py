@@ -108,7 +108,7 @@ def _sentences(kind: type[RuntimeSettings], error: ValidationError) -> dict[str,
     for problem in error.errors():
         name = str(problem["loc"][0])
         description = kind.model_fields[name].description
-        # For the types used here, Pydantic's `msg` does not contain the value.
-        told = f"must be {description}" if description else f"cannot be used: {problem['msg']}"
+        # Pydantic's own sentence may contain the value; the code of the error never does.
+        told = f"must be {description}" if description else f"cannot be used ({problem['type']})"
         sentences[name] = f"{name.upper()} {told}."
     return sentences
