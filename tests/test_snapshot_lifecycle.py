@@ -436,3 +436,54 @@ def test_two_processes_that_find_the_same_rows_in_a_snapshot_move_each_row_once(
             assert rows == [("first",), ("second",)], table
     moved = {container.path: list((container.path / "data").glob("*.db")) for container in (project, other)}
     assert [[file.name.partition("-")[0] for file in files] for files in moved.values()] == [["moved"]] * containers
+
+
+# Both have handed their file over before either has moved it.
+HANDING_OVER_TOGETHER = """
+import os
+import time
+from space_runtime.failback import handover
+from src.main import app
+
+begin = handover.begin
+
+
+def begin_with_the_other(*arguments):
+    handed_over = begin(*arguments)
+    with open(os.environ["NOTES"], "a") as notes:
+        notes.write(f"{os.getpid()}\\n")
+    deadline = time.monotonic() + 30
+    while len(set(open(os.environ["NOTES"]).readlines())) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return handed_over
+
+
+handover.begin = begin_with_the_other
+"""
+
+
+def test_two_containers_that_serve_the_same_rows_from_a_snapshot_lose_none_that_came_to_either(
+    project: BakedProject, store: Path, fallback: dict[str, str], login: Login, tmp_path: Path
+) -> None:
+    (project.path / "together.py").write_text(HANDING_OVER_TOGETHER)
+    with project.boot(fallback, in_place=True) as server:
+        assert server.settled()["status"] == "degraded"
+        create(server, "kept")
+        wait_for_snapshot_of(store, "kept")
+        server.kill()
+    lose_the_disk(project)
+    other = project.copy_to(tmp_path / "other")
+    environ = fallback | {"NOTES": str(tmp_path / "notes")}
+    with (
+        project.boot(environ, in_place=True, app="together:app") as first,
+        other.boot(environ, in_place=True, app="together:app") as second,
+    ):
+        for server, title in ((first, "of the first"), (second, "of the second")):
+            assert server.settled()["status"] == "degraded"
+            assert server.titles() == ["kept"]
+            create(server, title)
+        login.allow()
+        for server in (first, second):
+            server.health_when(lambda report: report["status"] == "ok", within=60)
+        assert sorted(first.titles()) == ["kept", "of the first", "of the second"]

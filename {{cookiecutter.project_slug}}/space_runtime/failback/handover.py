@@ -95,6 +95,13 @@ class Failback:
                 self._bring_up_to_date(handed_over)
             source = read_only(handed_over)
             outcome = rows.move_rows(source, self._target, file_id, self._models, on_progress)
+        except rows.AlreadyMoved:
+            if is_new:
+                # Since begin() looked, another container has moved a file that came from the same
+                # snapshot. This one may have rows of its own; those of both are refused.
+                own = names.path(handed_over.parent, "handover", uuid4())
+                return self.move(names.rename(handed_over, own), on_progress)
+            outcome = Outcome()
         except BaseException as error:
             if is_new and not isinstance(error, OutcomeUnknown):
                 names.rename(handed_over, file)

@@ -76,6 +76,10 @@ class SchemasDiffer(Exception):
     """The SQLite file and PostgreSQL have different revisions, so rows cannot be moved."""
 
 
+class AlreadyMoved(Exception):
+    """PostgreSQL has a record of this file's id."""
+
+
 class Outcome(NamedTuple):
     """How many rows were moved, and how many PostgreSQL refused."""
 
@@ -111,14 +115,14 @@ def move_rows(
 ) -> Outcome:
     """Move every row and record the id, in one transaction of `target`; return what became of them.
 
-    `models` has more exact column types than can be read from the databases. Nothing is moved if
-    the id is recorded already. `on_progress` is called before each batch. Raise SchemasDiffer, or
-    OutcomeUnknown if the connection is lost during COMMIT; after any other error nothing was moved.
+    `models` has more exact column types than can be read from the databases. `on_progress` is
+    called before each batch. Raise AlreadyMoved, SchemasDiffer, or OutcomeUnknown if the connection
+    is lost during COMMIT; after any error but that, nothing was moved by this call.
     """
     with _transaction(source, target) as (rows, connection):
         _metadata.create_all(connection)
         if _is_recorded(connection, file_id):
-            return Outcome()
+            raise AlreadyMoved
         move = _Move(rows, connection, models, on_progress)
         refused = copy_tables(move)
         record(connection, file_id, move.moved, refused)
