@@ -17,7 +17,7 @@ class Settings(runtime_settings.RuntimeSettings):
 
         max_tokens: int = Field(default=256, ge=1, description="a whole number, at least 1")
 
-    It is read from MAX_TOKENS. With a bad value the application stops at its start and says
+    It is read from MAX_TOKENS. With a bad value the application stops at startup and says
     "MAX_TOKENS must be a whole number, at least 1.": the description ends that sentence.
     """
 
@@ -38,5 +38,5 @@ SettingsDep = Annotated[Settings, Depends(get_settings)]
 
 
 def setting_problems(variables: Mapping[str, Any]) -> list[str]:
-    """Return a sentence about each of these variables with which the application cannot start."""
+    """Return a sentence for each of these variables whose value would stop the application."""
     return runtime_settings.problems(Settings, variables)

@@ -49,7 +49,7 @@ class DatabaseURLResolver:
         self._on_space = bool(environ.get("SPACE_ID"))
 
     def resolve(self) -> Resolution:
-        """Return the database that was asked for, or why SQLite must take its place."""
+        """Return the configured database, or why DATABASE_URL cannot be used."""
         try:
             return self._read()
         except UnusableURLError as problem:

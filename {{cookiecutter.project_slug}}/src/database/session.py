@@ -31,7 +31,7 @@ def build_engine(target: Resolution | URL | str, *, pool_size: int = 5) -> Engin
     if isinstance(target, Resolution):
         if target.url is None:
             raise ValueError(
-                f"{target.message} Until then SQLite serves, at a location that is chosen at start:"
+                f"{target.message} Which database serves instead, if any, is decided at start:"
                 " use open_database() from src.main."
             )
         url, secrets = target.url, dict(target.secrets)

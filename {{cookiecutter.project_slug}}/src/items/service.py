@@ -21,7 +21,7 @@ def list_items(session: Session, limit: int, after: Position | None) -> Page[Ite
 
 
 def get_item(session: Session, item_id: UUID) -> Item:
-    """Return the item; raise NotFound."""
+    """Return the item; raise NotFound if there is none."""
     item = session.scalar(ONE_ITEM, {"id": item_id})
     if item is None:
         raise NotFound(f"There is no item {item_id}.")
@@ -36,7 +36,7 @@ def create_item(session: Session, data: ItemCreate) -> Item:
 
 
 def update_item(session: Session, item_id: UUID, data: ItemUpdate) -> Item:
-    """Return the changed item; raise NotFound."""
+    """Return the changed item; raise NotFound if there is none."""
     item = get_item(session, item_id)
     for name, value in data.model_dump(exclude_unset=True).items():
         setattr(item, name, value)
@@ -44,5 +44,5 @@ def update_item(session: Session, item_id: UUID, data: ItemUpdate) -> Item:
 
 
 def delete_item(session: Session, item_id: UUID) -> None:
-    """Delete the item; raise NotFound."""
+    """Delete the item; raise NotFound if there is none."""
     session.delete(get_item(session, item_id))
