@@ -53,7 +53,8 @@ class BakedProject:
         It comes with bytecode, so that not each copy's first start compiles the same again.
         """
         if not (self.path / "src" / "__pycache__").exists():
-            compileall.compile_dir(self.path / "src", quiet=2)
+            for part in ("migrations", "space_runtime", "src"):
+                compileall.compile_dir(self.path / part, quiet=2)
         return BakedProject(Path(shutil.copytree(self.path, folder / self.path.name)))
 
     def run(
