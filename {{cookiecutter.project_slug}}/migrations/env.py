@@ -12,7 +12,7 @@ from sqlalchemy import DATETIME, Connection
 from sqlalchemy.types import TypeDecorator
 
 from space_runtime.backends import backend_of
-from space_runtime.failback.rows import OWN_TABLES
+from space_runtime.files.tables import OWN_PREFIX
 from src.database.base import Base, PortableJSON
 from src.items import models as items_models  # noqa: F401  (registers the tables)
 
@@ -40,7 +40,9 @@ def run(connection: Connection) -> None:
         render_as_batch=True,
         render_item=render_item,
         # tables that no migration may change
-        include_name=lambda name, kind, parents: kind != "table" or name not in OWN_TABLES,
+        include_name=lambda name, kind, parents: (
+            kind != "table" or not str(name).startswith(OWN_PREFIX)
+        ),
     )
     with context.begin_transaction():
         context.run_migrations()

@@ -1,11 +1,15 @@
 """Migrations at start: only when the schema differs, and by one process at a time."""
 
 import ast
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, inspect, text
 
 from space_runtime.backends import backend_of
+from space_runtime.failback import records
+from space_runtime.files import seeds
 
 
 class Migrations:
@@ -37,7 +41,7 @@ class Migrations:
         from alembic.config import Config
 
         config = Config(self._folder / "alembic.ini")
-        with backend_of(engine).lock_migrations(engine) as connection:
+        with backend_of(engine).lock_migrations(engine) as connection, around(connection):
             if current_revision(connection) not in newest:
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
@@ -58,6 +62,17 @@ class Migrations:
                     ) if name in found:
                         found[name].update(_strings_in(value))
         return found["revision"], found["revision"] - found["down_revision"]
+
+
+@contextmanager
+def around(connection: Connection) -> Iterator[None]:
+    """Keep the runtime's own records of the migrations that are applied in this block."""
+    if connection.dialect.name == "sqlite":
+        with seeds.recording(connection):
+            yield
+    else:
+        yield
+        records.create_tables(connection)
 
 
 def current_revision(connection: Connection) -> str | None:

@@ -103,6 +103,11 @@ _TABLE = (
         remedy="Deploy the newer version of this application, which moves the rows.",
     ),
     Reason(
+        "rows_not_moved",
+        "the rows on SQLite could not be moved to PostgreSQL",
+        remedy="The log says what PostgreSQL answered; it may be a right that this role lacks.",
+    ),
+    Reason(
         "no_writable_path",
         "the location of its file cannot be written to",
         remedy="Make that location writable, or set SQLITE_DIR to one that is.",

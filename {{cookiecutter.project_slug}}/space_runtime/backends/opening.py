@@ -21,13 +21,15 @@ MIGRATION_SECONDS = 900.0
 class CannotServe(Exception):
     """This database cannot serve now.
 
-    `is_there`: its data are known to exist, so no other database may stand in for it.
+    `is_there`: its data are known to exist, so no other database may stand in for it. `detail`: a
+    clause that says where it failed; anyone may see it.
     """
 
-    def __init__(self, reason: str, *, is_there: bool) -> None:
+    def __init__(self, reason: str, *, is_there: bool, detail: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
         self.is_there = is_there
+        self.detail = detail
 
 
 @dataclass(frozen=True)

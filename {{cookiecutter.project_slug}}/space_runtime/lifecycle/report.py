@@ -103,8 +103,10 @@ def _about_postgresql(state: State) -> list[str]:
     if state.pending_rows:
         sentences.append(
             "Rows written to SQLite while PostgreSQL was away could not be moved:"
-            f" {state.pending_rows}. The log names them; `make failback` tries again."
+            f" {state.pending_rows}. `make failback` tries again; with --list, it names them."
         )
+    if state.failback_problem:
+        sentences.append(state.failback_problem)
     if state.rows_from_before:
         sentences.append(
             "Rows still on SQLite from before DATABASE_URL was set:"
@@ -137,7 +139,8 @@ def _cause(state: State) -> str:
     reason = state.reason
     if reason in HARMLESS or reason == state.configuration.resolution.reason:
         return ""
-    return REASONS[reason].explanation
+    explanation = REASONS[reason].explanation
+    return f"{explanation}: {state.failure_detail}" if state.failure_detail else explanation
 
 
 def _advice(state: State) -> str:
