@@ -90,7 +90,7 @@ def read_schema(
                 tuple(one["constrained_columns"]),
                 one["referred_table"],
                 tuple(one["referred_columns"]),
-                "deferrable" in one.get("options", {}),
+                bool(one.get("options", {}).get("deferrable")),
             )
             for one in foreign_keys[at]
             if one["referred_schema"] is None
@@ -120,7 +120,7 @@ def read_schema(
             tuple(dict.fromkeys(uniques)),
             _without_doubles([*referring, *_references_of_model(model, present)]),
             _sequence(target, name, model, key, columns[at], referring),
-            any((info.get("identity") or {}).get("always") for info in columns[at]),
+            any(_is_always_generated(info) for info in columns[at]),
         )
     return tables
 
@@ -144,6 +144,11 @@ def referred_columns(tables: Iterable[TableSchema]) -> dict[str, list[tuple[str,
         for reference in table.references:
             found.setdefault(reference.table, {})[reference.to] = None
     return {name: list(columns) for name, columns in found.items()}
+
+
+def _is_always_generated(info: ReflectedColumn) -> bool:
+    identity = info.get("identity")
+    return identity is not None and bool(identity["always"])
 
 
 def _without_doubles(references: Iterable[Reference]) -> tuple[Reference, ...]:
