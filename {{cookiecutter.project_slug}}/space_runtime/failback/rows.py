@@ -131,7 +131,7 @@ def move_rows(
 
 def record_empty(target: Engine, file_id: UUID) -> None:
     """Record that a file without rows was moved, so that no snapshot of it is restored."""
-    with backend_of(target).lock_migrations(target) as connection:
+    with backend_of(target).lock_migrations(target) as connection, connection.begin():
         _metadata.create_all(connection)
         if not _is_recorded(connection, file_id):
             record(connection, file_id, 0, [])
@@ -292,7 +292,11 @@ def _transaction(source: Engine, target: Engine) -> Iterator[tuple[Connection, C
     """Yield both connections and hold the migrations' lock; commit the target's at the end."""
     is_committing = False
     try:
-        with source.connect() as rows, backend_of(target).lock_migrations(target) as connection:
+        with (
+            source.connect() as rows,
+            backend_of(target).lock_migrations(target) as connection,
+            connection.begin(),
+        ):
             # SQLite stores times without an offset; they are in UTC.
             connection.execute(text("SET LOCAL TIME ZONE 'UTC'"))
             connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
