@@ -390,9 +390,14 @@ class Lifecycle:
             "database %s: %s",
             self.status,
             self.report.detail,
-            exc_info=self._migration_error if self.report.reason == "migration_failed" else None,
+            exc_info=self._migration_error if self._is_about_migrations() else None,
             extra={"version": self._project.version, "seconds": seconds} if is_first else None,
         )
+
+    def _is_about_migrations(self) -> bool:
+        is_down = self._state.backend is None
+        unfit = is_down and self._state.is_for_postgresql_only
+        return unfit or self.report.reason == "migration_failed"
 
     def _log_bug(self, error: Exception) -> None:
         # Only the frames and the error's type: its text may contain hosts, users and values.
