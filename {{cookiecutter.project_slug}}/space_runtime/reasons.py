@@ -98,6 +98,12 @@ _TABLE = (
         is_there=True,
     ),
     Reason(
+        "foreign_schema",
+        "the database belongs to the migrations of another application",
+        remedy="Give this application a database or a schema of its own in DATABASE_URL.",
+        is_there=True,
+    ),
+    Reason(
         "schema_newer",
         "its schema is newer than this code",
         remedy="Deploy the newer version of this application, which moves the rows.",

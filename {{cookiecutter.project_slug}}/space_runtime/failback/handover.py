@@ -251,7 +251,7 @@ def _transaction(target: Engine) -> Iterator[Connection]:
     """
     is_committing = False
     try:
-        with backend_of(target).lock_migrations(target) as connection:
+        with backend_of(target).lock_migrations(target) as connection, connection.begin():
             yield connection
             is_committing = True
     except BaseException as error:

@@ -90,10 +90,12 @@ def _sentences(state: State) -> list[str]:
 def _about_nothing(state: State) -> list[str]:
     if state.trouble is not None:
         return [f"No database serves: {REASONS[state.trouble].explanation}.", "It is tried again."]
-    cause = _cause(state)
+    cause, unfit = _cause(state), ""
+    if state.is_for_postgresql_only:
+        unfit = "SQLite cannot stand in: the migrations do not run on it; the log says which."
     if not cause:  # DATABASE_URL has to be changed, so do not promise another attempt.
-        return ["No database serves.", _advice(state)]
-    return [f"No database serves: {cause}.", _advice(state), "It is tried again."]
+        return ["No database serves.", _advice(state), unfit]
+    return [f"No database serves: {cause}.", _advice(state), unfit, "It is tried again."]
 
 
 def _about_postgresql(state: State) -> list[str]:

@@ -384,7 +384,8 @@ class Lifecycle:
             with engine.connect() as connection:
                 problem = records.problem(connection)
             if problem:
-                with backend_of(engine).lock_migrations(engine) as connection:
+                lock = backend_of(engine).lock_migrations(engine)
+                with lock as connection, connection.begin():
                     records.create_tables(connection)
                     problem = records.problem(connection)
         except (SQLAlchemyError, DatabaseUnavailable) as error:
@@ -415,9 +416,14 @@ class Lifecycle:
             "database %s: %s",
             self.status,
             self.report.detail,
-            exc_info=self._migration_error if self.report.reason == "migration_failed" else None,
+            exc_info=self._migration_error if self._is_about_migrations() else None,
             extra={"version": self._project.version, "seconds": seconds} if is_first else None,
         )
+
+    def _is_about_migrations(self) -> bool:
+        is_down = self._state.backend is None
+        unfit = is_down and self._state.is_for_postgresql_only
+        return unfit or self.report.reason == "migration_failed"
 
     def _log_bug(self, error: Exception) -> None:
         # Only the frames and the error's type: its text may contain hosts, users and values.

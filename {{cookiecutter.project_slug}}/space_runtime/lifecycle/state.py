@@ -92,6 +92,8 @@ class State:
 
     may_fall_back: bool = False
     """False if strict, or once PostgreSQL has served or has data that SQLite would hide."""
+    is_for_postgresql_only: bool = False
+    """The migrations do not run on SQLite, so it cannot stand in."""
     schema_newer: bool = False
     deadline: float = 0.0
     """Until then, a start retries failures that may pass before it falls back to SQLite."""
@@ -387,6 +389,10 @@ def advance(state: State, step: Step, observation: Observation, now: Moment) -> 
             return replace(state, is_silent=False)
         case Close(), _:
             return replace(state, phase="stopped")
+        case OpenSQLite(fallback=True), Failed("migration_failed", pending_rows=pending_rows):
+            # PostgreSQL's absence is to be mended, and SQLite is not tried again.
+            state = replace(state, may_fall_back=False, is_for_postgresql_only=True)
+            return _down(state, state.connect_failure or "migration_failed", pending_rows, now)
         case OpenSQLite() | ServePostgreSQL(), Failed(reason, pending_rows=pending_rows):
             return _down(state, reason, pending_rows, now)
         case Connect() | LockFiles() | Drain() | MoveRows(), Failed():
