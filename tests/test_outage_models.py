@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.bakery import BakedProject
+from tests.support.killing import app_that_dies
 from tests.support.postgres import Login
 from tests.support.server import IMPATIENT, Server
 
@@ -467,3 +469,68 @@ def test_a_table_of_the_owner_may_have_any_name(shop: BakedProject, login: Login
         promotion = create(server, "promotions", what="two for one")
     with serving(shop, login) as server:
         assert rows(server, "promotions") == [promotion]
+
+
+# Where the process is killed while it gives new numbers, beside the steps in test_failback.py.
+STEPS = [
+    ("handover", "begin", "after"),
+    ("schema", "read_schema", "after"),
+    ("target", "Target.advance", "after"),
+    ("target", "Target.next_numbers", "after"),
+    ("target", "Target.insert", "before"),
+    ("target", "Target.insert", "after"),
+    ("records", "keep", "before"),
+    ("records", "keep", "after"),
+    ("records", "record_move", "after"),
+    ("handover", "finish", "before"),
+]
+
+REPRESENTATIVES = [("target", "Target.next_numbers", "after", "away"), ("handover", "finish", "before", "there")]
+
+DEATHS = [
+    pytest.param(*death, id="-".join(death), marks=() if death in REPRESENTATIVES else pytest.mark.thorough)
+    for death in [(*step, next_start) for step in STEPS for next_start in ("there", "away")]
+]
+
+
+@pytest.mark.parametrize(("module", "name", "moment", "next_start"), DEATHS)
+def test_killed_while_rows_get_new_numbers_each_is_there_once_with_its_own_references(
+    shop: BakedProject, login: Login, module: str, name: str, moment: str, next_start: str
+) -> None:
+    with serving(shop, login) as server:
+        create(server, "customers", name="Alice", email="alice@example.org")
+    login.refuse()
+    app = app_that_dies(shop, moment, module, name, "shop")
+    with shop.boot({"DATABASE_URL": login.url} | IMPATIENT, in_place=True, app=app) as server:
+        assert server.settled()["status"] == "degraded"
+        create(server, "customers", id=1, name="Mallory")
+        create(server, "customers", id=2, name="Friend", recommended_by=1)
+        create(server, "customers", id=3, name="Refused", email="alice@example.org")
+        create(server, "orders", customer_id=1, what="a lamp")
+        create(server, "orders", customer_id=3, what="refused")
+        general = rows(server, "categories")[0]["id"]
+        create(server, "tickets", category_id=general, what="help")
+        login.allow()
+        assert server.process.wait(30) == -signal.SIGKILL
+    if next_start == "away":
+        with outage(shop, login) as server:
+            create(server, "customers", id=1, name="Later")
+            create(server, "orders", customer_id=1, what="later")
+    with serving(shop, login) as server:
+        assert server.health_when(lambda report: report["database"]["pending_rows"] == 2)
+        found = {row["name"]: row for row in rows(server, "customers")}
+        later = {"Later"} if next_start == "away" else set()
+        assert sorted(row["name"] for row in rows(server, "customers")) == sorted(
+            {"Alice", "Mallory", "Friend"} | later
+        )
+        assert found["Alice"]["id"] == 1
+        assert found["Friend"]["recommended_by"] == found["Mallory"]["id"]
+        of_whom = {"a lamp": "Mallory"} | ({"later": "Later"} if next_start == "away" else {})
+        orders = sorted((row["what"], row["customer_id"]) for row in rows(server, "orders"))
+        assert orders == sorted((what, found[name]["id"]) for what, name in of_whom.items())
+        (ticket,) = rows(server, "tickets")
+        assert ticket["category_id"] in {row["id"] for row in rows(server, "categories")}
+        assert len(rows(server, "categories")) == 2
+        listed = failback(shop, login, "--list")
+        assert listed.count("customers  3  PostgreSQL refused it (23505)") == 1
+        assert listed.count("it refers to a row that stayed behind") == 1

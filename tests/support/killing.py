@@ -5,7 +5,7 @@ from tests.support.bakery import BakedProject
 _DEADLY = """
 import os, signal
 from space_runtime.failback import {module}
-from src.main import app
+from {source} import app
 
 step = {module}.{name}
 
@@ -18,7 +18,10 @@ def deadly(*args, **kwargs):
 """
 
 
-def app_that_dies(project: BakedProject, moment: str, module: str, name: str) -> str:
-    """What to boot for an app that dies `before` or `after` this function of `space_runtime.failback`."""
-    (project.path / "deadly.py").write_text(_DEADLY.format(module=module, name=name, moment=moment))
+def app_that_dies(project: BakedProject, moment: str, module: str, name: str, source: str = "src.main") -> str:
+    """What to boot for an app that dies `before` or `after` this function of `space_runtime.failback`.
+
+    `source` is the module with the app.
+    """
+    (project.path / "deadly.py").write_text(_DEADLY.format(module=module, name=name, moment=moment, source=source))
     return "deadly:app"
