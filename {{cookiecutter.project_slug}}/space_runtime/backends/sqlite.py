@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from space_runtime.backends.protocol import Backend, Name, Secrets
+from space_runtime.backends.sqlite_types import STRICT_TYPES, dump_json
 
 # Shorter than a health check's time limit, so that a check reports `locked`, not `timeout`.
 BUSY_TIMEOUT_SECONDS = 2
@@ -51,7 +52,9 @@ class SQLite(Backend):
                 "timeout": BUSY_TIMEOUT_SECONDS,
             },
             hide_parameters=True,
+            json_serializer=dump_json,
         )
+        engine.dialect.colspecs = {**engine.dialect.colspecs, **STRICT_TYPES}
 
         @event.listens_for(engine, "connect")
         def set_pragmas(connection: Any, record: ConnectionPoolEntry) -> None:
