@@ -30,7 +30,6 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 # A double gives back any decimal number of so many digits.
 _DIGITS_OF_A_NUMBER = 15
-_ENUM_LENGTH = 64
 # PostgreSQL allows as many after the point, and more before it.
 _MOST_DIGITS = 16_383
 _EXPONENT_BIAS = 500_000
@@ -210,11 +209,13 @@ class LongNumeric(_DecimalType):
     comparator_factory = Comparator
 
 
+# Text on both databases, checked in Python: a new member needs no migration.
+_CHECKED_TEXT = Enum(enum.Enum, native_enum=False, length=64, validate_strings=True)
+
 TYPES: dict[Any, Any] = {
     datetime: UTCDateTime,
-    # Text on both databases, checked in Python: a new member needs no migration.
-    enum.Enum: Enum(enum.Enum, native_enum=False, length=_ENUM_LENGTH),
-    Literal: Enum(enum.Enum, native_enum=False, length=_ENUM_LENGTH),
+    enum.Enum: _CHECKED_TEXT,
+    Literal: _CHECKED_TEXT,
     dict: PortableJSON,
     list: PortableJSON,
     dict[str, Any]: PortableJSON,

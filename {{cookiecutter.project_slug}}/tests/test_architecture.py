@@ -21,7 +21,7 @@ LAYERS = (
     {"url"},
     {"observability"},
     {"backends", "migrations"},
-    {"snapshots"},
+    {"portability", "snapshots"},
     {"files"},
     {"failback", "serving"},
     {"lifecycle"},
