@@ -27,6 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import CompileError, DBAPIError
 from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy.sql.compiler import DDLCompiler
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from space_runtime.backends import SQLITE
@@ -175,8 +176,7 @@ def _in_type(column: Column[object], sqlite: Dialect) -> Iterator[tuple[str, str
 
 
 def _in_default(column: Column[object], connection: Connection) -> Iterator[tuple[str, str]]:
-    compiler = connection.dialect.ddl_compiler(connection.dialect, None)  # type: ignore[arg-type]
-    default = compiler.get_column_default_string(column)
+    default = _ddl_compiler(connection.dialect).get_column_default_string(column)
     if default is None:
         return
     try:
@@ -203,11 +203,12 @@ def _checks(table: Table) -> list[CheckConstraint]:
 def _in_check(check: CheckConstraint, connection: Connection) -> Iterator[str]:
     """Try a constraint on a table of its own, since an error does not name it."""
     table: Table = check.table
+    compiler = _ddl_compiler(connection.dialect).sql_compiler
     quote = connection.dialect.identifier_preparer.quote
     columns = ", ".join(quote(column.name) for column in table.columns)
     where = f"{table.name}: the CHECK constraint {check.name}"
     try:
-        condition = str(check.sqltext.compile(connection, compile_kwargs={"literal_binds": True}))
+        condition = compiler.process(check.sqltext, include_table=False, literal_binds=True)
         connection.exec_driver_sql(f"CREATE TEMP TABLE probe ({columns}, CHECK ({condition}))")
         connection.exec_driver_sql("DROP TABLE probe")
     except (CompileError, DBAPIError) as error:
@@ -248,6 +249,10 @@ def _compiled(column: Column[object], dialect: Dialect) -> str | None:
         return str(dialect.type_compiler_instance.process(column.type, type_expression=column))
     except CompileError:
         return None
+
+
+def _ddl_compiler(dialect: Dialect) -> DDLCompiler:
+    return dialect.ddl_compiler(dialect, None)  # type: ignore[arg-type]  # no statement yet
 
 
 def _python_type(kind: TypeEngine[object]) -> type[object] | None:
