@@ -47,7 +47,9 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from tests.support.postgres import Postgres
+from tests.support.bakery import BakedProject
+from tests.support.postgres import Login, Postgres
+from tests.support.server import IMPATIENT
 
 pytestmark = pytest.mark.slow
 
@@ -366,3 +368,108 @@ def test_the_types_are_exact_on_an_engine_of_somebody_elses_too() -> None:
 
 def test_the_parameters_of_a_type_belong_to_its_cache_key() -> None:
     assert ExactNumeric(10, 2)._static_cache_key != ExactNumeric(10, 4)._static_cache_key
+
+
+ENTRIES = """
+import enum
+from datetime import datetime
+from decimal import Decimal
+
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy import DateTime, Numeric
+from sqlalchemy.orm import Mapped, mapped_column
+
+from src.database.base import Base, LongNumeric, Resource
+
+
+class State(enum.Enum):
+    OPEN = "open"
+    PAID = "paid"
+
+
+class Entry(Resource, Base):
+    __tablename__ = "entries"
+    price: Mapped[Decimal] = mapped_column(Numeric(30, 10))
+    amount: Mapped[Decimal] = mapped_column(LongNumeric(30, 10))
+    due: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    state: Mapped[State]
+
+
+class NewEntry(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+    price: Decimal
+    amount: Decimal
+    due: datetime
+    state: State
+"""
+ENTRIES_APP = """
+from sqlalchemy import select
+
+from src.database.session import DatabaseDep
+from src.entries import Entry, NewEntry
+from src.main import app
+
+
+@app.post("/entries", status_code=201, response_model=NewEntry)
+async def create(data: NewEntry, database: DatabaseDep) -> Entry:
+    def work(session):
+        entry = Entry(**data.model_dump())
+        session.add(entry)
+        return entry
+    return await database.write(work)
+
+
+@app.get("/entries", response_model=list[NewEntry])
+async def entries(database: DatabaseDep) -> list[Entry]:
+    return await database.read(lambda session: list(session.scalars(select(Entry).order_by(Entry.amount))))
+"""
+
+
+def test_numbers_and_times_that_sqlite_took_in_an_outage_are_the_same_on_postgresql(
+    project: BakedProject, login: Login
+) -> None:
+    (project.path / "src" / "entries.py").write_text(ENTRIES)
+    (project.path / "extra.py").write_text(ENTRIES_APP)
+    environment = project.path / "migrations" / "env.py"
+    imports = "from src.items import models"
+    environment.write_text(
+        environment.read_text().replace(imports, f"from src import entries  # noqa: F401\n{imports}")
+    )
+    # as `make migration` does, on SQLite
+    project.run("alembic", "upgrade", "head")
+    project.run("alembic", "revision", "--autogenerate", "-m", "add entries")
+    (migration,) = (project.path / "migrations" / "versions").glob("*_add_entries.py")
+    assert "space_runtime" not in migration.read_text()
+    entry = {
+        "price": "1.25",
+        "amount": "12345678901234567.89",
+        "due": "2024-06-01T09:00:00+09:00",
+        "state": "paid",
+    }
+    smaller = entry | {"amount": "-12345678901234567.899", "price": "0.00000000005"}
+    stored = [
+        {"price": "1E-10", "amount": "-12345678901234567.8990000000", "due": "2024-06-01T00:00:00Z", "state": "paid"},
+        {
+            "price": "1.2500000000",
+            "amount": "12345678901234567.8900000000",
+            "due": "2024-06-01T00:00:00Z",
+            "state": "paid",
+        },
+    ]
+    refused = [entry | {"price": entry["amount"]}, entry | {"amount": "1e20"}, entry | {"due": "2024-06-01T09:00:00"}]
+    with project.boot(IMPATIENT | {"DATABASE_URL": login.url}, in_place=True, app="extra:app") as server:
+        assert server.settled()["status"] == "degraded", server.log()
+        for sound in (entry, smaller):
+            assert server.post("/entries", json=sound).status_code == 201
+        for unsound in refused:
+            answer = server.post("/entries", json=unsound)
+            assert answer.status_code == 422, answer.text
+            assert "digits" in answer.text or "time zone" in answer.text
+        assert server.get("/entries").json() == stored
+        login.allow()
+        report = server.health_when(lambda report: report["status"] == "ok", within=30)
+        assert report["database"]["pending_rows"] == 0
+        assert server.get("/entries").json() == stored
+        # what both databases refuse gets the same answer from both
+        assert [server.post("/entries", json=unsound).status_code for unsound in refused[1:]] == [422, 422]
+    project.run("alembic", "check", environ={"DATABASE_URL": login.url})

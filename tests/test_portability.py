@@ -69,11 +69,6 @@ BAD: dict[str, tuple[tuple[SchemaItem, ...], str, str]] = {
     "a short float": ((Column("x", Float(24)),), "PostgreSQL keeps 7 digits", "Double"),
     "a real": ((Column("x", REAL),), "PostgreSQL keeps 7 digits", "Double"),
     "a collation": ((Column("x", String(9, collation="C")),), "the collation 'C'", "with_variant(String()"),
-    "a big key": (
-        (Column("id", BigInteger, primary_key=True),),
-        "things.id: SQLite numbers only INTEGER keys",
-        'BigInteger().with_variant(Integer, "sqlite")',
-    ),
     "a number in a key of two columns": (
         (Column("id", Integer, primary_key=True, autoincrement=True), Column("x", Integer, primary_key=True)),
         "things.id: SQLite cannot number a part of a key",
@@ -130,7 +125,9 @@ def test_what_would_not_survive_is_named_once_with_what_to_write(case: str) -> N
     assert instead in said.partition(problem)[2]
 
 
-def test_a_table_in_a_schema_or_outside_of_base_is_named() -> None:
+def test_a_table_without_rowid_in_a_schema_or_outside_of_base_is_named() -> None:
+    (said,) = sentences(Column("id", Integer, primary_key=True), sqlite_with_rowid=False)
+    assert "things.id: SQLite cannot number keys without a rowid" in said
     (said,) = sentences(schema="shop")
     assert "SQLite has no schemas" in said
     (said,) = sentences(Column("x", Numeric(10, 2)), metadata=MetaData())

@@ -145,6 +145,8 @@ def _obstacles_in_column(
             "SQLite cannot number a part of a key",
             "a key of one column, and a UniqueConstraint for the others",
         )
+    if is_key and not column.table.dialect_options["sqlite"]["with_rowid"]:
+        yield "SQLite cannot number keys without a rowid", "no sqlite_with_rowid=False"
     yield from _in_default(column, connection)
 
 
@@ -233,14 +235,6 @@ def _on_creation(table: Table, connection: Connection) -> Iterator[str]:
             f"{table.name}: SQLite refuses the table or an index of it ({reason})."
             " Write what both databases know."
         )
-        return
-    if (key := table.autoincrement_column) is not None:
-        kinds = {
-            info["name"]: str(info["type"]) for info in inspect(connection).get_columns(table.name)
-        }
-        if kinds[key.name] != "INTEGER":
-            variant = f'{type(key.type).__name__}().with_variant(Integer, "sqlite")'
-            yield f"{table.name}.{key.name}: SQLite numbers only INTEGER keys. Write {variant}."
 
 
 def _compiled(column: Column[object], dialect: Dialect) -> str | None:
