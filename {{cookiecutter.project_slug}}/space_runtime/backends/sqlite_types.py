@@ -42,6 +42,13 @@ class _Text(String):
         return process
 
 
+class _Enum(Enum):
+    """An enum that takes no text but its own: such a row could never be read again."""
+
+    def __init__(self, *members: Any, **options: Any) -> None:
+        super().__init__(*members, **{**options, "validate_strings": True})
+
+
 class _Whole(Integer):
     """An integer of so many bits as PostgreSQL has for it."""
 
@@ -111,8 +118,7 @@ class _LocalTime(sqlite.TIME):
 
 STRICT_TYPES: Mapping[type[TypeEngine[Any]], type[TypeEngine[Any]]] = {
     String: _Text,
-    # a String, too, which checks its values by itself
-    Enum: Enum,
+    Enum: _Enum,
     SmallInteger: _SmallWhole,
     Integer: _Whole,
     BigInteger: _BigWhole,
