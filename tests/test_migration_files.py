@@ -234,7 +234,7 @@ def test_columns_get_the_type_that_each_database_has_wherever_the_migration_was_
         script = {"DATABASE_URL": url, "PYTHONPATH": "."}
         assert "differ: []" in project.run("python", "-c", WRITE_A_ROW, environ=script).stdout
     with postgres.connect(of_postgresql) as server:
-        assert dict(server.execute(COLUMNS).fetchall()) == ON_POSTGRESQL
+        assert server.execute(COLUMNS).fetchall() == list(ON_POSTGRESQL.items())
         server.execute("INSERT INTO second VALUES (DEFAULT, 'draft')")
     with closing(sqlite3.connect(of_sqlite.removeprefix("sqlite:///"))) as file:
         declared = file.execute("SELECT name, type FROM pragma_table_info('everything')")
@@ -360,7 +360,17 @@ def test_what_others_have_in_the_same_database_is_not_mentioned_in_a_migration(
     written = make_migration(project, database_url, "notes")
     assert 'op.create_table(\n        "notes",' in written
     assert "drop_table" not in written.partition("def downgrade")[0]
-    for foreign in ("customers", "administrator", "view", "search", "items_text", "other", "foreign_", "spatial", "space_"):
+    for foreign in (
+        "customers",
+        "administrator",
+        "view",
+        "search",
+        "items_text",
+        "other",
+        "foreign_",
+        "spatial",
+        "space_",
+    ):
         assert foreign not in written
     # what this project has created, it also drops
     models.write_text(before)

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 STATEMENT_TIMEOUT_MILLISECONDS = 10_000
 # A number that no other application in the same database is likely to use.
-_ADVISORY_LOCK = 7_860_201_811
+_TRY_LOCK = "SELECT pg_try_advisory_xact_lock(7860201811)"
 _SECONDS_FOR_OTHERS = 60.0
 _SECONDS_BETWEEN_HEARTBEATS = 1.0
 # Shows whether the session lives, keeps the server from ending it, and, unlike a SELECT, takes no
@@ -195,9 +195,8 @@ def _take_lock(session: Any) -> None:
     deadline = time.monotonic() + _SECONDS_FOR_OTHERS
     while True:
         session.execute(_HEARTBEAT)
-        (is_taken,) = session.execute(
-            "SELECT pg_try_advisory_xact_lock(%s)", [_ADVISORY_LOCK]
-        ).fetchone()
+        # Without parameters: the protocol for them leaves a portal open, and with it a snapshot.
+        (is_taken,) = session.execute(_TRY_LOCK).fetchone()
         if is_taken:
             return
         session.rollback()
