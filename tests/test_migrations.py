@@ -94,13 +94,22 @@ def downgrade():
 """
 
 AUTOCOMMIT = """
+def check_limits():
+    if op.get_bind().dialect.name == "postgresql":
+        for setting, value in {"statement_timeout": "0", "lock_timeout": "5s", "transaction_read_only": "off"}.items():
+            assert op.get_bind().scalar(sa.text(f"SHOW {setting}")) == value, setting
+
+
 def upgrade():
+    check_limits()
     op.add_column("items", sa.Column("kind", sa.String(20)))
     with op.get_context().autocommit_block():
+        check_limits()
         if op.get_bind().dialect.name == "postgresql":
             op.execute("CREATE TYPE mood AS ENUM ('sad')")
             op.execute("ALTER TYPE mood ADD VALUE 'glad'")
             op.execute("CREATE INDEX CONCURRENTLY ix_items_kind ON items (kind)")
+    check_limits()
     op.create_table("moods", sa.Column("mood", sa.String(20)))
     if op.get_bind().dialect.name == "postgresql":
         op.execute("ALTER TABLE moods ALTER mood TYPE mood USING mood::mood")
