@@ -234,7 +234,7 @@ def test_columns_get_the_type_that_each_database_has_wherever_the_migration_was_
         script = {"DATABASE_URL": url, "PYTHONPATH": "."}
         assert "differ: []" in project.run("python", "-c", WRITE_A_ROW, environ=script).stdout
     with postgres.connect(of_postgresql) as server:
-        assert {str(name): kind for name, kind in server.execute(COLUMNS)} == ON_POSTGRESQL
+        assert server.execute(COLUMNS).fetchall() == list(ON_POSTGRESQL.items())
         server.execute("INSERT INTO second VALUES (DEFAULT, 'draft')")
     with closing(sqlite3.connect(of_sqlite.removeprefix("sqlite:///"))) as file:
         declared = file.execute("SELECT name, type FROM pragma_table_info('everything')")

@@ -11,6 +11,7 @@ from datetime import datetime, time
 from typing import Any
 
 from sqlalchemy import (
+    CHAR,
     BigInteger,
     DateTime,
     Dialect,
@@ -19,6 +20,7 @@ from sqlalchemy import (
     Integer,
     SmallInteger,
     String,
+    Text,
     Time,
 )
 from sqlalchemy.dialects import sqlite
@@ -40,6 +42,15 @@ class _Text(String):
             return value
 
         return process
+
+
+class _LongText(_Text):
+    # What a type is called in a migration goes by this.
+    __visit_name__ = "text"
+
+
+class _Char(_Text):
+    __visit_name__ = "CHAR"
 
 
 class _Enum(Enum):
@@ -66,6 +77,7 @@ class _Whole(Integer):
 
 
 class _SmallWhole(_Whole):
+    __visit_name__ = "small_integer"
     bits = 16
 
 
@@ -118,6 +130,8 @@ class _LocalTime(sqlite.TIME):
 
 STRICT_TYPES: Mapping[type[TypeEngine[Any]], type[TypeEngine[Any]]] = {
     String: _Text,
+    Text: _LongText,
+    CHAR: _Char,
     Enum: _Enum,
     SmallInteger: _SmallWhole,
     Integer: _Whole,
