@@ -259,16 +259,14 @@ class Move:
 
     def _converted(self, schema: TableSchema, stored: StoredRow) -> _Row:
         """Return the row with the values that PostgreSQL gets; raise _Unmovable."""
-        content = {**stored.content, **stored.settled}
-        unknown = content.keys() - schema.columns.keys() - schema.computed
-        if any(content[name] is not None for name in unknown):
-            raise _Unmovable("no_such_column")
+        values: dict[str, Any] = {**stored.content, **stored.settled}
+        for name in values.keys() - schema.columns.keys():
+            if values.pop(name) is not None and name not in schema.computed:
+                raise _Unmovable("no_such_column")
         try:
-            values = {
-                name: one.conversion.read(content[name])
-                for name, one in schema.columns.items()
-                if name in content
-            }
+            for name, read in schema.readers.items():
+                if name in values:
+                    values[name] = read(values[name])
         except (ValueError, TypeError, LookupError, ArithmeticError):
             # SQLite stores any value in any column, even if the column's type cannot read it.
             raise _Unmovable("unstorable") from None
@@ -336,7 +334,7 @@ class Move:
 
     def _stays_with_another(self, schema: TableSchema, row: _Row) -> bool:
         """Refuse the row if it refers to one that stays behind; return whether it does."""
-        for one in schema.references:
+        for one in schema.references if self._keys.has_refused else ():
             stored = _pick(one.columns, row.stored.content)
             if self._keys.is_refused(one.table, one.to, stored):
                 seed = self._missing_seeds.pop((one.table, one.to, stored), None)
@@ -450,7 +448,7 @@ class Move:
 
 
 def _pick(columns: Iterable[str], values: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(values.get(name) for name in columns)
+    return tuple([values.get(name) for name in columns])
 
 
 def _batches(rows: Iterable[StoredRow]) -> Iterator[list[StoredRow]]:
@@ -458,7 +456,7 @@ def _batches(rows: Iterable[StoredRow]) -> Iterator[list[StoredRow]]:
     batch: list[StoredRow] = []
     size = 0
     for row in rows:
-        length = sum(len(one) for one in row.content.values() if isinstance(one, (str, bytes)))
+        length = sum([len(one) for one in row.content.values() if isinstance(one, (str, bytes))])
         if batch and (len(batch) == ROWS_AT_ONCE or size + length > BYTES_AT_ONCE):
             yield batch
             batch, size = [], 0
