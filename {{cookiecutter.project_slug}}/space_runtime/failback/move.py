@@ -24,7 +24,7 @@ from space_runtime.failback.records import RefusalCode, RefusedRow
 from space_runtime.failback.schema import TableSchema, in_order, read_schema, referred_columns
 from space_runtime.failback.sources import Locator, Source, StoredRow
 from space_runtime.failback.target import Refused, Target
-from space_runtime.files.generated_keys import lowest
+from space_runtime.files.generated_keys import highest, lowest
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,7 @@ class Move:
         self._keys = Keys()
         self._seeds: dict[str, set[Locator]] = {}
         self._missing_seeds: dict[tuple[str, tuple[str, ...], tuple[Any, ...]], StoredRow] = {}
+        self._kept_seeds: set[Node] = set()
         self._new_numbers_only: set[str] = set()
         self._moved = self._refused = 0
         self._unrecorded: list[RefusedRow] = []
@@ -280,6 +281,8 @@ class Move:
             taken = set(numbers)
         else:
             taken = self._target.taken(schema, numbers)
+            most = highest(schema.columns[key].kind)
+            taken |= {number for number in numbers if number > most}
         if not taken:
             return rows
         new = iter(self._target.next_numbers(schema, sum(one in taken for one in numbers)))
@@ -337,8 +340,9 @@ class Move:
         for one in schema.references if self._keys.has_refused else ():
             stored = _pick(one.columns, row.stored.content)
             if self._keys.is_refused(one.table, one.to, stored):
-                seed = self._missing_seeds.pop((one.table, one.to, stored), None)
-                if seed is not None:
+                seed = self._missing_seeds.get((one.table, one.to, stored))
+                if seed is not None and (one.table, seed.locator) not in self._kept_seeds:
+                    self._kept_seeds.add((one.table, seed.locator))
                     self._record(one.table, seed, "seed_missing")
                 self._refuse_row(schema, row, None)
                 return True
@@ -442,8 +446,8 @@ class Move:
         (key,) = schema.key
         limit = lowest(schema.columns[key].kind)
         seeds = self._seeds[schema.name]
-        highest = self._source.highest(schema.name, key, below=limit, without=seeds)
-        if highest is not None and not self._target.advance(schema, highest, limit):
+        last = self._source.highest(schema.name, key, below=limit, without=seeds)
+        if last is not None and not self._target.advance(schema, last, limit):
             self._new_numbers_only.add(schema.name)
 
 

@@ -6,10 +6,12 @@ from typing import Any
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    ColumnElement,
     Connection,
     Integer,
     TableClause,
     any_,
+    cast,
     column,
     literal,
     literal_column,
@@ -23,6 +25,7 @@ from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import Insert
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.types import NullType
 
 from space_runtime.failback.schema import TableSchema
 
@@ -111,7 +114,10 @@ class Target:
     def find(self, schema: TableSchema, values: Values) -> Mapping[str, Any] | None:
         """Return a row with these values; None if there is none, or they cannot be compared."""
         clause = self._clause(schema)
-        same = (clause.c[name].is_not_distinct_from(value) for name, value in values.items())
+        same = (
+            clause.c[name].is_not_distinct_from(_typed(schema, name, value))
+            for name, value in values.items()
+        )
         query = select(clause).where(*same).order_by(*(clause.c[name] for name in schema.key))
         found: list[Mapping[str, Any]] = []
 
@@ -190,6 +196,14 @@ class Target:
             columns = (column(one.name, one.conversion.type) for one in schema.columns.values())
             self._clauses[schema.name] = table(schema.name, *columns)
         return self._clauses[schema.name]
+
+
+def _typed(schema: TableSchema, name: str, value: Any) -> ColumnElement[Any]:
+    """Return a value to compare a column with; text that stands for something else is converted."""
+    column = schema.columns[name]
+    if isinstance(column.conversion.type, NullType):
+        return cast(literal(value), column.kind)
+    return literal(value, column.conversion.type)
 
 
 def _is_about_rows(error: StatementError) -> bool:

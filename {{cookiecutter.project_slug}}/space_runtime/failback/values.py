@@ -41,7 +41,7 @@ class Conversions:
             return Conversion(_reader_without_model(column), _as_raw, NullType())
         here, there = model.dialect_impl(self._source), model.dialect_impl(self._target)
         if isinstance(_inner(here), JSON) and isinstance(_inner(there), JSON):
-            return Conversion(unchanged, unchanged, NullType())
+            return Conversion(_read_json, unchanged, NullType())
         return Conversion(
             here.result_processor(self._source, None) or unchanged,
             here.bind_processor(self._source) or _as_raw,
@@ -106,6 +106,11 @@ def _read_interval(value: Raw) -> timedelta | Raw:
         return datetime.fromisoformat(str(value)) - _EPOCH
     except ValueError:
         return value
+
+
+def _read_json(value: Raw) -> str | Raw:
+    # SQLite stores JSON that is nothing but a number as a number.
+    return json.dumps(value) if isinstance(value, (int, float)) else value
 
 
 def unchanged(value: Any) -> Any:
