@@ -2,7 +2,7 @@
 
 import sqlite3
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import psycopg
@@ -139,6 +139,34 @@ def test_a_migration_may_leave_its_transaction_for_a_while(project: BakedProject
             valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'ix_items_kind'::regclass"
             assert server.execute(valid).fetchall() == [(True,)]
 
+
+@pytest.mark.slow
+def test_processes_that_wait_for_a_migration_do_not_hold_it_up(project: BakedProject, postgres: Postgres) -> None:
+    environ = {"DATABASE_URL": postgres.create_database()}
+    project.run("alembic", "upgrade", "head", environ=environ)
+    add_migration(
+        project, MEETING + AUTOCOMMIT.replace("        check_limits()\n        if", "        meet()\n        if")
+    )
+    with ExitStack() as apps:
+        for app in [apps.enter_context(project.boot(environ, in_place=True)) for _ in range(3)]:
+            assert app.settled(60)["status"] == "ok", app.log()
+            assert "Traceback" not in app.log()
+
+
+# Two that wait have two sessions each; the one that migrates has another one, with its lock.
+MEETING = """
+import time
+
+
+def meet():
+    others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    deadline = time.monotonic() + 60
+    while op.get_bind().scalar(sa.text(others)) < 5:
+        assert time.monotonic() < deadline, "the others do not come"
+        time.sleep(0.05)
+
+
+"""
 
 FAILS = """
 def upgrade():
