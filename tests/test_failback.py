@@ -274,7 +274,6 @@ def test_tables_of_the_owner_move_in_the_right_order(own_tables: BakedProject, l
             assert connection.execute("SELECT notes FROM z_authors WHERE notes IS NOT NULL").fetchall() == [
                 ({"b": [1, None]},)
             ]
-        # numbers that PostgreSQL gives out begin after those that came
         # what was moved has numbers far above
         assert server.post("/author", params={"name": "new"}).json() == 1
 
