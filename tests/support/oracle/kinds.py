@@ -11,7 +11,6 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.types import TypeDecorator, TypeEngine
-
 from src.database.base import PortableJSON, UTCDateTime
 
 
@@ -76,11 +75,13 @@ class Stored:
     is_null: bool = False
 
     def __repr__(self) -> str:
+        """Both."""
         return f"{self.given!r} (held as {'NULL' if self.is_null else self.held!r})"
 
 
 JSON_NULL = Stored(sa.JSON.NULL, None)
 AS_NULL = Stored(sa.null(), None, is_null=True)
+"""Both are told apart by `is null`, since either is read as None."""
 DOCUMENTS = [{"a": [1, None, "ü"]}, [], JSON_NULL, AS_NULL, "text", 0, False, {"\\u": '"'}]
 TOKYO = timezone(timedelta(hours=9))
 
@@ -98,7 +99,7 @@ KINDS: dict[str, Kind] = {
         [datetime(2024, 6, 1, tzinfo=UTC), datetime(1999, 12, 31, 23, 59, 59, 999999, UTC)],
         needs_model=False,
     ),
-    "naive": Kind(lambda _: sa.DateTime(), [datetime(2024, 6, 1), datetime(1, 1, 1, 0, 0, 0, 1)], needs_model=False),  # noqa: DTZ001
+    "naive": Kind(lambda _: sa.DateTime(), [datetime(2024, 6, 1), datetime(1, 1, 1, 0, 0, 0, 1)], needs_model=False),
     "jsonb": Kind(lambda _: sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), DOCUMENTS, needs_model=False),
     "json": Kind(lambda _: sa.JSON(), DOCUMENTS, needs_model=False),
     "utc": Kind(lambda _: UTCDateTime(), [datetime(2024, 6, 1, 9, tzinfo=TOKYO), datetime(2024, 6, 1, tzinfo=UTC)]),

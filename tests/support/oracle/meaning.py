@@ -14,7 +14,7 @@ from tests.support.oracle.schemas import Schema, Table
 from tests.support.oracle.stories import Change, NewRow
 
 
-class NoSuchRow(Exception):
+class NoSuchRowError(Exception):
     """A row, or one that it refers to, is not there."""
 
 
@@ -42,7 +42,7 @@ class Rows:
     def value(self, marker: str, column: str) -> Any:
         """What a column of a row holds."""
         if marker not in self.rows:
-            raise NoSuchRow(marker)
+            raise NoSuchRowError(marker)
         row = self.rows[marker]
         for one in row.table.references:
             if column in one.columns:
@@ -90,6 +90,7 @@ class Meaning:
     """What PostgreSQL must hold, and which rows must be kept beside."""
 
     def __init__(self, schema: Schema) -> None:
+        """Nothing is there yet."""
         self.schema = schema
         self.postgresql = Rows(schema)
         self.refused: dict[str, Row] = {}
@@ -117,7 +118,7 @@ class Meaning:
             for columns in row.table.uniques:
                 try:
                     values = tuple(everything.value(marker, column) for column in columns)
-                except NoSuchRow:
+                except NoSuchRowError:
                     continue
                 if None not in values and not (row.table.is_numbered and columns == row.table.key_columns):
                     wanted[(row.table.name, columns, repr(values))] += 1
@@ -166,7 +167,7 @@ class Meaning:
                 # A new row is nobody that a row in PostgreSQL could refer to, whatever its key is now.
                 if not refers_to_new and (other := before.has(row.table, columns, values)):
                     return f"{other} has the same {', '.join(columns)}"
-        except NoSuchRow as missing:
+        except NoSuchRowError as missing:
             return f"{missing} is gone"
         return None
 

@@ -10,7 +10,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from tests.support.oracle.choosing import Choose
-from tests.support.oracle.kinds import KINDS
+from tests.support.oracle.kinds import KINDS, given
 
 NAMES = ("apples", "birds", "cats", "dogs")
 KEYS = ("uuid", "integer", "text", "composite", "lines", "shared")
@@ -50,9 +50,8 @@ class Reference:
         marks = [] if self.nullable else ["not null"]
         marks += [f"deferrable initially {self.deferrable.lower()}"] if self.deferrable else []
         marks += [f"known to the {self.known_to} only"] if self.known_to != "both" else []
-        return (
-            f"{self.name}({', '.join(self.columns)}) -> {self.target}({', '.join(self.target_columns)})"
-            + "".join(f" {mark}" for mark in marks)
+        return f"{self.name}({', '.join(self.columns)}) -> {self.target}({', '.join(self.target_columns)})" + "".join(
+            f" {mark}" for mark in marks
         )
 
 
@@ -187,12 +186,19 @@ class Schema:
                 return self.type_of(self.tables[one.target], target)
         if column == "id" and table.is_numbered:
             # Only INTEGER makes numbers on SQLite.
-            return INTEGERS[table.width]().with_variant(sa.Integer(), "sqlite")
+            kind: sa.types.TypeEngine[Any] = INTEGERS[table.width]()
+            return kind.with_variant(sa.Integer(), "sqlite")
         if column in table.columns:
             return KINDS[table.columns[column]].make(f"{table.name}_{column}")
         if column == "odd":
-            return {"number": sa.Integer(), "width": sa.String(20)}.get(table.odd or "", sa.Text())
-        fixed = {"id": sa.Uuid(), "number": sa.Integer(), "line": sa.Integer(), "slot": sa.Integer()}
+            limits: dict[str, sa.types.TypeEngine[Any]] = {"number": sa.Integer(), "width": sa.String(20)}
+            return limits.get(table.odd or "", sa.Text())
+        fixed: dict[str, sa.types.TypeEngine[Any]] = {
+            "id": sa.Uuid(),
+            "number": sa.Integer(),
+            "line": sa.Integer(),
+            "slot": sa.Integer(),
+        }
         return fixed.get(column, sa.Text())
 
     def _write(self, table: Table, metadata: sa.MetaData, models: bool) -> None:
@@ -245,7 +251,7 @@ class Schema:
         keys: dict[str, dict[str, Any]] = {}
         drawn = itertools.count(draw * 1000 + 10**6)
         for table, seed in self.seeds:
-            columns = {name: value_given(value) for name, value in seed.values.items()}
+            columns = {name: given(value) for name, value in seed.values.items()}
             for one in table.references:
                 target = keys.get(seed.refs[one.name] or "", {})
                 columns |= {own: target.get(name) for own, name in zip(one.columns, one.target_columns, strict=True)}
@@ -274,13 +280,6 @@ class Schema:
     def __str__(self) -> str:
         """All tables."""
         return "\n".join(map(str, self.tables.values()))
-
-
-def value_given(value: Any) -> Any:
-    """What a client gives for this value."""
-    from tests.support.oracle.kinds import given
-
-    return given(value)
 
 
 def shown(values: dict[str, Any], refs: dict[str, str | None]) -> str:
@@ -374,10 +373,7 @@ def _is_given(schema: Schema, *tables: Table) -> bool:
     """Whether a client knows the keys of these before it writes a row."""
     return all(
         table.key in ("uuid", "text", "composite")
-        or (
-            table.key in ("lines", "shared")
-            and _is_given(schema, schema.tables[table.references[0].target])
-        )
+        or (table.key in ("lines", "shared") and _is_given(schema, schema.tables[table.references[0].target]))
         for table in tables
     )
 
@@ -391,10 +387,9 @@ def _draw_seeds(choose: Choose, schema: Schema, table: Table) -> None:
             if not targets and not one.nullable:
                 return
             refs[one.name] = choose.one_of([*([None] if one.nullable else []), *targets])
-        if table.key == "shared" or (table.slot_of and number):
-            # The second would need a parent of its own.
-            if number:
-                return
+        if table.key == "shared" and number:
+            # The second would need an owner of its own.
+            return
         values = draw_values(choose, table, marker, 900 + number)
         drawn = table.is_numbered or (table.key == "uuid" and choose.chance(60))
         if table.key == "uuid" and not drawn:
@@ -425,7 +420,7 @@ def fresh(table: Table, column: str, marker: str, number: int) -> Any:
         "code": f"code-{marker}",
         "area": "north",
         "number": number,
-        "line": number,
+        "line": number % 5,
         "slot": number % 3,
         "u": f"u-{marker}",
     }[column]

@@ -4,20 +4,17 @@ import asyncio
 import json
 import logging
 import shutil
+import sqlite3
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 import sqlalchemy as sa
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
-from sqlalchemy.pool import StaticPool
-
 from space_runtime.backends.errors import DatabaseUnavailable
 from space_runtime.failback.handover import Failback
 from space_runtime.migrations import Migrations
@@ -25,20 +22,26 @@ from space_runtime.project import Project
 from space_runtime.runtime import Runtime
 from space_runtime.serving.database import SessionFactory
 from space_runtime.settings import RuntimeSettings
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import StaticPool
 from src.database.resolver import DatabaseURLResolver
+
 from tests.support.bakery import ROOT, TEMPLATE_FOLDER
 from tests.support.oracle.kinds import given, held
 from tests.support.oracle.meaning import Meaning, Move, Row, Rows, is_odd
-from tests.support.oracle.schemas import ODDITIES, Schema, Table, short
-from tests.support.oracle.stories import Change, Create, Delete, NewRow, Operation, Story
+from tests.support.oracle.schemas import ODDITIES, Table, short
+from tests.support.oracle.stories import Change, Create, Delete, NewRow, Operation, Outage, Story
 from tests.support.postgres import PASSWORD, Postgres
 
 REFUSED = "space_runtime_refused_rows"
 SECONDS = 30
+SECONDS_UNTIL_COUNTED = 5
+NEVER = 60.0
 GIVEN_UP = ("rows_not_moved", "migration_failed", "internal", "schema_newer", "connection_lost")
 
-# What the migration of the project folder does; it is different in each story.
-upgrade: Callable[[sa.Connection], None] = lambda connection: None
+# The story whose tables the migration of the project folder makes.
+_telling: "_Telling | None" = None
 
 MIGRATION = '''"""The only migration: the tables of the story that is told."""
 
@@ -91,7 +94,10 @@ class World:
             connection.execute(f"CREATE ROLE {self.owner} LOGIN PASSWORD '{PASSWORD}'")
             connection.execute(f"CREATE DATABASE {self.owner}")
         url = sa.make_url(postgres.url(self.owner)).set(drivername="postgresql+psycopg")
-        self.elsewhere = sa.create_engine(url, poolclass=StaticPool, isolation_level="AUTOCOMMIT")
+        # Nothing is prepared, since each story has other tables under the same names.
+        self.elsewhere = sa.create_engine(
+            url, poolclass=StaticPool, isolation_level="AUTOCOMMIT", connect_args={"prepare_threshold": None}
+        )
         self.url = postgres.url(self.owner, user=self.owner)
         self._versions = folder / "migrations" / "versions"
         self._versions.mkdir(parents=True)
@@ -100,7 +106,10 @@ class World:
         (self._versions / "0001_story.py").write_text(MIGRATION)
         # Not the project's own file, which would put this folder at the front of sys.path each time.
         self.log = Log()
-        logging.getLogger("space_runtime").addHandler(self.log)
+        self._logger = logging.getLogger("space_runtime")
+        self._logger.addHandler(self.log)
+        # Hundreds of stories would hide the one that failed.
+        self._logger.propagate = False
         (folder / "alembic.ini").write_text("[alembic]\nscript_location = %(here)s/migrations\npath_separator = os\n")
 
     def clear(self) -> None:
@@ -120,19 +129,26 @@ class World:
 
     def close(self) -> None:
         """Close the connection."""
-        logging.getLogger("space_runtime").removeHandler(self.log)
+        self._logger.removeHandler(self.log)
+        self._logger.propagate = True
         self.elsewhere.dispose()
 
 
-class Differs(AssertionError):
+def upgrade(connection: sa.Connection) -> None:
+    """Do what the migration of the story that is told does."""
+    assert _telling is not None
+    _telling.upgrade(connection)
+
+
+class DiffersError(AssertionError):
     """What was found is not what the story means."""
 
 
 def tell(story: Story, world: World) -> None:
-    """Run a story; raise Differs with the whole of it if PostgreSQL does not hold what it means."""
+    """Run a story; raise DiffersError with the whole of it if PostgreSQL does not hold what it means."""
     problems = _Telling(story, world).run()
     if problems:
-        raise Differs("\n".join(["", *problems, "", "The story:", repr(story)]))
+        raise DiffersError("\n".join(["", *problems, "", "The story:", repr(story)]))
 
 
 class _Telling:
@@ -151,76 +167,87 @@ class _Telling:
 
     def run(self) -> list[str]:
         """Tell it; return what differs."""
-        global upgrade
-        upgrade = self._upgrade
+        global _telling
+        _telling = self
         self.world.log.lines.clear()
         self.world.clear()
         folder = Path(tempfile.mkdtemp(dir=self.world.folder, prefix="sqlite-"))
         try:
             with asyncio.Runner() as self._loop:
-                self._run(folder)
+                try:
+                    self._run(folder)
+                finally:
+                    self._stop()
         finally:
             shutil.rmtree(folder)
-            # The types of rows and models that nobody will use again.
-            upgrade = lambda connection: None  # noqa: E731
+            _telling = None
         return self.problems
 
     def _run(self, folder: Path) -> None:
         self._folder = folder
-        with self._application("postgresql", 60):
-            with self.world.elsewhere.connect() as connection:
-                self.meaning.postgresql.rows |= self._seeds(connection)
-            self._perform(self.story.before, self.meaning.postgresql)
+        self._start("postgresql")
+        with self.world.elsewhere.connect() as connection:
+            self.meaning.postgresql.rows |= self._seeds(connection)
+        self._perform(self.story.before, self.meaning.postgresql)
         for number, outage in enumerate(self.story.outages, 1):
-            sqlite = Rows(self.schema)
-            self.world.let_in(False)
-            with self._application("sqlite", 0.05 if outage.is_live and not outage.restarts else 60):
-                seeds = self._seeds_on_sqlite()
-                sqlite.rows |= {marker: row.copy() for marker, row in seeds.items()}
-                half = len(outage.on_sqlite) // 2 if outage.restarts else len(outage.on_sqlite)
-                self._perform(outage.on_sqlite[:half], sqlite)
-                if not outage.restarts:
-                    move = self._end_of_outage(outage, sqlite, seeds)
-                    if outage.is_live:
-                        self.world.let_in(True)
-                        self._wait_for("postgresql")
-                        self._after(number, move, outage.afterwards)
-            if outage.restarts:
-                with self._application("sqlite", 0.05 if outage.is_live else 60):
-                    self._perform(outage.on_sqlite[half:], sqlite)
-                    move = self._end_of_outage(outage, sqlite, seeds)
-                    if outage.is_live:
-                        self.world.let_in(True)
-                        self._wait_for("postgresql")
-                        self._after(number, move, outage.afterwards)
-            if not outage.is_live:
-                self.world.let_in(True)
-                with self._application("postgresql", 60):
-                    self._after(number, move, outage.afterwards)
+            move = self._live_through(outage)
+            self._compare(f"after outage {number}", move)
             if self.problems:
                 return
+            self._perform(outage.afterwards, self.meaning.postgresql)
         if self.story.repairs:
             self._repair()
         if not self.problems:
             self._write_one_more_of_each()
 
+    def _live_through(self, outage: Outage) -> Move:
+        """Let PostgreSQL be away, and come back; return what that means for the rows on SQLite."""
+        self._stop()
+        self.world.let_in(False)
+        self._start("sqlite", 0.05 if outage.is_live and not outage.restarts else NEVER)
+        seeds: dict[str, Row] = self._write(self._seeds)
+        sqlite = Rows(self.schema, {marker: row.copy() for marker, row in seeds.items()})
+        half = len(outage.on_sqlite) // 2 if outage.restarts else 0
+        self._perform(outage.on_sqlite[:half], sqlite)
+        if outage.restarts:
+            self._stop()
+            self._start("sqlite", 0.05 if outage.is_live else NEVER)
+        self._perform(outage.on_sqlite[half:], sqlite)
+        self._check_numbers(sqlite, seeds, outage)
+        self._sqlite = sqlite
+        self._perform(outage.elsewhere, self.meaning.postgresql, elsewhere=True)
+        refused_before = self._count_refused()
+        changed_before = self.meaning.changed_seeds.total()
+        move = self.meaning.come_back(sqlite, seeds)
+        if outage.is_live:
+            waiting = len(sqlite.rows) - len(seeds) + self.meaning.changed_seeds.total() - changed_before
+            # Whether those that PostgreSQL refused before are counted while it is away, nobody has said.
+            self._check_pending(waiting, waiting + refused_before)
+        else:
+            self._stop()
+        self.world.let_in(True)
+        if not outage.is_live:
+            self._start("postgresql")
+        self._wait_for("postgresql")
+        return move
+
     # the application
 
-    @contextmanager
-    def _application(self, backend: str, check_seconds: float) -> Iterator[None]:
+    def _start(self, backend: str, check_seconds: float = NEVER) -> None:
+        """Start the application, which looks for PostgreSQL as often as this while SQLite serves."""
         settings = RuntimeSettings.model_construct(
-            database_connect_seconds=5.0, database_check_seconds=check_seconds, sqlite_dir=str(self._folder)
+            database_connect_seconds=10.0, database_check_seconds=check_seconds, sqlite_dir=str(self._folder)
         )
         project = Project(self.world.folder, "1", self.models, self.world.folder / "about.json")
         resolution = DatabaseURLResolver({"DATABASE_URL": self.world.url}).resolve()
-        runtime = self._runtime = Runtime(project, settings, resolution, SessionFactory(expire_on_commit=False))
-        runtime.lifecycle.start()
-        try:
-            runtime.lifecycle.wait_until_settled()
-            self._wait_for(backend)
-            yield
-        finally:
-            runtime.lifecycle.stop()
+        self._runtime = Runtime(project, settings, resolution, SessionFactory(expire_on_commit=False))
+        self.runtime.lifecycle.start()
+        self.runtime.lifecycle.wait_until_settled()
+        self._wait_for(backend)
+
+    def _stop(self) -> None:
+        if self._runtime is not None:
+            self._runtime.lifecycle.stop()
             self._runtime = None
 
     def _wait_for(self, backend: str) -> None:
@@ -230,7 +257,15 @@ class _Telling:
         deadline = time.monotonic() + SECONDS
         while not holds():
             if time.monotonic() > deadline or self._report().reason in GIVEN_UP:
-                raise Differs(f"not {what}: {self._report()}\n{self.world.log}\n{self.story!r}")
+                raise DiffersError(f"not {what}: {self._report()}\n{self.world.log}{self.story!r}")
+            time.sleep(0.002)
+
+    def _check_pending(self, *right: int) -> None:
+        deadline = time.monotonic() + SECONDS_UNTIL_COUNTED
+        while (told := self._report().pending_rows) not in right:
+            if time.monotonic() > deadline:
+                self.problems.append(f"before PostgreSQL comes back, pending_rows is {told}, and should be {right}")
+                break
             time.sleep(0.002)
 
     def _report(self) -> Any:
@@ -242,7 +277,8 @@ class _Telling:
         assert self._runtime is not None
         return self._runtime
 
-    def _upgrade(self, connection: sa.Connection) -> None:
+    def upgrade(self, connection: sa.Connection) -> None:
+        """Make the tables, and insert the seeds, which may have other keys each time."""
         self._drawn += 1
         self.schema.upgrade(connection, self._drawn)
 
@@ -369,33 +405,9 @@ class _Telling:
             rows[seed.marker] = Row(table, seed.marker, given_values, dict(seed.refs))
         return rows
 
-    def _seeds_on_sqlite(self) -> dict[str, Row]:
-        seeds: dict[str, Row] = self._write(self._seeds)
-        return seeds
+    # comparing
 
-    # the end of an outage
-
-    def _end_of_outage(self, outage: Any, sqlite: Rows, seeds: dict[str, Row]) -> Move:
-        self._check_numbers_of_sqlite(sqlite, seeds, outage)
-        self._sqlite = sqlite
-        self._perform(outage.elsewhere, self.meaning.postgresql, elsewhere=True)
-        refused_before = self._count_refused()
-        move = self.meaning.come_back(sqlite, seeds)
-        if outage.is_live:
-            waiting = len(sqlite.rows) - len(seeds) + sum(
-                self.meaning.changed_seeds[marker] > self._changed_before.get(marker, 0) for marker in seeds
-            )
-            # Those in PostgreSQL cannot be counted while it is away, or are counted still.
-            right = {waiting, waiting + refused_before}
-            with suppress(Differs):
-                self._wait_until(lambda: self._report().pending_rows in right, "counted") if waiting < 0 else None
-        return move
-
-    @property
-    def _changed_before(self) -> dict[str, int]:
-        return {}
-
-    def _check_numbers_of_sqlite(self, sqlite: Rows, seeds: dict[str, Row], outage: Any) -> None:
+    def _check_numbers(self, sqlite: Rows, seeds: dict[str, Row], outage: Outage) -> None:
         """Numbers that SQLite made are in the range of their own."""
         asked_for = {
             new.marker for one in outage.on_sqlite if isinstance(one, Create) for new in one.rows if new.number
@@ -403,20 +415,15 @@ class _Telling:
         for marker, row in sqlite.rows.items():
             own = row.table.is_numbered and marker not in seeds and marker not in asked_for
             if own and row.given["id"] < row.table.beginning:
-                self.problems.append(f"SQLite gave {marker} the number {row.given['id']}: expected one from a range of"
-                                     f" its own, from {row.table.beginning}")
-
-    def _after(self, number: int, move: Move, afterwards: Sequence[Operation]) -> None:
-        self._compare(f"after outage {number}", move)
-        if not self.problems:
-            self._perform(afterwards, self.meaning.postgresql)
+                self.problems.append(
+                    f"SQLite gave {marker} the number {row.given['id']}: expected one from a range of"
+                    f" its own, from {row.table.beginning}"
+                )
 
     def _count_refused(self) -> int:
         return len(self.meaning.refused) + self.meaning.changed_seeds.total()
 
-    # comparing
-
-    def _compare(self, when: str, move: Move, *, pending: int | None = None) -> None:
+    def _compare(self, when: str, move: Move) -> None:
         expected, problems = self.meaning.postgresql, self.problems
         with self.world.elsewhere.connect() as connection:
             found = self._found(connection)
@@ -477,7 +484,9 @@ class _Telling:
                 if row.table.columns.get(name) in ("utc", "datetime") and value == row.given.get(name):
                     continue
                 was = "NULL" if is_null else short(value)
-                self.problems.append(f"{when}: {row.marker}.{name} is {was}, and should be {short(row.given.get(name))}")
+                self.problems.append(
+                    f"{when}: {row.marker}.{name} is {was}, and should be {short(row.given.get(name))}"
+                )
 
     @staticmethod
     def _whose(table: str, one: Any, columns: dict[str, Any], found: dict[str, list[Found]]) -> str:
@@ -515,10 +524,11 @@ class _Telling:
         if meaning.conflicts_among_refused():
             return
         move = meaning.try_again()
-        with self._application("postgresql", 60):
-            retry(self.runtime, self._folder)
-        with self._application("postgresql", 60):
-            self._compare("after the refused rows were tried again", move)
+        retry(self.runtime, self._folder)
+        # It counts them when it begins to serve.
+        self._stop()
+        self._start("postgresql")
+        self._compare("after the refused rows were tried again", move)
 
     def _repair_row(self, connection: sa.Connection, row: Row) -> bool:
         """Remove the cause for which PostgreSQL refuses a row, if there is one of its own."""
@@ -550,13 +560,9 @@ class _Telling:
 
     def _write_one_more_of_each(self) -> None:
         """PostgreSQL's own numbering is neither disturbed nor behind."""
-        numbered = [table for table in self.schema.tables.values() if table.is_numbered]
-        if not numbered:
-            return
-        with self._application("postgresql", 60):
-            for table in numbered:
-                for count in range(2):
-                    self._write_one_more(table, f"last{count}-{table.name}", count)
+        for table in self.schema.tables.values():
+            for count in range(2 if table.is_numbered else 0):
+                self._write_one_more(table, f"last{count}-{table.name}", count)
 
     def _write_one_more(self, table: Table, marker: str, count: int) -> None:
         from tests.support.oracle.choosing import Choose
@@ -599,22 +605,19 @@ def retry(runtime: Runtime, folder: Path) -> None:
 
 def refused_rows(connection: sa.Connection, folder: Path) -> Counter[str]:
     """The markers of the rows that PostgreSQL keeps because it refused them."""
-    names = sa.inspect(connection).get_columns(REFUSED) if sa.inspect(connection).has_table(REFUSED) else []
     kept: Counter[str] = Counter()
-    if not names:
+    if not sa.inspect(connection).has_table(REFUSED):
         return kept
-    if "row_id" in {one["name"] for one in names}:
-        import sqlite3
-
-        for file_id, table, row_id in connection.execute(sa.text(f"SELECT file_id, table_name, row_id FROM {REFUSED}")):
-            with ExitStack() as stack:
-                one = sqlite3.connect(folder / f"moved-{file_id.hex}.db")
-                stack.callback(one.close)
-                (marker,) = one.execute(f'SELECT marker FROM "{table}" WHERE _rowid_ = ?', [row_id]).fetchone()
-            kept[marker] += 1
+    table = sa.Table(REFUSED, sa.MetaData(), autoload_with=connection)
+    if "row_id" in table.c:
+        query = sa.select(table.c.file_id, table.c.table_name, table.c.row_id)
+        for file_id, name, row_id in connection.execute(query):
+            with closing(sqlite3.connect(folder / f"moved-{file_id.hex}.db")) as one:
+                named = f'SELECT marker FROM "{name}" WHERE _rowid_ = {row_id}'  # noqa: S608
+                kept[one.execute(named).fetchone()[0]] += 1
         return kept
-    # Read as text, since a value may hold what PostgreSQL's own JSON functions do not take.
-    column = next(one["name"] for one in names if isinstance(one["type"], sa.JSON) and one["name"] != "key")
-    for (text,) in connection.execute(sa.text(f'SELECT "{column}"::text FROM {REFUSED}')):
+    # As text, since a value may hold what PostgreSQL's own functions for JSON do not take.
+    (column,) = (one for one in table.c if isinstance(one.type, sa.JSON) and one.name != "key")
+    for text in connection.scalars(sa.select(sa.cast(column, sa.Text))):
         kept[json.loads(text)["marker"]] += 1
     return kept
