@@ -45,6 +45,7 @@ class Rows:
             raise NoSuchRowError(marker)
         row = self.rows[marker]
         for one in row.table.references:
+            # The owner's columns, which another reference may share, come first.
             if column in one.columns:
                 target = row.refs.get(one.name)
                 return None if target is None else self.value(target, one.target_columns[one.columns.index(column)])
@@ -63,8 +64,16 @@ class Rows:
         self.rows[change.marker].refs |= change.refs
 
     def delete(self, marker: str) -> None:
-        """A request deleted a row."""
+        """A request deleted a row, and what the database deletes or changes with it."""
         del self.rows[marker]
+        for other, row in list(self.rows.items()):
+            for one in row.table.references:
+                if row.refs.get(one.name) != marker or one.known_to == "models" or other not in self.rows:
+                    continue
+                if one.on_delete == "CASCADE":
+                    self.delete(other)
+                elif one.on_delete == "SET NULL":
+                    row.refs[one.name] = None
 
     def has(self, table: Table, columns: tuple[str, ...], values: tuple[Any, ...]) -> str | None:
         """The row that has these values."""

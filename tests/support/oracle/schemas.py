@@ -44,11 +44,19 @@ class Reference:
     in_key: bool = False
     known_to: str = "both"
     """Who knows it: both, the database or the models."""
+    on_delete: str | None = None
+    """What the database does with a row whose target is deleted: CASCADE, SET NULL, or it refuses."""
+
+    @property
+    def is_to_sibling(self) -> bool:
+        """Whether it leads to a row of the same owner, whose columns it shares."""
+        return self.name == "sibling"
 
     def __str__(self) -> str:
         """What is special about it."""
         marks = [] if self.nullable else ["not null"]
         marks += [f"deferrable initially {self.deferrable.lower()}"] if self.deferrable else []
+        marks += [f"on delete {self.on_delete.lower()}"] if self.on_delete else []
         marks += [f"known to the {self.known_to} only"] if self.known_to != "both" else []
         return f"{self.name}({', '.join(self.columns)}) -> {self.target}({', '.join(self.target_columns)})" + "".join(
             f" {mark}" for mark in marks
@@ -203,7 +211,7 @@ class Schema:
 
     def _write(self, table: Table, metadata: sa.MetaData, models: bool) -> None:
         items: list[sa.schema.SchemaItem] = []
-        references = {column: one for one in table.references for column in one.columns}
+        references = {column: one for one in reversed(table.references) for column in one.columns}
         for name in dict.fromkeys([*table.key_columns, *references, *table.plain_columns]):
             options: list[Any] = []
             if table.is_numbered and name == "id":
@@ -229,6 +237,7 @@ class Schema:
                 name=f"{table.name}_{one.name}",
                 deferrable=True if one.deferrable else None,
                 initially=one.deferrable,
+                ondelete=one.on_delete,
             )
             for one in table.references
             if one.known_to in ("both", "models" if models else "database")
@@ -244,8 +253,10 @@ class Schema:
     def upgrade(self, connection: sa.Connection, draw: int) -> None:
         """Do what the migration does; keys of seeds that are drawn differ with `draw`."""
         metadata = self.metadata(models=False)
-        metadata.create_all(connection, checkfirst=False)
-        if connection.dialect.name == "postgresql":
+        if connection.dialect.name == "sqlite":
+            self._create_on_sqlite(connection, metadata)
+        else:
+            metadata.create_all(connection, checkfirst=False)
             for statement in self._oddities():
                 connection.exec_driver_sql(statement)
         keys: dict[str, dict[str, Any]] = {}
@@ -254,12 +265,25 @@ class Schema:
             columns = {name: given(value) for name, value in seed.values.items()}
             for one in table.references:
                 target = keys.get(seed.refs[one.name] or "", {})
-                columns |= {own: target.get(name) for own, name in zip(one.columns, one.target_columns, strict=True)}
+                for own, name in zip(one.columns, one.target_columns, strict=True):
+                    columns.setdefault(own, target.get(name))
             if table.key == "uuid" and seed.key == "drawn":
                 columns["id"] = UUID(int=next(drawn))
             written = metadata.tables[table.name]
             returned = connection.execute(written.insert().values(columns).returning(*written.primary_key.columns))
             keys[seed.marker] = columns | dict(returned.mappings().one())
+
+    def _create_on_sqlite(self, connection: sa.Connection, metadata: sa.MetaData) -> None:
+        for table in self.tables.values():
+            statement = sa.schema.CreateTable(metadata.tables[table.name])
+            if table.has_model:
+                connection.execute(statement)
+                continue
+            # As an owner writes it by hand, so without whatever the runtime adds to what SQLAlchemy writes.
+            written = str(statement.compile(connection))
+            if not table.autoincrement:
+                written = written.replace("AUTOINCREMENT", "")
+            connection.exec_driver_sql(written)
 
     def _oddities(self) -> Iterator[str]:
         for table in self.tables.values():
@@ -340,6 +364,8 @@ def _draw_table(choose: Choose, name: str, before: list[Table]) -> Table:
 
 def _draw_references(choose: Choose, schema: Schema, table: Table) -> None:
     names = list(schema.tables)
+    if table.key == "lines" and choose.chance(40):
+        _draw_sibling(choose, table)
     for number in range(choose.number(0, 2)):
         target = schema.tables[choose.one_of(names)]
         by_unique = target.unique is not None and choose.chance(30)
@@ -351,6 +377,9 @@ def _draw_references(choose: Choose, schema: Schema, table: Table) -> None:
         if is_later and not nullable and not (deferrable == "DEFERRED" and _is_given(schema, table, target)):
             # Rows of both could not be written: the key of neither is known before.
             nullable = True
+        on_delete = None
+        if choose.chance(20):
+            on_delete = choose.one_of(("CASCADE", *(["SET NULL"] if nullable else [])))
         known_to = "both"
         if not (table.has_model and target.has_model):
             known_to = "database"
@@ -365,8 +394,17 @@ def _draw_references(choose: Choose, schema: Schema, table: Table) -> None:
                 nullable=nullable,
                 deferrable=deferrable,
                 known_to=known_to,
+                on_delete=on_delete,
             )
         )
+
+
+def _draw_sibling(choose: Choose, table: Table) -> None:
+    """Let rows of one owner refer to each other, as those of one tenant do."""
+    owner = table.references[0]
+    columns = (*owner.columns, "sibling_line")
+    deferrable = choose.one_of((None, "IMMEDIATE", "DEFERRED"))
+    table.references.append(Reference("sibling", columns, table.name, table.key_columns, deferrable=deferrable))
 
 
 def _is_given(schema: Schema, *tables: Table) -> bool:
@@ -386,6 +424,8 @@ def _draw_seeds(choose: Choose, schema: Schema, table: Table) -> None:
             targets = [seed.marker for seed in schema.tables[one.target].seeds]
             if not targets and not one.nullable:
                 return
+            if one.is_to_sibling:
+                targets = []
             refs[one.name] = choose.one_of([*([None] if one.nullable else []), *targets])
         if table.key == "shared" and number:
             # The second would need an owner of its own.

@@ -91,6 +91,10 @@ class Story:
     repairs: int = 0
     """How many causes of refusals are removed in the end."""
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """What Hypothesis prints, which the error has said already."""
+        printer.text("the story above")
+
     def __repr__(self) -> str:
         """The whole story."""
         return "\n" + "\n".join(self._lines())
@@ -115,6 +119,8 @@ class _Known:
 
     rows: dict[str, str] = field(default_factory=dict)
     """The table of each marker."""
+    owners: dict[str, str | None] = field(default_factory=dict)
+    """The owner of each marker that has one."""
 
     def of(self, table: str) -> list[str]:
         return [marker for marker, name in self.rows.items() if name == table]
@@ -148,6 +154,7 @@ class _Writer:
             return None
         for row in rows:
             known.rows[row.marker] = row.table
+            known.owners[row.marker] = row.refs.get("owner")
         return Create(rows)
 
     def _add(
@@ -176,12 +183,16 @@ class _Writer:
             self._borrow(table, row, others, on_sqlite, elsewhere)
         elif on_sqlite and table.is_numbered and choose.chance(5):
             row.number = choose.number(1, 6)
+            # Who takes the same number in PostgreSQL by hand is to blame that its own numbering meets it.
+            self._borrowed.add(marker)
         rows.append(row)
         for one in table.references:
             target = self._schema.tables[one.target]
             candidates = known.of(one.target)
             if asked_for and asked_for[0] is target:
                 candidates = [asked_for[1]]
+            if one.is_to_sibling:
+                candidates = [each for each in candidates if known.owners.get(each) == row.refs["owner"]]
             if target is table and not table.is_numbered:
                 candidates = [*candidates, marker]
             if not candidates and not one.nullable:
@@ -249,6 +260,11 @@ class _Writer:
         for one in table.references:
             if not one.in_key and (on_sqlite or not is_seed) and choose.chance(50):
                 targets = known.of(one.target)[::-1]
+                if one.is_to_sibling:
+                    targets = [each for each in targets if known.owners.get(each) == known.owners.get(marker)]
+                if is_seed:
+                    # What it means that a seed refers to a row that is new, nobody has said.
+                    targets = [each for each in targets if each in self._seeds]
                 if targets or one.nullable:
                     refs[one.name] = choose.one_of([*targets, *([None] if one.nullable else [])])
         return Change(marker, values, refs) if values or refs else None
@@ -264,14 +280,8 @@ class _Writer:
         if not candidates:
             return None
         marker = self._choose.one_of(candidates[::-1])
-        table = known.rows[marker]
-        followed_by_models = any(
-            one.target == table and one.known_to == "models"
-            for each in self._schema.tables.values()
-            for one in each.references
-        )
-        if followed_by_models:
-            # No database would refuse it, and the references would lead nowhere.
+        if any(one.known_to == "models" for table in self._schema.tables.values() for one in table.references):
+            # No database would refuse it, and a reference might lead nowhere.
             return None
         # It may be refused, so it stays known.
         return Delete(marker)
@@ -289,13 +299,14 @@ def draw_story(choose: Choose) -> Story:
     schema = draw_schema(choose)
     writer = _Writer(choose, schema)
     seeds = {seed.marker: table.name for table, seed in schema.seeds}
-    postgresql = _Known(dict(seeds))
+    owners = {seed.marker: seed.refs.get("owner") for _, seed in schema.seeds}
+    postgresql = _Known(dict(seeds), dict(owners))
     story = Story(schema, writer.operations(postgresql, _Known(), 4), [])
     for _ in range(choose.one_of((1, 1, 2, 3))):
-        sqlite = _Known(dict(seeds))
+        sqlite = _Known(dict(seeds), dict(owners))
         hidden = _Known({marker: name for marker, name in postgresql.rows.items() if marker not in seeds})
         on_sqlite = writer.operations(sqlite, hidden, 7, on_sqlite=True)
-        new = _Known({marker: name for marker, name in sqlite.rows.items() if marker not in seeds})
+        new = _Known({marker: name for marker, name in sqlite.rows.items() if marker not in seeds}, sqlite.owners)
         elsewhere = writer.operations(postgresql, new, 3, elsewhere=True)
         postgresql.rows |= new.rows
         outage = Outage(on_sqlite, elsewhere, not choose.chance(50), choose.chance(20), [])
