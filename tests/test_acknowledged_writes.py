@@ -29,14 +29,14 @@ STEPS = [
     ("space_runtime.failback.handover.begin", "before"),
     ("space_runtime.failback.handover.checkpoint", "after"),
     ("space_runtime.failback.handover.begin", "after"),
-    ("space_runtime.failback.rows.copy_tables", "after"),
-    ("space_runtime.failback.rows.record", "after"),
-    ("space_runtime.failback.rows.move_rows", "after"),
+    ("space_runtime.failback.move.Move.run", "after"),
+    ("space_runtime.failback.records.record_move", "after"),
+    ("space_runtime.failback.handover.Failback._move_rows", "after"),
     ("space_runtime.failback.handover.finish", "after"),
 ]
 
 # While its rows are on their way. test_failback.py dies at other steps, and looks at more.
-REPRESENTATIVE = ("space_runtime.failback.rows.record", "after", "while PostgreSQL is there")
+REPRESENTATIVE = ("space_runtime.failback.records.record_move", "after", "while PostgreSQL is there")
 
 DEATHS = [
     pytest.param(*death, marks=() if death == REPRESENTATIVE else pytest.mark.thorough)
@@ -49,15 +49,15 @@ DEATHS = [
 
 # Stops at a step for longer than the test takes, and leaves a file that says so.
 PAUSE = """
-import importlib
 import os
+import pkgutil
 import time
 from pathlib import Path
 from src.main import app
 
-module_name, _, name = os.environ["STEP"].rpartition(".")
-module = importlib.import_module(module_name)
-step = getattr(module, name)
+holder_name, _, name = os.environ["STEP"].rpartition(".")
+holder = pkgutil.resolve_name(holder_name)
+step = getattr(holder, name)
 
 
 def pause(side):
@@ -73,7 +73,7 @@ def step_with_pauses(*arguments, **options):
     return result
 
 
-setattr(module, name, step_with_pauses)
+setattr(holder, name, step_with_pauses)
 """
 
 

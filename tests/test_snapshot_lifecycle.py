@@ -249,7 +249,7 @@ def test_rows_for_postgresql_survive_the_loss_of_the_disk(
 @pytest.mark.parametrize(
     ("module", "name", "moment"),
     [
-        pytest.param("rows", "copy_tables", "before", marks=pytest.mark.thorough, id="not yet moved"),
+        pytest.param("move", "Move.run", "before", marks=pytest.mark.thorough, id="not yet moved"),
         pytest.param("handover", "finish", "before", id="moved"),
     ],
 )

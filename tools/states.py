@@ -106,6 +106,11 @@ SCENARIOS = (
     Scenario("it does not answer for 10 s", POSTGRESQL, (Failed("timeout"), *_OPENS)),
     Scenario("it refuses the login", POSTGRESQL, _FALLS_BACK),
     Scenario("... and keeps refusing it", POSTGRESQL, (*_FALLS_BACK, Failed("auth_failed"), Answered())),
+    Scenario(
+        "... and the migrations do not run on SQLite",
+        POSTGRESQL,
+        (Failed("auth_failed"), Failed("migration_failed")),
+    ),
     Scenario("its migrations fail", POSTGRESQL, (Failed("migration_failed", is_there=True),)),
     Scenario(
         "it is read-only, later writable again",

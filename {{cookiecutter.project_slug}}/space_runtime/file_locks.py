@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,38 @@ def setting_up(location: Path) -> Iterator[None]:
                         raise Busy from None
                     time.sleep(0.05)
         yield
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Let no other process into such a block about this file.
+
+    If another one is in it, wait up to ten seconds, then raise Busy. The file with the lock is
+    removed at the end, because many a `path` has a name that never comes back.
+    """
+    lock_path, deadline = (
+        path.with_name(path.name + ".migrating"),
+        time.monotonic() + _SECONDS_FOR_OTHERS,
+    )
+    with ExitStack() as stack:
+        # If no lock file can be opened, as on a read-only disk, nothing can be written either.
+        with suppress(OSError):
+            while not _is_taken(lock := stack.enter_context(lock_path.open("w")), lock_path):
+                if time.monotonic() > deadline:
+                    raise Busy
+                lock.close()
+                time.sleep(0.05)
+            stack.callback(lock_path.unlink, missing_ok=True)
+        yield
+
+
+def _is_taken(lock: IO[str], path: Path) -> bool:
+    """Try to lock an open file; return whether it is locked, and still the one at its path."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(lock.fileno()), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
 
 
 @contextmanager

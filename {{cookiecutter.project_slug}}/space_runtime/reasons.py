@@ -98,9 +98,20 @@ _TABLE = (
         is_there=True,
     ),
     Reason(
+        "foreign_schema",
+        "the database belongs to the migrations of another application",
+        remedy="Give this application a database or a schema of its own in DATABASE_URL.",
+        is_there=True,
+    ),
+    Reason(
         "schema_newer",
         "its schema is newer than this code",
         remedy="Deploy the newer version of this application, which moves the rows.",
+    ),
+    Reason(
+        "rows_not_moved",
+        "the rows on SQLite could not be moved to PostgreSQL",
+        remedy="The log says what PostgreSQL answered; it may be a right that this role lacks.",
     ),
     Reason(
         "no_writable_path",

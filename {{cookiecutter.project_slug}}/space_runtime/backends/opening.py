@@ -21,13 +21,15 @@ MIGRATION_SECONDS = 900.0
 class CannotServe(Exception):
     """This database cannot serve now.
 
-    `is_there`: its data are known to exist, so no other database may stand in for it.
+    `is_there`: its data are known to exist, so no other database may stand in for it. `detail`: a
+    clause that says where it failed; anyone may see it.
     """
 
-    def __init__(self, reason: str, *, is_there: bool) -> None:
+    def __init__(self, reason: str, *, is_there: bool, detail: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
         self.is_there = is_there
+        self.detail = detail
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,22 @@ def open_postgresql(
 
 
 def open_sqlite(path: Path, migrations: Migrations, *, connections: int) -> Opened:
-    """Check, open and migrate the file; raise CannotServe."""
+    """Check, open and migrate the file; raise CannotServe.
+
+    A new file that cannot be migrated is removed again.
+    """
     engine = SQLITE.create_engine(URL.create("sqlite", database=str(path)), {}, connections)
     SQLITE.prepare_to_serve(engine, transaction_pooler=False)
-    if path.exists() and not is_sound(path):
+    is_new = not path.exists()
+    if not is_new and not is_sound(path):
         raise CannotServe("corrupt", is_there=True)
-    return _migrated(engine, migrations)
+    try:
+        return _migrated(engine, migrations)
+    except CannotServe:
+        if is_new:
+            for ending in ("", "-wal", "-shm", "-journal"):
+                path.with_name(path.name + ending).unlink(missing_ok=True)
+        raise
 
 
 def ping(engine: Engine, *, write: bool) -> float:

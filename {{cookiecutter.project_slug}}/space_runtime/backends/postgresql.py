@@ -1,23 +1,38 @@
 """PostgreSQL through psycopg: what is set on each connection, and how transactions begin."""
 
 import contextlib
+import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, text
+from sqlalchemy import URL, Column, Connection, Engine, create_engine, event, text
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from space_runtime.backends.errors import DatabaseUnavailable
 from space_runtime.backends.protocol import Backend, Name, Secrets
 
+logger = logging.getLogger(__name__)
+
 STATEMENT_TIMEOUT_MILLISECONDS = 10_000
 # A number that no other application in the same database is likely to use.
 _ADVISORY_LOCK = 7_860_201_811
+_SECONDS_FOR_OTHERS = 60.0
+_SECONDS_BETWEEN_HEARTBEATS = 1.0
+# Shows whether the session lives, keeps the server from ending it, and, unlike a SELECT, takes no
+# snapshot for which CREATE INDEX CONCURRENTLY would wait until the end of the transaction.
+_HEARTBEAT = "SET LOCAL idle_in_transaction_session_timeout = 0"
+# A table lock that the old container holds must not block the new one forever.
+_WHILE_MIGRATING = (
+    "statement_timeout = 0",
+    "lock_timeout = '5s'",
+    "default_transaction_read_only = off",
+)
 
 
 class PostgreSQL(Backend):
@@ -108,26 +123,124 @@ class PostgreSQL(Backend):
 
     @contextlib.contextmanager
     def lock_migrations(self, engine: Engine) -> Iterator[Connection]:
-        """Take an advisory lock, which the server releases when the transaction ends."""
-        with engine.connect() as connection, connection.begin():
-            connection.execute(text("SET LOCAL statement_timeout = 0"))
-            connection.execute(text("SET LOCAL lock_timeout = '60s'"))
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
-            # A table lock that the old container holds must not block the new one forever.
-            connection.execute(text("SET LOCAL lock_timeout = '5s'"))
-            yield connection
+        """Hold an advisory lock in a transaction on a session of its own.
+
+        A transaction's lock also works behind a transaction pooler. If its session is lost, the
+        server lets others in: then the migrating connection is shut down within two seconds.
+        """
+        with self._lock_session(engine) as session, engine.connect() as connection:
+            driver_connection: Any = connection.connection.driver_connection
+            process_id = connection.scalar(text("SELECT pg_backend_pid()"))
+            connection.rollback()
+            pooled = connection.info.get("pooled", driver_connection.info.backend_pid != process_id)
+
+            @event.listens_for(connection, "begin")
+            def set_limits(connection: Connection) -> None:
+                options = connection.get_execution_options()
+                # In autocommit_block() they can only be set for the whole session. Behind a pooler
+                # they would leak to other clients.
+                is_local = options.get("isolation_level") != "AUTOCOMMIT"
+                for setting in _WHILE_MIGRATING if is_local or not pooled else ():
+                    connection.exec_driver_sql(f"SET {'LOCAL ' if is_local else ''}{setting}")
+
+            try:
+                with _watching(session, driver_connection):
+                    yield connection
+            finally:
+                # Requests must not get a connection with these settings.
+                connection.invalidate()
+
+    @contextlib.contextmanager
+    def _lock_session(self, engine: Engine) -> Iterator[Any]:
+        """Yield a driver's connection that holds the lock; it takes no place in the pool."""
+        import psycopg  # here, so that a start on SQLite does not load the driver
+
+        pool = engine.pool.recreate()
+        fairy = pool.connect()
+        session: Any = fairy.driver_connection
+        try:
+            session.autocommit = False
+            # In any other isolation level the transaction would keep its snapshot, for which CREATE
+            # INDEX CONCURRENTLY waits.
+            session.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+            _take_lock(session)
+            yield session
+        finally:
+            # The work is done by now, even if the session was lost.
+            with contextlib.suppress(psycopg.Error):
+                session.rollback()
+            fairy.invalidate()
+            pool.dispose()
+
+    def is_stored_the_same(
+        self, connection: Connection, existing: Column[Any], wanted: Column[Any]
+    ) -> bool:
+        """Return False: let Alembic compare the types, which PostgreSQL reports in full."""
+        return False
 
     def terminate_connections(self, engine: Engine) -> None:
         """Shut down the sockets, since psycopg's close() is unsafe while another thread waits."""
-        # Imported here, so that a start on SQLite does not load the driver.
-        import psycopg
-
         with self._lock:
             connections = list(self._open_connections.get(engine, ()))
         for connection in connections:
-            # A connection that was closed in the meantime raises psycopg's own error.
-            with (
-                contextlib.suppress(OSError, psycopg.Error),
-                socket.socket(fileno=os.dup(connection.fileno())) as wire,
-            ):
-                wire.shutdown(socket.SHUT_RDWR)
+            _shut_down(connection)
+
+
+def _take_lock(session: Any) -> None:
+    """Take the lock; raise DatabaseUnavailable if another process keeps it for a minute.
+
+    The server is asked again and again: a statement that waited there would keep its snapshot, and
+    a CREATE INDEX CONCURRENTLY of the process that has the lock would wait for that in turn.
+    """
+    deadline = time.monotonic() + _SECONDS_FOR_OTHERS
+    while True:
+        session.execute(_HEARTBEAT)
+        (is_taken,) = session.execute(
+            "SELECT pg_try_advisory_xact_lock(%s)", [_ADVISORY_LOCK]
+        ).fetchone()
+        if is_taken:
+            return
+        session.rollback()
+        if time.monotonic() > deadline:
+            raise DatabaseUnavailable("Another process migrates the database.", reason="locked")
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def _watching(session: Any, migrating: Any) -> Iterator[None]:
+    """Shut down the migrating connection if the session that holds the lock is lost."""
+    import psycopg  # here, so that a start on SQLite does not load the driver
+
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_SECONDS_BETWEEN_HEARTBEATS):
+            try:
+                session.execute(_HEARTBEAT)
+            except psycopg.Error:
+                logger.error("the session with the migrations' lock was lost")
+                _shut_down(migrating)
+                return
+
+    thread = threading.Thread(target=watch, name="migration-lock", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(_SECONDS_BETWEEN_HEARTBEATS)
+        if thread.is_alive():  # it waits for an answer from a silent server
+            _shut_down(session)
+            thread.join()
+
+
+def _shut_down(connection: Any) -> None:
+    """Shut down the socket of a connection that another thread may be waiting on."""
+    import psycopg  # here, so that a start on SQLite does not load the driver
+
+    # A connection that was closed in the meantime raises psycopg's own error.
+    with (
+        contextlib.suppress(OSError, psycopg.Error),
+        socket.socket(fileno=os.dup(connection.fileno())) as wire,
+    ):
+        wire.shutdown(socket.SHUT_RDWR)

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from sqlalchemy import URL, Connection, Engine, event
+from sqlalchemy import URL, Column, Connection, Engine, event
 from sqlalchemy.orm import Session
 
 Name = Literal["postgresql", "sqlite"]
@@ -40,6 +40,8 @@ class Backend(Protocol):
         @event.listens_for(engine, "begin")
         def begin(connection: Connection) -> None:
             options = connection.get_execution_options()
+            if options.get("isolation_level") == "AUTOCOMMIT":
+                return  # a migration's autocommit_block(), which wants no transaction
             reading, bounded = options.get("reading", False), options.get("bounded", False)
             self.begin(connection, reading=reading, bounded=bounded)
 
@@ -50,7 +52,16 @@ class Backend(Protocol):
         """Raise what a write would raise now, and change nothing."""
 
     def lock_migrations(self, engine: Engine) -> AbstractContextManager[Connection]:
-        """Yield a connection in a transaction that only one process can have at a time."""
+        """Yield a connection, not in a transaction, that only one process can have at a time.
+
+        The lock is not the connection's own, so that the caller may begin and commit as often as it
+        likes. Raise DatabaseUnavailable if another process keeps the lock for too long.
+        """
+
+    def is_stored_the_same(
+        self, connection: Connection, existing: Column[Any], wanted: Column[Any]
+    ) -> bool:
+        """Return whether a column is known to be declared as a model's column would be."""
 
     def terminate_connections(self, engine: Engine) -> None:
         """Wake threads that wait for an unresponsive server; to them the connection is lost."""

@@ -8,17 +8,35 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, text
+from sqlalchemy import (
+    URL,
+    BigInteger,
+    Column,
+    Connection,
+    Engine,
+    SmallInteger,
+    Table,
+    create_engine,
+    event,
+    text,
+)
+from sqlalchemy.exc import CompileError
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
+from sqlalchemy.types import TypeEngine
 
+from space_runtime.backends.errors import DatabaseUnavailable
 from space_runtime.backends.protocol import Backend, Name, Secrets
+from space_runtime.file_locks import Busy, alone
 
 # Shorter than a health check's time limit, so that a check reports `locked`, not `timeout`.
 BUSY_TIMEOUT_SECONDS = 2
 STATEMENT_TIMEOUT_SECONDS = 10
 # A check delays the start by a second for each 150 MB.
 LARGEST_CHECKED_BYTES = 2**30
+_COPY = "_alembic_tmp_"
+"""How Alembic names the copy of a table that it recreates; it cuts the name at 50 characters."""
 _INSTRUCTIONS_BETWEEN_CLOCK_READINGS = 20_000
 _NETWORK_FILE_SYSTEMS = ("fuse", "nfs", "cifs", "smb", "9p", "ceph", "lustre", "gcsfuse")
 
@@ -37,12 +55,11 @@ class SQLite(Backend):
         change it, one update may be lost or fail with "database is locked". So it is turned off,
         and begin() uses BEGIN IMMEDIATE, which waits.
         """
-        in_memory = url.database in (None, "", ":memory:")
         engine = create_engine(
             url,
             poolclass=QueuePool,
             # A database in memory exists in one connection only.
-            pool_size=1 if in_memory else pool_size,
+            pool_size=1 if _is_in_memory(url) else pool_size,
             max_overflow=0,
             pool_timeout=5,
             connect_args={
@@ -103,24 +120,97 @@ class SQLite(Backend):
 
     @contextlib.contextmanager
     def lock_migrations(self, engine: Engine) -> Iterator[Connection]:
-        """Begin a write transaction, of which SQLite allows only one at a time."""
-        with engine.connect() as connection:
+        """Hold a lock on a file beside the database, which is removed at the end."""
+        with contextlib.ExitStack() as stack:
+            is_in_memory = _is_in_memory(engine.url)
+            if not is_in_memory:
+                try:
+                    stack.enter_context(alone(Path(str(engine.url.database))))
+                except Busy:
+                    message = "Another process migrates the database."
+                    raise DatabaseUnavailable(message, reason="locked") from None
+            connection = stack.enter_context(engine.connect())
+            driver_connection: Any = connection.connection.driver_connection
             # Batch migrations drop and recreate tables; with foreign keys on, dropping a table
             # deletes the rows that refer to it, or fails.
-            _set_foreign_keys(connection, "OFF")
+            driver_connection.execute("PRAGMA foreign_keys = OFF")
             try:
-                with connection.begin():
-                    yield connection
+                yield connection
             finally:
-                _set_foreign_keys(connection, "ON")
+                if is_in_memory:
+                    driver_connection.execute("PRAGMA foreign_keys = ON")
+                else:
+                    # autocommit_block() has changed the driver's mode, too.
+                    connection.invalidate()
+
+    def is_stored_the_same(
+        self, connection: Connection, existing: Column[Any], wanted: Column[Any]
+    ) -> bool:
+        """Compare the text of the declaration, of which reflection understands only a part."""
+        quoted = connection.dialect.identifier_preparer.quote(existing.table.name)
+        rows = connection.exec_driver_sql(f"PRAGMA table_info({quoted})").mappings()
+        declared = next((row["type"] for row in rows if row["name"] == existing.name), None)
+        compiler = connection.dialect.type_compiler_instance
+        try:
+            return bool(compiler.process(wanted.type, type_expression=wanted) == declared)
+        except CompileError:
+            return True  # SQLite has no such type, so there is nothing to compare
 
     def terminate_connections(self, engine: Engine) -> None:
         """Do nothing: there is no server to wait for."""
 
 
-def _set_foreign_keys(connection: Connection, value: str) -> None:
-    driver_connection: Any = connection.connection.driver_connection
-    driver_connection.execute(f"PRAGMA foreign_keys = {value}")
+@event.listens_for(Table, "before_create")
+def number_rows_once(table: Table, connection: Connection, **_options: object) -> None:
+    """Create a table whose key is one generated integer with AUTOINCREMENT.
+
+    Without it, SQLite would give the number of a deleted row to a new one.
+    """
+    if connection.dialect.name != SQLite.name:
+        return
+    options = table.dialect_options["sqlite"]
+    if table.name.startswith(_COPY):
+        # Reflection does not tell whether an integer key is generated; the table itself does.
+        old = connection.exec_driver_sql(
+            "SELECT sql FROM sqlite_master WHERE type = 'table' AND substr(? || name, 1, 50) = ?",
+            (_COPY, table.name),
+        ).scalar()
+        options["autoincrement"] = "AUTOINCREMENT" in str(old).upper()
+    elif _is_generated(table):
+        options["autoincrement"] = True
+
+
+@event.listens_for(Table, "after_create")
+def keep_last_number(table: Table, connection: Connection, **_options: object) -> None:
+    """Let the copy of a table that a batch migration recreates continue its numbers."""
+    if table.name.startswith(_COPY) and table.dialect_options["sqlite"]["autoincrement"]:
+        connection.exec_driver_sql(
+            "INSERT INTO sqlite_sequence (name, seq)"
+            " SELECT ?, seq FROM sqlite_sequence WHERE substr(? || name, 1, 50) = ?",
+            (table.name, _COPY, table.name),
+        )
+
+
+@compiles(BigInteger, "sqlite")
+@compiles(SmallInteger, "sqlite")
+def declare_integer(kind: TypeEngine[int], compiler: Any, **options: Any) -> str:
+    """Declare a generated key as INTEGER, whatever its width: SQLite numbers rows of no other."""
+    column = options.get("type_expression")
+    table = getattr(column, "table", None)
+    if isinstance(table, Table) and _is_generated(table) and column is table.autoincrement_column:
+        return "INTEGER"
+    return str(getattr(compiler, f"visit_{kind.__visit_name__}")(kind, **options))
+
+
+def _is_in_memory(url: URL) -> bool:
+    return url.database in (None, "", ":memory:")
+
+
+def _is_generated(table: Table) -> bool:
+    """Return whether the key is one integer that the database generates."""
+    has_rowid = table.dialect_options["sqlite"]["with_rowid"]
+    is_single = len(table.primary_key.columns) == 1
+    return has_rowid and is_single and table.autoincrement_column is not None
 
 
 def is_sound(path: Path) -> bool:

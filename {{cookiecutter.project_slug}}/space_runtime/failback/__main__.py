@@ -1,10 +1,11 @@
-"""The command that moves rows from SQLite to PostgreSQL.
+"""The command that moves rows from SQLite to PostgreSQL, and shows those that were refused.
 
-python -m space_runtime.failback src.main:create_runtime [--dry-run] [FILE ...]
+python -m space_runtime.failback src.main:create_runtime [OPTION] [FILE ...]
 """
 
 import argparse
 import importlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -12,10 +13,18 @@ from pathlib import Path
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from space_runtime.backends.errors import DatabaseUnavailable, OutcomeUnknown, connection_reason
+from space_runtime.backends.errors import (
+    DatabaseUnavailable,
+    OutcomeUnknown,
+    connection_reason,
+    running_reason,
+)
 from space_runtime.backends.opening import CannotServe
-from space_runtime.failback import rows
-from space_runtime.failback.handover import Failback
+from space_runtime.failback import records
+from space_runtime.failback.handover import Failback, SchemasDiffer, is_moved
+from space_runtime.failback.outcome import MoveFailed
+from space_runtime.failback.records import REFUSALS
+from space_runtime.failback.values import to_json
 from space_runtime.file_locks import Busy, exclusive
 from space_runtime.files import names
 from space_runtime.files.contents import count_rows, read_only
@@ -30,10 +39,18 @@ those that it refused before, and those in app.db (or in FILE), which only this 
 
 
 def main() -> int:
-    """Move the rows and print what became of them; return the exit code, 1 if some stay behind."""
+    """Do what the arguments say; return the exit code, 1 if some rows stay behind."""
     parser = argparse.ArgumentParser(prog="make failback", description=_DESCRIPTION)
     parser.add_argument("runtime", metavar="MODULE:FUNCTION", help="returns the runtime")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be moved")
+    actions = parser.add_mutually_exclusive_group()
+    actions.add_argument("--dry-run", action="store_true", help="only say what would be moved")
+    actions.add_argument(
+        "--list", action="store_true", help="list the refused rows: table, key, why"
+    )
+    actions.add_argument(
+        "--export", type=Path, metavar="NEW_FILE", help="write the refused rows to a file, as JSON"
+    )
+    actions.add_argument("--discard", action="store_true", help="delete the refused rows for good")
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="an SQLite file")
     arguments = parser.parse_args()
     if missing := [str(file) for file in arguments.files if not file.is_file()]:
@@ -44,61 +61,100 @@ def main() -> int:
     resolution = runtime.resolution
     if resolution.url is None or resolution.backend != "postgresql":
         sys.exit(resolution.message or "DATABASE_URL is not a PostgreSQL URL: set it first.")
-    directories = runtime.locations.directories()
-    files = names.find("handover", directories) + names.find("fallback", directories)
-    # Path.exists() raises PermissionError in a directory that may not be entered.
-    configured = [directory / CONFIGURED_FILE for directory in directories]
-    files += arguments.files or [file for file in configured if os.path.exists(file)]
-    moved = names.find("moved", directories)
-    migrations = Migrations(runtime.project.folder)
     with runtime.configured_engine() as target:
-        failback = Failback(target, runtime.project.metadata, migrations, runtime.snapshots)
         try:
-            if arguments.dry_run:
-                return _print_plan(files, moved, target)
-            migrations.migrate(target)
-            return _move(files, moved, target, failback)
+            if arguments.list:
+                return _list(target)
+            if arguments.export:
+                return _export(target, arguments.export)
+            if arguments.discard:
+                return _discard(target)
+            return _move(runtime, target, arguments.files, only_plan=arguments.dry_run)
         except Busy:
             sys.exit("The application is using these files: stop it, then try again.")
-        except rows.SchemasDiffer:
+        except SchemasDiffer:
             sys.exit("SQLite and PostgreSQL have different schemas: deploy the newest version.")
         except OutcomeUnknown:
             sys.exit("Interrupted during COMMIT: run this again, which moves nothing twice.")
+        except MoveFailed as failed:
+            reason = running_reason(failed.error) or "rows_not_moved"
+            sys.exit(f"Nothing more was moved: {REASONS[reason].explanation} ({failed.detail}).")
         except CannotServe as error:
             sys.exit(f"Nothing more was moved: {REASONS[error.reason].explanation}.")
         except (SQLAlchemyError, DatabaseUnavailable) as error:
             sys.exit(f"Nothing more was moved: {REASONS[connection_reason(error)].explanation}.")
 
 
-def _print_plan(files: list[Path], moved: list[Path], target: Engine) -> int:
-    for file in files:
-        if not rows.is_moved(target, names.id_of(file)):
-            for name, count in count_rows(read_only(file)).items():
-                print(f"{file.name}: {name}: {count} rows would be moved")
-    count = rows.count_refused(target, [names.id_of(file) for file in moved])
-    print(f"{count} rows that were refused before would be tried again")
-    return 0
+def _move(runtime: Runtime, target: Engine, chosen: list[Path], *, only_plan: bool) -> int:
+    directories = runtime.locations.directories()
+    files = names.find("handover", directories) + names.find("fallback", directories)
+    # Path.exists() raises PermissionError in a directory that may not be entered.
+    configured = [directory / CONFIGURED_FILE for directory in directories]
+    files += chosen or [file for file in configured if os.path.exists(file)]
+    if only_plan:
+        return _print_plan(files, target)
 
-
-def _move(files: list[Path], moved: list[Path], target: Engine, failback: Failback) -> int:
+    migrations = Migrations(runtime.project.folder)
+    migrations.migrate(target)
+    failback = Failback(target, runtime.project.metadata, migrations, runtime.snapshots)
+    with target.connect() as connection:
+        refused_before = records.files_with_refused(connection)
     left = 0
-    for file in moved:
-        if count := rows.count_refused(target, [names.id_of(file)]):
-            try:
-                outcome = failback.retry_refused(file)
-            except rows.SchemasDiffer:
-                left += count
-                print(f"{file.name}: {count} refused before stay: the schema has changed since")
-            else:
-                left += outcome.refused
-                print(f"{file.name}: {outcome.moved} moved, {outcome.refused} refused again")
+    for file_id in refused_before:
+        outcome = failback.retry_refused(file_id)
+        left += outcome.refused
+        print(f"refused before: {outcome.moved} moved, {outcome.refused} refused again")
     for file in files:
         with exclusive([names.location_of(file)]):
             outcome = failback.move(file)
         left += outcome.refused
         print(f"{file.name}: {outcome.moved} moved, {outcome.refused} refused")
-    print("Refused rows stay in moved-*.db; the log above names them." if left else "Done.")
+    print("PostgreSQL keeps the refused rows: --list says why." if left else "Done.")
     return 1 if left else 0
+
+
+def _print_plan(files: list[Path], target: Engine) -> int:
+    for file in files:
+        if not is_moved(target, names.id_of(file)):
+            for name, count in count_rows(read_only(file)).items():
+                print(f"{file.name}: {name}: {count} rows would be moved")
+    with target.connect() as connection:
+        count = records.count_refused(connection)
+    print(f"{count} rows that were refused before would be tried again")
+    return 0
+
+
+def _list(target: Engine) -> int:
+    with target.connect() as connection:
+        for row in records.list_refused(connection):
+            why = REFUSALS.get(row.reason, row.reason)
+            code = f" ({row.sqlstate})" if row.sqlstate else ""
+            print(f"{row.refused_at:%Y-%m-%d %H:%M}  {row.table_name}  {row.key}  {why}{code}")
+        print(f"{records.count_refused(connection)} refused rows")
+    return 0
+
+
+def _export(target: Engine, file: Path) -> int:
+    count = 0
+    try:
+        with target.connect() as connection, file.open("x", encoding="utf-8") as lines:
+            for file_id in records.files_with_refused(connection):
+                for row in records.read_refused(connection, file_id):
+                    count += 1
+                    values = to_json(row.content | row.settled)
+                    line = {"table": row.table_name, "reason": row.reason, "row": values}
+                    lines.write(json.dumps(line) + "\n")
+    except OSError as error:
+        sys.exit(f"{file}: {error.strerror}")
+    print(f"{count} refused rows were written to {file}")
+    return 0
+
+
+def _discard(target: Engine) -> int:
+    with target.begin() as connection:
+        count = records.discard_refused(connection) if records.count_refused(connection) else 0
+    print(f"{count} refused rows were deleted")
+    return 0
 
 
 if __name__ == "__main__":

@@ -7,19 +7,19 @@ table of failbacks in PostgreSQL show what is left to do.
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID
 
-from sqlalchemy import URL, Engine, MetaData
+from sqlalchemy import URL, Connection, Engine, MetaData
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from space_runtime.backends import SQLITE, backend_of
 from space_runtime.backends.errors import DatabaseUnavailable, OutcomeUnknown, running_reason
 from space_runtime.backends.opening import CannotServe
-from space_runtime.failback import rows
-from space_runtime.failback.rows import Outcome
+from space_runtime.failback import records
+from space_runtime.failback.outcome import MoveFailed, Outcome
 from space_runtime.file_locks import Busy
 from space_runtime.files import names
 from space_runtime.files.contents import count_rows, read_only
@@ -31,6 +31,14 @@ from space_runtime.time_limit import while_progressing
 logger = logging.getLogger(__name__)
 
 _SECONDS_OF_SILENCE = 20.0
+
+
+class SchemasDiffer(Exception):
+    """The SQLite file and PostgreSQL have different revisions, so rows cannot be moved."""
+
+
+class AlreadyMoved(Exception):
+    """PostgreSQL has a record of this file's id."""
 
 
 class Failback:
@@ -66,12 +74,16 @@ class Failback:
         except (OutcomeUnknown, TimeoutError):
             # The rows may have been moved. Only PostgreSQL knows, so SQLite must not serve them.
             raise CannotServe("connection_lost", is_there=True) from None
-        except rows.SchemasDiffer:
+        except SchemasDiffer:
             raise CannotServe("schema_newer", is_there=False) from None
+        except MoveFailed as failed:
+            logger.error("rows could not be moved: %s", failed.detail)
+            reason = running_reason(failed.error) or "rows_not_moved"
+            raise CannotServe(reason, is_there=False, detail=failed.detail) from None
         except (SQLAlchemyError, DatabaseUnavailable, sqlite3.Error, OSError) as error:
             code = getattr(getattr(error, "orig", error), "sqlstate", None)
             logger.error("rows could not be moved: %s %s", type(error).__name__, code or "")
-            reason = running_reason(error) or "migration_failed"
+            reason = running_reason(error) or "rows_not_moved"
             raise CannotServe(reason, is_there=False) from None
 
     def move(self, file: Path, on_progress: Callable[[], None] = lambda: None) -> Outcome:
@@ -88,19 +100,18 @@ class Failback:
         self._snapshots.add_tombstone(series)
         try:
             if not count_rows(read_only(handed_over), at_most=1):
-                rows.record_empty(self._target, file_id)
+                self._record_empty(file_id)
                 names.remove(handed_over)
                 return Outcome()
-            if not rows.is_moved(self._target, file_id):
+            if not is_moved(self._target, file_id):
                 self._bring_up_to_date(handed_over)
-            source = read_only(handed_over)
-            outcome = rows.move_rows(source, self._target, file_id, self._models, on_progress)
-        except rows.AlreadyMoved:
+            outcome = self._move_rows(handed_over, file_id, on_progress)
+        except AlreadyMoved:
             if is_new:
                 # Since begin() looked, another container has moved a file that came from the same
-                # snapshot. This one may have rows of its own; those of both are refused.
-                own = names.path(handed_over.parent, "handover", uuid4())
-                return self.move(names.rename(handed_over, own), on_progress)
+                # snapshot. This one may have rows of its own, which move as those of a copy.
+                copy = names.path(handed_over.parent, "handover", names.copy_of(file_id))
+                return self.move(names.rename(handed_over, copy), on_progress)
             outcome = Outcome()
         except BaseException as error:
             if is_new and not isinstance(error, OutcomeUnknown):
@@ -118,12 +129,63 @@ class Failback:
         FAILBACK_ROWS.labels("refused").inc(outcome.refused)
         return outcome
 
-    def retry_refused(self, file: Path) -> Outcome:
-        """Try the refused rows of a moved file again; return what became of them.
+    def retry_refused(self, file_id: UUID) -> Outcome:
+        """Try once more to move the rows of a file that were refused; return what became of them.
 
-        Raise rows.SchemasDiffer if the schema has changed since they were refused.
+        Raise MoveFailed, or OutcomeUnknown if the connection is lost during COMMIT.
         """
-        return rows.retry_refused(read_only(file), self._target, names.id_of(file), self._models)
+        # Imported here and below, because it is needed after an outage only.
+        from space_runtime.failback.move import Move
+        from space_runtime.failback.sources import RefusedSource
+
+        with _transaction(self._target) as connection:
+            refused = records.take_refused(connection, file_id)
+            changed = [row for row in refused if row.reason == "seed_changed"]
+            source = RefusedSource(row for row in refused if row.reason != "seed_changed")
+            move = Move(source, connection, self._models, file_id)
+            # Only a person can decide which values a seed should have.
+            move.keep(changed)
+            return move.run()
+
+    def _move_rows(self, file: Path, file_id: UUID, on_progress: Callable[[], None]) -> Outcome:
+        """Move every row of a file and record its id, in one transaction.
+
+        `on_progress` is called before each batch. Raise AlreadyMoved, SchemasDiffer, MoveFailed, or
+        OutcomeUnknown; after any error but the last, nothing was moved by this call.
+        """
+        from space_runtime.failback.move import Move
+        from space_runtime.failback.sources import FileSource
+
+        with read_only(file).connect() as rows, _transaction(self._target) as connection:
+            self._create_records(connection)
+            moved = records.moved_ids(connection)
+            if file_id in moved:
+                raise AlreadyMoved
+            if current_revision(rows) != current_revision(connection):
+                raise SchemasDiffer
+            outcome = Move(
+                FileSource(rows),
+                connection,
+                self._models,
+                file_id,
+                is_copy=any(names.copy_of(one) == file_id for one in moved),
+                on_progress=on_progress,
+            ).run()
+            records.record_move(connection, file_id, outcome.moved)
+        return outcome
+
+    def _record_empty(self, file_id: UUID) -> None:
+        """Record that a file without rows was moved, so that no snapshot of it is restored."""
+        with _transaction(self._target) as connection:
+            self._create_records(connection)
+            if file_id not in records.moved_ids(connection):
+                records.record_move(connection, file_id, 0)
+
+    def _create_records(self, connection: Connection) -> None:
+        try:
+            records.create_tables(connection)
+        except DBAPIError as error:
+            raise MoveFailed(records.failbacks.name, error) from error
 
     def _bring_up_to_date(self, file: Path) -> None:
         """Migrate a file that an older version left behind; raise CannotServe if that fails.
@@ -146,15 +208,21 @@ class Failback:
         checkpoint(file)
 
 
+def is_moved(target: Engine, file_id: UUID) -> bool:
+    """Return whether the rows of the file with this id are in PostgreSQL."""
+    with target.connect() as connection:
+        return file_id in records.moved_ids(connection)
+
+
 def begin(file: Path, target: Engine) -> Path:
     """Rename a file that no longer serves to handover-*; return its new path.
 
     Raise Busy if any program has it open.
     """
     file_id = names.id_of(file)
-    if rows.is_moved(target, file_id):
+    while is_moved(target, file_id):
         # This is a copy of a file that was moved before. Rows added since move under a new id.
-        file_id = uuid4()
+        file_id = names.copy_of(file_id)
     checkpoint(file)
     return names.rename(file, names.path(file.parent, "handover", file_id))
 
@@ -173,3 +241,22 @@ def checkpoint(file: Path) -> None:
 def finish(file: Path) -> Path:
     """Rename a file whose rows have been moved to moved-*; return its new path."""
     return names.rename(file, names.path(file.parent, "moved", names.id_of(file)))
+
+
+@contextmanager
+def _transaction(target: Engine) -> Iterator[Connection]:
+    """Yield a connection that holds the migrations' lock; commit at the end.
+
+    Raise OutcomeUnknown if the connection is lost during COMMIT.
+    """
+    is_committing = False
+    try:
+        with backend_of(target).lock_migrations(target) as connection, connection.begin():
+            yield connection
+            is_committing = True
+    except BaseException as error:
+        # The server may carry out a COMMIT that was sent, even after Ctrl-C.
+        was_refused = isinstance(error, DBAPIError) and not error.connection_invalidated
+        if is_committing and not was_refused:
+            raise OutcomeUnknown("It is unknown whether the rows were moved.") from error
+        raise

@@ -1,10 +1,15 @@
 """What is in an SQLite file, read without writing to it."""
 
+# ruff: noqa: S608  (names of tables and columns are quoted)
+
 import sqlite3
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, create_engine, func, inspect, select, table, text
+from sqlalchemy import Engine, create_engine
 from sqlalchemy.pool import NullPool
+
+from space_runtime.files import seeds
+from space_runtime.files.tables import data_tables, quote
 
 COUNTED_AT_MOST = 100_000
 """The limit per table: counting more at every check would slow the application down."""
@@ -13,29 +18,27 @@ COUNTED_AT_MOST = 100_000
 def read_only(file: Path) -> Engine:
     """Return an engine that cannot write to the file, and does not create it if it is missing."""
     uri = f"{file.absolute().as_uri()}?mode=ro"
-    return create_engine(
-        "sqlite://", creator=lambda: sqlite3.connect(uri, uri=True, timeout=5), poolclass=NullPool
-    )
+
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(uri, uri=True, timeout=5)
+        # Text that is not UTF-8 is the fault of one row, and must not end the reading of a table.
+        connection.text_factory = lambda raw: raw.decode(errors="surrogateescape")
+        return connection
+
+    return create_engine("sqlite://", creator=connect, poolclass=NullPool)
 
 
 def count_rows(source: Engine, *, at_most: int = -1) -> dict[str, int]:
-    """Return how many rows each table has, counting up to `at_most`; leave out empty tables."""
+    """Return how many rows people wrote to each table, counting up to `at_most`.
+
+    Tables without such rows are left out. Rows that migrations inserted are not counted, unless
+    somebody changed them since.
+    """
     counts = {}
     with source.connect() as connection:
         for name in data_tables(connection):
-            rows = select(text("1")).select_from(table(name)).limit(at_most).subquery()
-            if count := connection.scalar(select(func.count()).select_from(rows)):
+            rows = f"SELECT 1 FROM {quote(name)} LIMIT {at_most}"
+            count = connection.exec_driver_sql(f"SELECT count(*) FROM ({rows})").scalar_one()
+            if count and (count := count - seeds.count_unchanged(connection, name)) > 0:
                 counts[name] = count
     return counts
-
-
-def data_tables(connection: Connection) -> list[str]:
-    """Return the tables of an SQLite database, without virtual tables and their shadow tables.
-
-    Virtual tables, such as a full-text index, are taken to be derived from other rows. SQLite
-    before 3.37 cannot tell them apart, so they are included there.
-    """
-    tables = connection.execute(text("PRAGMA table_list"))
-    derived = {row.name for row in tables if row.type in ("virtual", "shadow")}
-    names = inspect(connection).get_table_names()
-    return [name for name in names if name not in derived | {"alembic_version"}]

@@ -32,6 +32,7 @@ class Locations:
 
     def __init__(self, project: Project, sqlite_dir: str | None) -> None:
         self._project = project
+        self.models = project.metadata
         self._sqlite_dir = sqlite_dir
 
     def directories(self) -> list[Path]:

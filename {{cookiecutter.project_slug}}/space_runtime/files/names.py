@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
-from uuid import UUID, uuid4
+from uuid import UUID, uuid4, uuid5
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,11 @@ def id_of(file: Path) -> UUID:
     """Return the id in a file's name, or a new id if the name has another form."""
     match = _NAME.fullmatch(file.name)
     return UUID(hex=match[2]) if match else uuid4()
+
+
+def copy_of(file_id: UUID) -> UUID:
+    """Return the id for a copy of a file that was moved already, so that both can be recorded."""
+    return uuid5(file_id, "copy")
 
 
 def series_of(file_id: UUID) -> str:

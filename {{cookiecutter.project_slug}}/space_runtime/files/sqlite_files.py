@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID, uuid4
 
-from sqlalchemy import URL
+from sqlalchemy import URL, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from space_runtime.backends.errors import connection_reason
 from space_runtime.backends.opening import CannotServe, Opened, open_sqlite
 from space_runtime.file_locks import Busy, FileLock, exclusive, setting_up
-from space_runtime.files import names
+from space_runtime.files import generated_keys, names
 from space_runtime.files.contents import COUNTED_AT_MOST, count_rows, read_only
 from space_runtime.files.locations import Locations, is_memory, is_usable
 from space_runtime.migrations import Migrations
@@ -81,7 +81,19 @@ class SQLiteFiles:
 
     def open_fallback(self, connections: int) -> OpenedFile:
         """Open the file for rows that belong in PostgreSQL; raise CannotServe or Busy."""
-        file = self._open(self._fallback_location(), self._choose_fallback, connections)
+        is_new = False
+
+        def choose(location: Path) -> Path:
+            nonlocal is_new
+            is_new = not names.find("fallback", [location.parent])
+            return self._choose_fallback(location)
+
+        def choose_range(engine: Engine) -> None:
+            # On a full disk numbers begin at 1, and rows get others when they move.
+            with suppress(SQLAlchemyError), engine.begin() as connection:
+                generated_keys.choose_range(connection, self._locations.models, anew=is_new)
+
+        file = self._open(self._fallback_location(), choose, connections, choose_range)
         self._snapshots.begin(file.path, names.series_of(names.id_of(file.path)))
         return OpenedFile(file.path, file.opened)
 
@@ -128,10 +140,6 @@ class SQLiteFiles:
         with exclusive(map(names.location_of, files), own):
             yield list(filter(is_usable, self._waiting()))
 
-    def moved(self) -> list[UUID]:
-        """Return the ids of the files whose rows were moved."""
-        return [names.id_of(file) for file in self._find("moved")]
-
     def count_waiting(self) -> int:
         """Return how many rows wait for PostgreSQL, counting up to COUNTED_AT_MOST per table."""
         return sum(map(_count_rows, self._waiting()))
@@ -175,11 +183,16 @@ class SQLiteFiles:
         return names.path(directory, "fallback", uuid4())
 
     def _open(
-        self, location: Path | None, choose: Callable[[Path], Path], connections: int
+        self,
+        location: Path | None,
+        choose: Callable[[Path], Path],
+        connections: int,
+        prepare: Callable[[Engine], None] = lambda engine: None,
     ) -> OpenedFile:
         """Open the file that `choose` returns for a location; raise CannotServe or Busy.
 
-        A damaged file is set aside, and `choose` is called again.
+        A damaged file is set aside, and `choose` is called again. `prepare` is called while no
+        other process opens the file.
         """
         if location is None:
             raise CannotServe("no_writable_path", is_there=False)
@@ -199,6 +212,7 @@ class SQLiteFiles:
                     path = choose(location)
                     opened = open_sqlite(path, self._migrations, connections=connections)
                     lock.share()
+                prepare(opened.engine)
             self._serving = _Serving(path, path.stat(), lock)
         except BaseException:
             lock.release()
@@ -206,7 +220,9 @@ class SQLiteFiles:
         return OpenedFile(path, opened, problem)
 
     def _ids(self) -> set[UUID]:
-        return {names.id_of(file) for file in self._waiting()} | set(self.moved())
+        return {names.id_of(file) for file in self._waiting()} | {
+            names.id_of(file) for file in self._find("moved")
+        }
 
     def _waiting(self) -> list[Path]:
         """Return the files whose rows belong in PostgreSQL, those of a handover first."""

@@ -90,10 +90,12 @@ def _sentences(state: State) -> list[str]:
 def _about_nothing(state: State) -> list[str]:
     if state.trouble is not None:
         return [f"No database serves: {REASONS[state.trouble].explanation}.", "It is tried again."]
-    cause = _cause(state)
+    cause, unfit = _cause(state), ""
+    if state.is_for_postgresql_only:
+        unfit = "SQLite cannot stand in: the migrations do not run on it; the log says which."
     if not cause:  # DATABASE_URL has to be changed, so do not promise another attempt.
-        return ["No database serves.", _advice(state)]
-    return [f"No database serves: {cause}.", _advice(state), "It is tried again."]
+        return ["No database serves.", _advice(state), unfit]
+    return [f"No database serves: {cause}.", _advice(state), unfit, "It is tried again."]
 
 
 def _about_postgresql(state: State) -> list[str]:
@@ -103,8 +105,10 @@ def _about_postgresql(state: State) -> list[str]:
     if state.pending_rows:
         sentences.append(
             "Rows written to SQLite while PostgreSQL was away could not be moved:"
-            f" {state.pending_rows}. The log names them; `make failback` tries again."
+            f" {state.pending_rows}. `make failback` tries again; with --list, it names them."
         )
+    if state.failback_problem:
+        sentences.append(state.failback_problem)
     if state.rows_from_before:
         sentences.append(
             "Rows still on SQLite from before DATABASE_URL was set:"
@@ -137,7 +141,8 @@ def _cause(state: State) -> str:
     reason = state.reason
     if reason in HARMLESS or reason == state.configuration.resolution.reason:
         return ""
-    return REASONS[reason].explanation
+    explanation = REASONS[reason].explanation
+    return f"{explanation}: {state.failure_detail}" if state.failure_detail else explanation
 
 
 def _advice(state: State) -> str:

@@ -8,17 +8,17 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import get_args
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from space_runtime.backends import POSTGRESQL, SQLITE, backend_of
-from space_runtime.backends.errors import DatabaseUnavailable, connection_reason
+from space_runtime.backends.errors import DatabaseUnavailable, connection_reason, running_reason
 from space_runtime.backends.opening import (
     MIGRATION_SECONDS,
     CannotServe,
@@ -27,8 +27,8 @@ from space_runtime.backends.opening import (
 )
 from space_runtime.backends.protocol import Backend, Name
 from space_runtime.backends.sqlite import file_system, is_sound
-from space_runtime.failback import rows
-from space_runtime.failback.handover import Failback
+from space_runtime.failback import records
+from space_runtime.failback.handover import Failback, is_moved
 from space_runtime.file_locks import Busy
 from space_runtime.files.sqlite_files import SQLiteFiles
 from space_runtime.lifecycle import state as machine
@@ -181,7 +181,7 @@ class Lifecycle:
             return self._perform_or_raise(step)
         except CannotServe as error:
             self._migration_error = error.__cause__
-            return self._failed(error.reason, is_there=error.is_there)
+            return self._failed(error.reason, is_there=error.is_there, detail=error.detail)
         except Busy:
             return self._failed("locked")
         except Exception as error:
@@ -209,9 +209,9 @@ class Lifecycle:
             case machine.Close(seconds):
                 return self._close(seconds)
 
-    def _failed(self, reason: str, *, is_there: bool = False) -> machine.Failed:
+    def _failed(self, reason: str, *, is_there: bool = False, detail: str = "") -> machine.Failed:
         pending_rows = 0 if self._engine is not None else self._files.count_waiting()
-        return machine.Failed(reason, is_there=is_there, pending_rows=pending_rows)
+        return machine.Failed(reason, is_there=is_there, pending_rows=pending_rows, detail=detail)
 
     # steps
 
@@ -227,7 +227,7 @@ class Lifecycle:
             seconds=seconds,
         )
         self._candidate = opened.engine
-        return machine.Connected(opened.schema_newer)
+        return machine.Connected(opened.schema_newer, self._problem_of_failback(opened.engine))
 
     def _open_sqlite(self, fallback: bool) -> Observation:
         self._files.leave()
@@ -248,7 +248,7 @@ class Lifecycle:
     def _lock_files(self) -> Observation:
         candidate = self._postgresql()
         try:
-            self._files.restore_waiting(partial(rows.is_moved, candidate))
+            self._files.restore_waiting(partial(is_moved, candidate))
         except (SQLAlchemyError, DatabaseUnavailable) as error:
             raise CannotServe(connection_reason(error), is_there=False) from None
         self._waiting_files = self._locks.enter_context(self._files.waiting_exclusively())
@@ -280,7 +280,9 @@ class Lifecycle:
         self._files.leave()
         self._candidate = None
         self._use(engine)
-        pending_rows = self._files.count_waiting() + self._count_refused(engine)
+        pending_rows = self._files.count_waiting()
+        with suppress(SQLAlchemyError):  # If the connection was lost, the next check will say so.
+            pending_rows += self._count_refused(engine)
         if pending_rows:
             logger.warning("PostgreSQL serves without %d rows that are on SQLite", pending_rows)
         return machine.Counted(pending_rows, self._files.count_configured())
@@ -294,9 +296,7 @@ class Lifecycle:
             if step.look_for_damage:
                 self._look_for_damage(Path(str(engine.url.database)))
             latency = within(CHECK_SECONDS, lambda: ping(engine, write=step.write))
-            pending_rows = (
-                within(CHECK_SECONDS, self._files.count_waiting) if self._state.is_fallback else 0
-            )
+            pending_rows = within(CHECK_SECONDS, lambda: self._count_pending(engine))
         except (SQLAlchemyError, DatabaseUnavailable, TimeoutError) as error:
             is_silent = isinstance(error, TimeoutError)
             return machine.Failed(connection_reason(error), is_silent=is_silent)
@@ -361,13 +361,39 @@ class Lifecycle:
         if not within(CHECK_SECONDS, lambda: is_sound(file)):
             raise DatabaseUnavailable(REASONS["corrupt"].cause, reason="corrupt")
 
+    def _count_pending(self, engine: Engine) -> int:
+        """Return how many rows are not in PostgreSQL, but should be."""
+        if self._state.configuration.backend == "sqlite":
+            return 0
+        waiting = self._files.count_waiting()
+        return waiting if self._state.is_fallback else waiting + self._count_refused(engine)
+
     def _count_refused(self, engine: Engine) -> int:
         try:
-            return rows.count_refused(engine, self._files.moved())
-        except SQLAlchemyError as error:
+            with engine.connect().execution_options(reading=True) as connection:
+                return records.count_refused(connection)
+        except DBAPIError as error:
+            if error.connection_invalidated or running_reason(error):
+                raise
             # The table may belong to another role, which must not keep PostgreSQL from serving.
-            logger.warning("refused rows could not be counted: %s", connection_reason(error))
             return 0
+
+    def _problem_of_failback(self, engine: Engine) -> str:
+        """Return why rows of an outage could not be moved to this database, or ""."""
+        try:
+            with engine.connect() as connection:
+                problem = records.problem(connection)
+            if problem:
+                lock = backend_of(engine).lock_migrations(engine)
+                with lock as connection, connection.begin():
+                    records.create_tables(connection)
+                    problem = records.problem(connection)
+        except (SQLAlchemyError, DatabaseUnavailable) as error:
+            if isinstance(error, DBAPIError) and error.connection_invalidated:
+                raise CannotServe("connection_lost", is_there=False) from None
+        if problem:
+            logger.warning(problem)
+        return problem
 
     # reporting
 
@@ -390,9 +416,14 @@ class Lifecycle:
             "database %s: %s",
             self.status,
             self.report.detail,
-            exc_info=self._migration_error if self.report.reason == "migration_failed" else None,
+            exc_info=self._migration_error if self._is_about_migrations() else None,
             extra={"version": self._project.version, "seconds": seconds} if is_first else None,
         )
+
+    def _is_about_migrations(self) -> bool:
+        is_down = self._state.backend is None
+        unfit = is_down and self._state.is_for_postgresql_only
+        return unfit or self.report.reason == "migration_failed"
 
     def _log_bug(self, error: Exception) -> None:
         # Only the frames and the error's type: its text may contain hosts, users and values.

@@ -83,11 +83,17 @@ class State:
     """Why this database serves instead of another, or why none does."""
     connect_failure: str | None = None
     """Why PostgreSQL could not serve when it was last tried."""
+    failure_detail: str = ""
+    """Where that failed, as a clause; "" if `reason` says it all."""
+    failback_problem: str = ""
+    """Why rows of an outage could not be moved to this PostgreSQL, as a sentence."""
     trouble: str | None = None
     """Why the database that was chosen does not work at the moment."""
 
     may_fall_back: bool = False
     """False if strict, or once PostgreSQL has served or has data that SQLite would hide."""
+    is_for_postgresql_only: bool = False
+    """The migrations do not run on SQLite, so it cannot stand in."""
     schema_newer: bool = False
     deadline: float = 0.0
     """Until then, a start retries failures that may pass before it falls back to SQLite."""
@@ -199,6 +205,7 @@ class Connected(NamedTuple):
     """PostgreSQL is connected; its schema is at the newest revision, or newer than this code."""
 
     schema_newer: bool = False
+    failback_problem: str = ""
 
 
 class Opened(NamedTuple):
@@ -250,6 +257,7 @@ class Failed(NamedTuple):
     """PostgreSQL has data that SQLite would hide, so SQLite must not stand in for it."""
     is_silent: bool = False
     pending_rows: int = 0
+    detail: str = ""
 
 
 class Done(NamedTuple):
@@ -325,8 +333,13 @@ def seconds_until_due(state: State, now: float) -> float:
 def advance(state: State, step: Step, observation: Observation, now: Moment) -> State:
     """Return the state that follows from what was observed when the step was performed."""
     match step, observation:
-        case Connect(), Connected(schema_newer):
-            return replace(state, phase="connected", schema_newer=schema_newer)
+        case Connect(), Connected(schema_newer, failback_problem):
+            return replace(
+                state,
+                phase="connected",
+                schema_newer=schema_newer,
+                failback_problem=failback_problem,
+            )
         case LockFiles(), Locked():
             return replace(state, phase="draining" if state.backend else "moving")
         case Drain(), Drained():
@@ -340,6 +353,7 @@ def advance(state: State, step: Step, observation: Observation, now: Moment) -> 
                 backend="postgresql",
                 reason="schema_newer" if state.schema_newer else None,
                 may_fall_back=False,
+                failure_detail="",
                 persistent=True,
                 pending_rows=pending_rows,
                 rows_from_before=rows_from_before,
@@ -355,7 +369,7 @@ def advance(state: State, step: Step, observation: Observation, now: Moment) -> 
                 is_suspect=state.is_suspect and not step.write,
                 may_be_damaged=state.may_be_damaged and not step.look_for_damage,
                 latency_ms=latency_ms,
-                pending_rows=pending_rows if state.is_fallback else state.pending_rows,
+                pending_rows=pending_rows,
                 snapshots=snapshots,
                 checked_at=now.utc,
                 next_check=due + state.configuration.check_seconds,
@@ -375,6 +389,10 @@ def advance(state: State, step: Step, observation: Observation, now: Moment) -> 
             return replace(state, is_silent=False)
         case Close(), _:
             return replace(state, phase="stopped")
+        case OpenSQLite(fallback=True), Failed("migration_failed", pending_rows=pending_rows):
+            # PostgreSQL's absence is to be mended, and SQLite is not tried again.
+            state = replace(state, may_fall_back=False, is_for_postgresql_only=True)
+            return _down(state, state.connect_failure or "migration_failed", pending_rows, now)
         case OpenSQLite() | ServePostgreSQL(), Failed(reason, pending_rows=pending_rows):
             return _down(state, reason, pending_rows, now)
         case Connect() | LockFiles() | Drain() | MoveRows(), Failed():
@@ -483,7 +501,9 @@ def _fail_to_start(state: State, step: Step, failed: Failed, now: Moment) -> Sta
         # The deadline cuts the last attempt short: an earlier failure says more than its timeout.
         reason = state.connect_failure
     may_fall_back = state.may_fall_back and not failed.is_there
-    state = replace(state, connect_failure=reason, may_fall_back=may_fall_back)
+    state = replace(
+        state, connect_failure=reason, failure_detail=failed.detail, may_fall_back=may_fall_back
+    )
     if isinstance(step, Connect):
         next_connect = now.seconds + state.pause
         if may_fall_back and REASONS[reason].transient and next_connect < state.deadline:
@@ -508,6 +528,7 @@ def _stay_on_sqlite(state: State, step: Step, failed: Failed, now: Moment) -> St
         state,
         connect_failure=failed.reason,
         reason=failed.reason,
+        failure_detail=failed.detail,
         made_last_failback=state.stopping,
         failed_failbacks=failures,
         next_connect=now.seconds + pause,

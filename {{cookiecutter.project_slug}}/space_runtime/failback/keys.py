@@ -1,0 +1,37 @@
+"""What became of the values that references have: kept, replaced, or left behind."""
+
+from typing import Any
+
+Columns = tuple[str, ...]
+Values = tuple[Any, ...]
+
+
+class Keys:
+    """The replaced and the refused values of the columns that references point to.
+
+    Values that are in neither are the same in PostgreSQL, and NULL refers to nothing. So this grows
+    with the number of rows that got another key or stayed behind, by some 100 bytes for each.
+    """
+
+    def __init__(self) -> None:
+        self._replaced: dict[tuple[str, Columns], dict[Values, Values]] = {}
+        self._refused: dict[tuple[str, Columns], set[Values]] = {}
+
+    def replace(self, table: str, columns: Columns, stored: Values, new: Values) -> None:
+        """Let references to what SQLite stored become references to the new values."""
+        if None not in stored:
+            self._replaced.setdefault((table, columns), {})[stored] = new
+
+    def refuse(self, table: str, columns: Columns, stored: Values) -> None:
+        """Let rows that refer to these values stay behind."""
+        if None not in stored:
+            self._refused.setdefault((table, columns), set()).add(stored)
+
+    def replacement(self, table: str, columns: Columns, stored: Values) -> Values | None:
+        """Return the new values, or None if they stay the same."""
+        replaced = self._replaced.get((table, columns))
+        return replaced.get(stored) if replaced else None
+
+    def is_refused(self, table: str, columns: Columns, stored: Values) -> bool:
+        """Return whether the row with these values stayed behind."""
+        return stored in self._refused.get((table, columns), ())

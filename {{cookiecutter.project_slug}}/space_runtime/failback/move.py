@@ -1,0 +1,499 @@
+"""Moves rows to PostgreSQL, as if each had been written there when it came back.
+
+What is referred to comes before what refers to it. A row whose number PostgreSQL has gets another,
+and references follow. A row that PostgreSQL refuses stays behind, with the rows that refer to it.
+"""
+
+import json
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, DateTime, MetaData
+from sqlalchemy.exc import DBAPIError
+
+from space_runtime.failback import records
+from space_runtime.failback.keys import Keys
+from space_runtime.failback.order import parents_first
+from space_runtime.failback.outcome import MoveFailed, Outcome
+from space_runtime.failback.records import RefusalCode, RefusedRow
+from space_runtime.failback.schema import TableSchema, in_order, read_schema, referred_columns
+from space_runtime.failback.sources import Locator, Source, StoredRow
+from space_runtime.failback.target import Refused, Target
+from space_runtime.files.generated_keys import lowest
+
+logger = logging.getLogger(__name__)
+
+ROWS_AT_ONCE = 500
+BYTES_AT_ONCE = 4 * 2**20
+SECONDS_BETWEEN_REPORTS = 2.0
+MOST_ROWS_NAMED = 100
+
+Node = tuple[str, Locator]
+
+
+class _Unmovable(Exception):
+    """A row cannot be written."""
+
+    def __init__(self, code: RefusalCode) -> None:
+        super().__init__(code)
+        self.code: RefusalCode = code
+
+
+@dataclass(slots=True)
+class _Row:
+    """A row on its way."""
+
+    stored: StoredRow
+    values: dict[str, Any]
+    """What is written to PostgreSQL."""
+    settled: dict[str, Any]
+    """Those of the values that replace a reference."""
+
+
+class Move:
+    """Moves the rows of a source; the target is in a transaction, which the caller commits."""
+
+    def __init__(
+        self,
+        source: Source,
+        target: Connection,
+        models: MetaData,
+        file_id: UUID,
+        *,
+        is_copy: bool = False,
+        on_progress: Callable[[], None] = lambda: None,
+    ) -> None:
+        """With `is_copy`, rows that PostgreSQL has already are not moved once more.
+
+        `on_progress` is called before each batch.
+        """
+        self._source, self._connection, self._file_id = source, target, file_id
+        self._is_copy, self._on_progress = is_copy, on_progress
+        self._target = Target(target)
+        self._tables = read_schema(target, models, source.tables())
+        self._referred = referred_columns(self._tables.values())
+        self._keys = Keys()
+        self._seeds: dict[str, set[Locator]] = {}
+        self._missing_seeds: dict[tuple[str, tuple[str, ...], tuple[Any, ...]], StoredRow] = {}
+        self._new_numbers_only: set[str] = set()
+        self._moved = self._refused = 0
+        self._unrecorded: list[RefusedRow] = []
+        self._at_work = ""
+        self._reported = time.monotonic()
+
+    def run(self) -> Outcome:
+        """Move the rows and record the refused ones; raise MoveFailed."""
+        try:
+            self._target.prepare()
+            for name in set(self._source.tables()) - set(self._tables):
+                for stored in self._source.rows(name):
+                    self._refuse(name, stored, "no_such_table")
+            for group in in_order(self._tables):
+                self._move_group(group)
+            self._record_refused()
+        except DBAPIError as error:
+            if isinstance(error.orig, sqlite3.Error):
+                raise
+            raise MoveFailed(self._at_work, error) from error
+        logger.info("moved %d rows to PostgreSQL, which refused %d", self._moved, self._refused)
+        return Outcome(self._moved, self._refused)
+
+    def keep(self, rows: Iterable[RefusedRow]) -> None:
+        """Let these stay behind, as before."""
+        for row in rows:
+            stored = StoredRow((), row.key, row.content, row.settled)
+            self._record(row.table_name, stored, row.reason, row.sqlstate)
+
+    def _move_group(self, group: list[TableSchema]) -> None:
+        for schema in group:
+            self._at_work = schema.name
+            self._match_seeds(schema)
+            self._advance_sequence(schema)
+        names = {schema.name for schema in group}
+        if any(one.table in names for schema in group for one in schema.references):
+            self._move_in_order(group)
+        else:
+            schema = group[0]
+            rows = self._source.rows(schema.name)
+            seeds = self._seeds[schema.name]
+            for batch in _batches(row for row in rows if row.locator not in seeds):
+                self._move_rows(schema, batch)
+
+    def _move_in_order(self, group: list[TableSchema]) -> None:
+        """Move rows that may refer to each other; those that form a circle go together."""
+        schemas = {schema.name: schema for schema in group}
+        waiting: list[Node] = []
+
+        def move_waiting() -> None:
+            if waiting:
+                name = waiting[0][0]
+                locators = [locator for _, locator in waiting]
+                for batch in _batches(self._source.fetch(name, locators)):
+                    self._move_rows(schemas[name], batch)
+                waiting.clear()
+
+        for circle in parents_first(self._parents(group)):
+            if len(circle) > 1 or (waiting and waiting[0][0] != circle[0][0]):
+                move_waiting()
+            if len(circle) > 1:
+                self._move_circle(schemas, circle)
+            else:
+                waiting += circle
+                if len(waiting) == ROWS_AT_ONCE:
+                    move_waiting()
+        move_waiting()
+
+    def _parents(self, group: list[TableSchema]) -> dict[Node, list[Node]]:
+        """Return for each row of these tables the rows of these tables that it refers to."""
+        at: dict[tuple[str, tuple[str, ...], tuple[Any, ...]], Node] = {}
+        referring: dict[Node, list[tuple[str, tuple[str, ...], tuple[Any, ...]]]] = {}
+        for schema in group:
+            for row in self._source.rows(schema.name):
+                if row.locator in self._seeds[schema.name]:
+                    continue
+                node = (schema.name, row.locator)
+                for columns in self._referred.get(schema.name, ()):
+                    at[schema.name, columns, _pick(columns, row.content)] = node
+                stored = ((one, _pick(one.columns, row.content)) for one in schema.references)
+                referring[node] = [
+                    (one.table, one.to, values) for one, values in stored if None not in values
+                ]
+        return {node: [at[one] for one in found if one in at] for node, found in referring.items()}
+
+    def _move_rows(self, schema: TableSchema, stored: Sequence[StoredRow]) -> None:
+        """Move rows, of which each comes after those of them that it refers to."""
+        rows = self._prepared(schema, stored)
+        for row in rows:
+            self._follow_references(schema, row)
+        self._insert(schema, rows)
+        if time.monotonic() > self._reported + SECONDS_BETWEEN_REPORTS:
+            self._reported = time.monotonic()
+            logger.info("moving rows to PostgreSQL: %d so far", self._moved)
+
+    def _insert(self, schema: TableSchema, rows: Sequence[_Row]) -> None:
+        """Insert rows, in halves as long as one of them is refused."""
+        # Rows of the same batch, or those that they refer to, may have been refused just now.
+        rows = [row for row in rows if not self._stays_with_another(schema, row)]
+        if not rows:
+            return
+        self._on_progress()
+        try:
+            self._target.attempt(lambda: self._target.insert(schema, [row.values for row in rows]))
+        except Refused as refused:
+            if len(rows) > 1:
+                middle = len(rows) // 2
+                self._insert(schema, rows[:middle])
+                self._insert(schema, rows[middle:])
+            else:
+                self._refuse_row(schema, rows[0], refused)
+        else:
+            self._moved += len(rows)
+
+    def _move_circle(self, schemas: Mapping[str, TableSchema], circle: Sequence[Node]) -> None:
+        """Move rows that refer to each other in a circle: all of them, or none."""
+        tables = _in_order_of_insertion([schemas[name] for name in {name for name, _ in circle}])
+        rows: list[tuple[TableSchema, _Row]] = []
+        for schema in tables:
+            locators = [locator for name, locator in circle if name == schema.name]
+            stored = self._source.fetch(schema.name, locators)
+            rows += [(schema, row) for row in self._prepared(schema, list(stored))]
+        # What a key consists of may be known only after the first time.
+        for schema, row in [*rows, *rows]:
+            self._follow_references(schema, row)
+        self._on_progress()
+        moving = [pair for pair in rows if not self._stays_with_another(*pair)]
+        if len(moving) < len(circle):
+            for schema, row in moving:
+                self._refuse_row(schema, row, None)
+            return
+        try:
+            self._target.attempt_deferred(lambda: self._insert_circle(tables, rows))
+        except Refused as refused:
+            for schema, row in rows:
+                self._refuse_row(schema, row, refused)
+        else:
+            self._moved += len(rows)
+
+    def _insert_circle(
+        self, tables: Sequence[TableSchema], rows: Sequence[tuple[TableSchema, _Row]]
+    ) -> None:
+        """Insert the rows, filling in afterwards what may be empty until then."""
+        following = {schema.name for schema in tables}
+        filled_in_later = []
+        for schema in tables:
+            following.remove(schema.name)
+            values = []
+            for row in (row for one, row in rows if one is schema):
+                empty = {
+                    name
+                    for one in schema.references
+                    if one.table in following and not one.can_wait
+                    for name in one.columns
+                    if schema.columns[name].is_nullable and row.values[name] is not None
+                }
+                values.append(row.values | dict.fromkeys(empty))
+                if empty:
+                    filled_in_later.append((schema, row, sorted(empty)))
+            self._target.insert(schema, values)
+        for schema, row, names in filled_in_later:
+            self._target.update(schema, row.values, names)
+
+    # one row
+
+    def _prepared(self, schema: TableSchema, stored: Sequence[StoredRow]) -> list[_Row]:
+        """Return the rows that can be written, with their numbers; refuse the others."""
+        rows = []
+        for one in stored:
+            try:
+                rows.append(self._converted(schema, one))
+            except _Unmovable as error:
+                self._refuse(schema.name, one, error.code)
+        if self._is_copy:
+            return self._without_those_there(schema, rows)
+        return self._renumbered(schema, rows) if schema.sequence else rows
+
+    def _converted(self, schema: TableSchema, stored: StoredRow) -> _Row:
+        """Return the row with the values that PostgreSQL gets; raise _Unmovable."""
+        content = {**stored.content, **stored.settled}
+        unknown = content.keys() - schema.columns.keys() - schema.computed
+        if any(content[name] is not None for name in unknown):
+            raise _Unmovable("no_such_column")
+        try:
+            values = {
+                name: one.conversion.read(content[name])
+                for name, one in schema.columns.items()
+                if name in content
+            }
+        except (ValueError, TypeError, LookupError, ArithmeticError):
+            # SQLite stores any value in any column, even if the column's type cannot read it.
+            raise _Unmovable("unstorable") from None
+        return _Row(stored, values, {name: values[name] for name in stored.settled})
+
+    def _renumbered(self, schema: TableSchema, rows: list[_Row]) -> list[_Row]:
+        """Give new numbers to rows whose numbers PostgreSQL has; refuse them if it gives none."""
+        (key,) = schema.key
+        numbers = [row.values[key] for row in rows]
+        if schema.name in self._new_numbers_only:
+            taken = set(numbers)
+        else:
+            taken = self._target.taken(schema, numbers)
+        if not taken:
+            return rows
+        new = iter(self._target.next_numbers(schema, sum(one in taken for one in numbers)))
+        kept = []
+        for row in rows:
+            if row.values[key] in taken:
+                number = next(new, None)
+                if number is None:
+                    self._refuse(schema.name, row.stored, "no_number")
+                    continue
+                row.values[key] = number
+                self._replace_keys(schema, row, {key})
+            kept.append(row)
+        return kept
+
+    def _without_those_there(self, schema: TableSchema, rows: list[_Row]) -> list[_Row]:
+        """Return the rows that PostgreSQL does not have; refuse those that it has but differently.
+
+        The file is a copy of one that was moved before: two machines went on with one snapshot.
+        """
+        if not schema.key or not rows:
+            return rows
+        keys = [_pick(schema.key, row.values) for row in rows]
+        there = self._target.with_keys(schema, keys)
+        new = []
+        for key, row in zip(keys, rows, strict=True):
+            if key not in there:
+                new.append(row)
+            elif not _is_same(row.values, there[key]):
+                self._refuse(schema.name, row.stored, "already_there")
+        return new
+
+    def _follow_references(self, schema: TableSchema, row: _Row) -> None:
+        """Let the row refer to what the rows that it refers to have become."""
+        for one in schema.references:
+            stored = _pick(one.columns, row.stored.content)
+            new = self._keys.replacement(one.table, one.to, stored)
+            if new is not None:
+                row.settled.update(zip(one.columns, new, strict=True))
+        if row.settled:
+            row.values.update(row.settled)
+            self._replace_keys(schema, row, row.settled.keys())
+
+    def _replace_keys(self, schema: TableSchema, row: _Row, changed: Collection[str]) -> None:
+        """Let references to this row follow the change of these columns."""
+        for columns in self._referred.get(schema.name, ()):
+            if any(name in changed for name in columns):
+                stored = _pick(columns, row.stored.content)
+                self._keys.replace(schema.name, columns, stored, _pick(columns, row.values))
+
+    # rows that stay behind
+
+    def _stays_with_another(self, schema: TableSchema, row: _Row) -> bool:
+        """Refuse the row if it refers to one that stays behind; return whether it does."""
+        for one in schema.references:
+            stored = _pick(one.columns, row.stored.content)
+            if self._keys.is_refused(one.table, one.to, stored):
+                seed = self._missing_seeds.pop((one.table, one.to, stored), None)
+                if seed is not None:
+                    self._record(one.table, seed, "seed_missing")
+                self._refuse_row(schema, row, None)
+                return True
+        return False
+
+    def _refuse_row(self, schema: TableSchema, row: _Row, refused: Refused | None) -> None:
+        settled = {
+            name: schema.columns[name].conversion.store(value)
+            for name, value in row.settled.items()
+        }
+        stored = replace(row.stored, settled=settled)
+        if refused is None:
+            self._refuse(schema.name, stored, "refers_to_refused")
+        else:
+            self._refuse(schema.name, stored, "refused", refused.sqlstate)
+
+    def _refuse(
+        self, table: str, row: StoredRow, code: RefusalCode, sqlstate: str | None = None
+    ) -> None:
+        """Let the row stay behind, and all that refer to it."""
+        for columns in self._referred.get(table, ()):
+            self._keys.refuse(table, columns, _pick(columns, row.content))
+        self._record(table, row, code, sqlstate)
+
+    def _record(
+        self, table: str, row: StoredRow, code: RefusalCode, sqlstate: str | None = None
+    ) -> None:
+        if self._refused < MOST_ROWS_NAMED:
+            # The other values may be private.
+            because = records.REFUSALS[code] + (f" ({sqlstate})" if sqlstate else "")
+            logger.warning("a row stays behind: table %s, key %s: %s", table, row.key, because)
+        number, self._refused = self._refused, self._refused + 1
+        self._unrecorded.append(
+            RefusedRow(number, table, row.key, code, sqlstate, {**row.content}, {**row.settled})
+        )
+        if len(self._unrecorded) == ROWS_AT_ONCE:
+            self._record_refused()
+
+    def _record_refused(self) -> None:
+        records.keep(self._connection, self._file_id, self._unrecorded)
+        self._unrecorded.clear()
+
+    # rows that migrations inserted
+
+    def _match_seeds(self, schema: TableSchema) -> None:
+        """Let references to what a migration inserted become references to PostgreSQL's own."""
+        seeds = self._seeds[schema.name] = set()
+        for seed in self._source.seeds(schema.name):
+            key = ", ".join(str(seed.now.get(name)) for name in schema.key)
+            stored = StoredRow(seed.locator, key, seed.inserted)
+            try:
+                row = self._converted(schema, stored)
+            except _Unmovable:
+                continue
+            self._follow_references(schema, row)
+            there = self._counterpart(schema, row.values)
+            if there is None and seed.later:
+                continue
+            seeds.add(seed.locator)
+            for columns in self._referred.get(schema.name, ()):
+                inserted = _pick(columns, seed.inserted)
+                if there is None:
+                    self._keys.refuse(schema.name, columns, inserted)
+                    self._missing_seeds[schema.name, columns, inserted] = stored
+                else:
+                    self._keys.replace(schema.name, columns, inserted, _pick(columns, there))
+            if seed.now != seed.inserted:
+                self._record(schema.name, replace(stored, content=seed.now), "seed_changed")
+
+    def _counterpart(
+        self, schema: TableSchema, values: Mapping[str, Any]
+    ) -> Mapping[str, Any] | None:
+        """Return PostgreSQL's row with the same unique key, or else with the same values."""
+        for columns in (*schema.unique, *([] if schema.sequence else [schema.key])):
+            key = {name: values.get(name) for name in columns}
+            if key and None not in key.values() and (there := self._target.find(schema, key)):
+                return there
+        comparable = {
+            name: value
+            for name, value in values.items()
+            if name not in schema.key and schema.columns[name].is_comparable
+        }
+        # When a row was inserted differs, even if all else is the same.
+        timeless = {
+            name: value
+            for name, value in comparable.items()
+            if not isinstance(schema.columns[name].kind, DateTime)
+        }
+        for alike in (comparable, timeless):
+            if alike and (there := self._target.find(schema, alike)):
+                return there
+        return None
+
+    def _advance_sequence(self, schema: TableSchema) -> None:
+        """Let PostgreSQL's numbering continue after all numbers that it would meet otherwise.
+
+        It does not meet those in the upper half of what a key can hold: see generated_keys.py.
+        """
+        if schema.sequence is None:
+            return
+        (key,) = schema.key
+        limit = lowest(schema.columns[key].kind)
+        seeds = self._seeds[schema.name]
+        highest = self._source.highest(schema.name, key, below=limit, without=seeds)
+        if highest is not None and not self._target.advance(schema, highest, limit):
+            self._new_numbers_only.add(schema.name)
+
+
+def _pick(columns: Iterable[str], values: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(values.get(name) for name in columns)
+
+
+def _batches(rows: Iterable[StoredRow]) -> Iterator[list[StoredRow]]:
+    """Yield the rows in lists that are neither too long nor too large."""
+    batch: list[StoredRow] = []
+    size = 0
+    for row in rows:
+        length = sum(len(one) for one in row.content.values() if isinstance(one, (str, bytes)))
+        if batch and (len(batch) == ROWS_AT_ONCE or size + length > BYTES_AT_ONCE):
+            yield batch
+            batch, size = [], 0
+        batch.append(row)
+        size += length
+    if batch:
+        yield batch
+
+
+def _in_order_of_insertion(tables: Sequence[TableSchema]) -> list[TableSchema]:
+    """Return the tables so that references which can neither be empty nor wait come second."""
+    by_name = {schema.name: schema for schema in tables}
+    firm = {
+        name: [
+            one.table
+            for one in schema.references
+            if one.table in by_name
+            and not one.can_wait
+            and not any(schema.columns[column].is_nullable for column in one.columns)
+        ]
+        for name, schema in by_name.items()
+    }
+    return [by_name[name] for group in parents_first(firm) for name in group]
+
+
+def _is_same(values: Mapping[str, Any], there: Mapping[str, Any]) -> bool:
+    """Return whether PostgreSQL has these values; JSON is compared by what it means."""
+    return all(
+        value == there[name] or (isinstance(value, str) and _parsed(value) == there[name])
+        for name, value in values.items()
+    )
+
+
+def _parsed(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value

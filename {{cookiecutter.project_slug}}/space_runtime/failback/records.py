@@ -1,0 +1,205 @@
+"""What PostgreSQL remembers of failbacks: which files were moved, and the rows that it refused.
+
+Both tables are made after the migrations and by whoever applies those, but not as a migration:
+`alembic downgrade` must not drop the record of what was moved.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Connection,
+    DateTime,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    Uuid,
+    func,
+    inspect,
+    select,
+)
+
+from space_runtime.failback.values import Raw, from_json, to_json
+
+RefusalCode = Literal[
+    "refused",
+    "refers_to_refused",
+    "unstorable",
+    "no_such_table",
+    "no_such_column",
+    "no_number",
+    "already_there",
+    "seed_changed",
+    "seed_missing",
+]
+
+REFUSALS: dict[str, str] = {
+    "refused": "PostgreSQL refused it",
+    "refers_to_refused": "it refers to a row that stayed behind",
+    "unstorable": "it has a value that the column's type cannot read",
+    "no_such_table": "PostgreSQL does not have the table",
+    "no_such_column": "it has a value for a column that PostgreSQL does not have",
+    "no_number": "PostgreSQL has its number, and the role may not take a new one",
+    "already_there": "PostgreSQL has a row with this key that differs",
+    "seed_changed": "a migration inserted it, and it was changed on SQLite",
+    "seed_missing": "a migration inserted it, and PostgreSQL no longer has it",
+}
+"""Why a row stayed behind: the codes in the table, and a clause for people."""
+
+_metadata = MetaData()
+failbacks = Table(
+    "space_runtime_failbacks",
+    _metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("moved_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("moved_rows", BigInteger, nullable=False),
+)
+refused_rows = Table(
+    "space_runtime_refused_rows",
+    _metadata,
+    Column("file_id", Uuid, primary_key=True),
+    # Not a sequence, for which a role that may only write rows would need a right of its own.
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("table_name", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("sqlstate", Text),
+    # Not jsonb, which takes no NUL characters.
+    Column("content", JSON, nullable=False),
+    # What the references to rows that were moved have become; `content` is as SQLite had it.
+    Column("settled", JSON, nullable=False),
+    Column("refused_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+)
+OWN_TABLES = frozenset(_metadata.tables)
+
+
+class RefusedRow(NamedTuple):
+    """A row that stayed behind, whole."""
+
+    number: int
+    table_name: str
+    key: str
+    reason: RefusalCode
+    sqlstate: str | None
+    content: dict[str, Raw]
+    settled: dict[str, Raw]
+    """What the references that are known already have become."""
+
+
+def create_tables(connection: Connection) -> None:
+    """Create what is missing of the tables."""
+    _metadata.create_all(connection)
+
+
+def problem(connection: Connection) -> str:
+    """Return why a failback to this database could not be recorded, as a sentence, or ""."""
+    names = {name: connection.scalar(select(func.to_regclass(name))) for name in OWN_TABLES}
+    if None in names.values():
+        return (
+            "Rows of an outage could not be moved here, because the tables for that are missing and"
+            " this role may not create them: run `alembic upgrade head` as a role that may."
+        )
+    allowed = (
+        func.has_table_privilege(name, right)
+        for name in OWN_TABLES
+        for right in ("SELECT", "INSERT", "DELETE")
+    )
+    if not all(connection.execute(select(*allowed)).one()):
+        return (
+            "Rows of an outage could not be moved here: this role needs SELECT, INSERT and DELETE"
+            f" on {' and '.join(sorted(OWN_TABLES))}."
+        )
+    return ""
+
+
+def moved_ids(connection: Connection) -> set[UUID]:
+    """Return the ids of the files whose rows are here."""
+    if not inspect(connection).has_table(failbacks.name):
+        return set()
+    return set(connection.scalars(select(failbacks.c.id)))
+
+
+def is_moved(connection: Connection, file_id: UUID) -> bool:
+    """Return whether the rows of the file with this id are here."""
+    return file_id in moved_ids(connection)
+
+
+def record_move(connection: Connection, file_id: UUID, moved_rows: int) -> None:
+    """Record that the rows of this file were moved, in the transaction that moves them."""
+    connection.execute(failbacks.insert().values(id=file_id, moved_rows=moved_rows))
+
+
+def keep(connection: Connection, file_id: UUID, rows: Sequence[RefusedRow]) -> None:
+    """Keep refused rows, in the transaction that moves the others."""
+    if rows:
+        values = [
+            row._asdict()
+            | {
+                "file_id": file_id,
+                "content": to_json(row.content),
+                "settled": to_json(row.settled),
+            }
+            for row in rows
+        ]
+        connection.execute(refused_rows.insert(), values)
+
+
+def take_refused(connection: Connection, file_id: UUID) -> list[RefusedRow]:
+    """Remove the refused rows of a file and return them, in the order of their numbers."""
+    found = list(read_refused(connection, file_id))
+    connection.execute(refused_rows.delete().where(refused_rows.c.file_id == file_id))
+    return found
+
+
+def read_refused(connection: Connection, file_id: UUID) -> Iterator[RefusedRow]:
+    """Yield the refused rows of a file, in the order of their numbers."""
+    query = select(refused_rows).where(refused_rows.c.file_id == file_id)
+    for row in connection.execute(query.order_by(refused_rows.c.number)):
+        yield RefusedRow(
+            row.number,
+            row.table_name,
+            row.key,
+            row.reason,
+            row.sqlstate,
+            from_json(row.content),
+            from_json(row.settled),
+        )
+
+
+def files_with_refused(connection: Connection) -> list[UUID]:
+    """Return the ids of the files of which refused rows are kept."""
+    if not inspect(connection).has_table(refused_rows.name):
+        return []
+    return list(connection.scalars(select(refused_rows.c.file_id).distinct()))
+
+
+def list_refused(connection: Connection) -> Iterator[Any]:
+    """Yield what may be shown of each refused row; its other values may be private."""
+    if inspect(connection).has_table(refused_rows.name):
+        columns = refused_rows.c
+        yield from connection.execute(
+            select(
+                columns.table_name,
+                columns.key,
+                columns.reason,
+                columns.sqlstate,
+                columns.refused_at,
+            ).order_by(columns.refused_at, columns.file_id, columns.number)
+        )
+
+
+def discard_refused(connection: Connection) -> int:
+    """Delete all refused rows; return how many there were."""
+    return connection.execute(refused_rows.delete()).rowcount
+
+
+def count_refused(connection: Connection) -> int:
+    """Return how many refused rows are kept; 0 if there is no table for them."""
+    if connection.scalar(select(func.to_regclass(refused_rows.name))) is None:
+        return 0
+    return connection.scalar(select(func.count()).select_from(refused_rows)) or 0

@@ -1,0 +1,198 @@
+"""What a failback must know of the tables, read from PostgreSQL and from the models.
+
+A table that the project adds needs no code here.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import JSON, Connection, MetaData, Table, func, inspect, select
+from sqlalchemy import Sequence as NamedSequence
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.engine.interfaces import ReflectedColumn
+from sqlalchemy.types import TypeEngine
+
+from space_runtime.failback.order import parents_first
+from space_runtime.failback.values import Conversion, Conversions
+
+_NEXT_VALUE = re.compile(r"nextval\('(?P<sequence>.+)'::regclass\)")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A foreign key."""
+
+    columns: tuple[str, ...]
+    table: str
+    to: tuple[str, ...]
+    """The columns of `table` that `columns` have the values of."""
+    can_wait: bool
+    """May be wrong until the end of a transaction, as a deferrable constraint may."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table in PostgreSQL."""
+
+    name: str
+    kind: TypeEngine[Any]
+    """The type in PostgreSQL."""
+    conversion: Conversion
+    is_nullable: bool
+
+    @property
+    def is_comparable(self) -> bool:
+        """Return whether PostgreSQL can tell if two values are equal: its json type cannot."""
+        return not isinstance(self.kind, JSON) or isinstance(self.kind, JSONB)
+
+
+@dataclass(frozen=True)
+class TableSchema:
+    """A table in PostgreSQL."""
+
+    name: str
+    columns: dict[str, Column]
+    """Those that can be written."""
+    computed: frozenset[str]
+    key: tuple[str, ...]
+    unique: tuple[tuple[str, ...], ...]
+    references: tuple[Reference, ...]
+    sequence: str | None
+    """What numbers the rows, if the key is a number that PostgreSQL generates."""
+    always_generated: bool
+    """Whether PostgreSQL takes no value of ours for a column unless it is told to."""
+
+
+def read_schema(
+    target: Connection, models: MetaData, present: Collection[str]
+) -> dict[str, TableSchema]:
+    """Return those of the tables that PostgreSQL has, by name."""
+    inspector = inspect(target)
+    names = [name for name in inspector.get_table_names() if name in present]
+    conversions = Conversions(sqlite.dialect(), target.dialect)
+    columns = inspector.get_multi_columns(filter_names=names)
+    keys = inspector.get_multi_pk_constraint(filter_names=names)
+    foreign_keys = inspector.get_multi_foreign_keys(filter_names=names)
+    unique = inspector.get_multi_unique_constraints(filter_names=names)
+    indexes = inspector.get_multi_indexes(filter_names=names)
+    tables = {}
+    for name in names:
+        at, model = (None, name), models.tables.get(name)
+        key = tuple(keys[at]["constrained_columns"])
+        types: dict[str, TypeEngine[Any]] = {}
+        if model is not None:
+            types = {column.name: column.type for column in model.columns}
+        referring = [
+            Reference(
+                tuple(one["constrained_columns"]),
+                one["referred_table"],
+                tuple(one["referred_columns"]),
+                bool(one.get("options", {}).get("deferrable")),
+            )
+            for one in foreign_keys[at]
+            if one["referred_schema"] is None
+        ]
+        uniques = [tuple(one["column_names"]) for one in unique[at]]
+        uniques += [
+            tuple(str(column) for column in one["column_names"])
+            for one in indexes[at]
+            if one["unique"]
+            and None not in one["column_names"]
+            and "postgresql_where" not in one.get("dialect_options", {})
+        ]
+        tables[name] = TableSchema(
+            name,
+            {
+                info["name"]: Column(
+                    info["name"],
+                    info["type"],
+                    conversions.find(types.get(info["name"]), info["type"]),
+                    info["nullable"],
+                )
+                for info in columns[at]
+                if not info.get("computed")
+            },
+            frozenset(info["name"] for info in columns[at] if info.get("computed")),
+            key,
+            tuple(dict.fromkeys(uniques)),
+            _without_doubles([*referring, *_references_of_model(model, present)]),
+            _sequence(target, name, model, key, columns[at], referring),
+            any(_is_always_generated(info) for info in columns[at]),
+        )
+    return tables
+
+
+def in_order(tables: dict[str, TableSchema]) -> list[list[TableSchema]]:
+    """Return groups of tables, each after those that it refers to.
+
+    A group of several tables, or of one that refers to itself, has to be ordered row by row.
+    """
+    parents = {
+        name: [one.table for one in table.references if one.table in tables]
+        for name, table in tables.items()
+    }
+    return [[tables[name] for name in group] for group in parents_first(parents)]
+
+
+def referred_columns(tables: Iterable[TableSchema]) -> dict[str, list[tuple[str, ...]]]:
+    """Return, for each table, the sets of its columns that references have the values of."""
+    found: dict[str, dict[tuple[str, ...], None]] = {}
+    for table in tables:
+        for reference in table.references:
+            found.setdefault(reference.table, {})[reference.to] = None
+    return {name: list(columns) for name, columns in found.items()}
+
+
+def _is_always_generated(info: ReflectedColumn) -> bool:
+    identity = info.get("identity")
+    return identity is not None and bool(identity["always"])
+
+
+def _without_doubles(references: Iterable[Reference]) -> tuple[Reference, ...]:
+    """Return the references; of two that differ in `can_wait` only, the first."""
+    found: dict[tuple[object, ...], Reference] = {}
+    for one in references:
+        found.setdefault((one.columns, one.table, one.to), one)
+    return tuple(found.values())
+
+
+def _references_of_model(model: Table | None, present: Collection[str]) -> list[Reference]:
+    """Return references that the model has, which PostgreSQL need not enforce."""
+    if model is None:
+        return []
+    return [
+        Reference(
+            tuple(constraint.column_keys),
+            constraint.referred_table.name,
+            tuple(element.column.name for element in constraint.elements),
+            bool(constraint.deferrable),
+        )
+        for constraint in model.foreign_key_constraints
+        if constraint.referred_table.name in present
+    ]
+
+
+def _sequence(
+    target: Connection,
+    name: str,
+    model: Table | None,
+    key: Sequence[str],
+    columns: Sequence[ReflectedColumn],
+    references: Sequence[Reference],
+) -> str | None:
+    """Return the sequence that numbers the rows, as `nextval` takes it."""
+    info: Any = next((one for one in columns if [one["name"]] == [*key]), None)
+    if info is None or any(info["name"] in one.columns for one in references):
+        return None
+    if info.get("identity"):
+        quoted = target.dialect.identifier_preparer.quote(name)
+        return target.scalar(select(func.pg_get_serial_sequence(quoted, info["name"])))
+    if match := _NEXT_VALUE.fullmatch(str(info.get("default"))):
+        return match["sequence"].replace("''", "'")
+    default = None if model is None else model.columns[info["name"]].default
+    if isinstance(default, NamedSequence):
+        return target.dialect.identifier_preparer.format_sequence(default)
+    return None

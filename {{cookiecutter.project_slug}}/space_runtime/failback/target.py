@@ -1,0 +1,218 @@
+"""What a failback does in PostgreSQL; all of it in the one transaction of a connection."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Integer,
+    TableClause,
+    column,
+    literal_column,
+    select,
+    table,
+    text,
+    tuple_,
+    update,
+)
+from sqlalchemy.exc import DBAPIError, StatementError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql import Insert
+from sqlalchemy.sql.compiler import SQLCompiler
+
+from space_runtime.failback.schema import TableSchema
+
+LONGEST_GAP_COUNTED = 100_000
+
+# Errors that are not about a row, but about the connection, a deadlock, the rights, the server's
+# resources, an operator, or the disk. All others are: triggers and types raise whatever they like.
+_NOT_ABOUT_A_ROW = ("08", "25", "40", "42501", "53", "55P03", "57", "58")
+_NO_RIGHT = "42501"
+
+Values = Mapping[str, Any]
+
+
+class Refused(Exception):
+    """The database refuses a row; `sqlstate` is None if already the driver does."""
+
+    def __init__(self, sqlstate: str | None) -> None:
+        super().__init__(sqlstate)
+        self.sqlstate = sqlstate
+
+
+class _OverridingInsert(Insert):
+    """An INSERT of numbers that PostgreSQL would otherwise generate itself."""
+
+    inherit_cache = True
+
+
+@compiles(_OverridingInsert)
+def _compile(statement: Insert, compiler: SQLCompiler, **options: Any) -> str:
+    inserted: str = compiler.visit_insert(statement, **options)  # type: ignore[no-untyped-call]
+    return inserted.replace(") VALUES (", ") OVERRIDING SYSTEM VALUE VALUES (", 1)
+
+
+class Target:
+    """The tables of PostgreSQL."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._clauses: dict[str, TableClause] = {}
+
+    def prepare(self) -> None:
+        """Let PostgreSQL take times as SQLite has them, and check constraints at each statement."""
+        self._connection.execute(text("SET LOCAL TIME ZONE 'UTC'"))
+        self._connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
+
+    def insert(self, schema: TableSchema, rows: Sequence[Values]) -> None:
+        """Insert rows in one statement, so that they may refer to each other."""
+        clause = self._clause(schema)
+        insert = _OverridingInsert(clause) if schema.always_generated else clause.insert()
+        # SQLAlchemy sends a single INSERT only if it returns something.
+        inserted = self._connection.execute(
+            insert.returning(literal_column("1", Integer)), list(rows)
+        )
+        if len(inserted.all()) != len(rows):  # A trigger dropped some.
+            raise Refused(None)
+
+    def update(self, schema: TableSchema, row: Values, names: Sequence[str]) -> None:
+        """Set these columns of the row that has this key."""
+        clause = self._clause(schema)
+        same_key = (clause.c[name] == row[name] for name in schema.key)
+        values = {name: row[name] for name in names}
+        self._connection.execute(update(clause).where(*same_key).values(values))
+
+    def attempt(self, work: Callable[[], None]) -> None:
+        """Do this, or nothing of it; raise Refused if an error is about the rows."""
+        try:
+            with self._connection.begin_nested():
+                work()
+        except StatementError as error:
+            if not _is_about_rows(error):
+                raise
+            raise Refused(getattr(error.orig, "sqlstate", None)) from None
+        except (ValueError, TypeError, LookupError, ArithmeticError):
+            # A type may refuse to write what SQLite had stored.
+            raise Refused(None) from None
+
+    def attempt_deferred(self, work: Callable[[], None]) -> None:
+        """Like attempt(), with deferrable constraints checked at the end of the work."""
+
+        def deferred() -> None:
+            self._connection.execute(text("SET CONSTRAINTS ALL DEFERRED"))
+            work()
+            self._connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
+
+        self.attempt(deferred)
+
+    def find(self, schema: TableSchema, values: Values) -> Mapping[str, Any] | None:
+        """Return a row with these values; None if there is none, or they cannot be compared."""
+        clause = self._clause(schema)
+        same = (clause.c[name].is_not_distinct_from(value) for name, value in values.items())
+        query = select(clause).where(*same).order_by(*(clause.c[name] for name in schema.key))
+        found: list[Mapping[str, Any]] = []
+
+        def look() -> None:
+            rows = self._connection.execute(query.limit(1)).mappings()
+            found.extend(dict(row) for row in rows)
+
+        try:
+            self.attempt(look)
+        except Refused:
+            return None
+        return found[0] if found else None
+
+    def with_keys(
+        self, schema: TableSchema, keys: Sequence[tuple[Any, ...]]
+    ) -> dict[tuple[Any, ...], Mapping[str, Any]]:
+        """Return the rows that have these keys, by key."""
+        clause = self._clause(schema)
+        query = select(clause).where(tuple_(*(clause.c[name] for name in schema.key)).in_(keys))
+        rows = self._connection.execute(query).mappings()
+        return {tuple(row[name] for name in schema.key): dict(row) for row in rows}
+
+    def taken(self, schema: TableSchema, numbers: Sequence[int]) -> set[int]:
+        """Return which of these numbers are keys of rows."""
+        key = self._clause(schema).c[schema.key[0]]
+        return set(self._connection.scalars(select(key).where(key.in_(numbers))))
+
+    def next_numbers(self, schema: TableSchema, count: int) -> list[int]:
+        """Return the next numbers of the sequence, or none if this role may not take any.
+
+        A sequence that is behind, because rows were inserted with numbers, gives free ones only.
+        """
+        numbers: list[int] = []
+        while len(numbers) < count:
+            following = self._following(schema, count - len(numbers))
+            if not following:
+                return []
+            taken = self.taken(schema, following)
+            numbers += [number for number in following if number not in taken]
+        return numbers
+
+    def advance(self, schema: TableSchema, highest: int, limit: int) -> bool:
+        """Let the sequence continue after `highest`; return False if that cannot be done.
+
+        It cannot be done if this role has no right to it, or the sequence has reached `limit`.
+        """
+        last = self._last_number(schema)
+        numbers = self._following(schema, 1) if last is None or last < highest else [last]
+        gap = highest - numbers[0] if numbers else 0
+        if gap > LONGEST_GAP_COUNTED:
+            # setval could also go back, but nobody can have taken so many numbers meanwhile.
+            query = text("SELECT setval(CAST(:sequence AS regclass), :number)")
+            try:
+                with self._connection.begin_nested():
+                    self._connection.execute(
+                        query, {"sequence": schema.sequence, "number": highest}
+                    )
+            except DBAPIError as error:
+                _raise_unless_forbidden(error)
+            numbers = self._following(schema, 1)
+        elif gap > 0:
+            numbers = self._following(schema, gap)
+        return bool(numbers) and highest <= numbers[-1] < limit
+
+    def _last_number(self, schema: TableSchema) -> int | None:
+        """Return the last number of the sequence; None if there is none, or no right to see it."""
+        query = text("SELECT pg_sequence_last_value(CAST(:sequence AS regclass))")
+        try:
+            with self._connection.begin_nested():
+                last: int | None = self._connection.scalar(query, {"sequence": schema.sequence})
+                return last
+        except DBAPIError as error:
+            _raise_unless_forbidden(error)
+            return None
+
+    def _following(self, schema: TableSchema, count: int) -> list[int]:
+        query = text("SELECT nextval(CAST(:sequence AS regclass)) FROM generate_series(1, :count)")
+        try:
+            with self._connection.begin_nested():
+                parameters = {"sequence": schema.sequence, "count": count}
+                return list(self._connection.scalars(query, parameters))
+        except DBAPIError as error:
+            _raise_unless_forbidden(error)
+            return []
+
+    def _clause(self, schema: TableSchema) -> TableClause:
+        if schema.name not in self._clauses:
+            columns = (column(one.name, one.conversion.type) for one in schema.columns.values())
+            self._clauses[schema.name] = table(schema.name, *columns)
+        return self._clauses[schema.name]
+
+
+def _raise_unless_forbidden(error: DBAPIError) -> None:
+    if getattr(error.orig, "sqlstate", None) != _NO_RIGHT:
+        raise error
+
+
+def _is_about_rows(error: StatementError) -> bool:
+    if not isinstance(error, DBAPIError):
+        return True
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    if error.connection_invalidated:
+        return False
+    if sqlstate is None:
+        # The driver could not send a value, such as text with a NUL character.
+        return type(error).__name__ in ("DataError", "ProgrammingError")
+    return not str(sqlstate).startswith(_NOT_ABOUT_A_ROW)

@@ -1,0 +1,116 @@
+"""How a value in an SQLite file becomes the value that the same model writes on PostgreSQL."""
+
+import json
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from math import isfinite
+from typing import Any, NamedTuple
+
+from sqlalchemy import ARRAY, JSON, Boolean, Dialect
+from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
+
+Raw = int | float | str | bytes | None
+"""A value as SQLite stores it."""
+
+# SQLAlchemy stores an interval on SQLite as a point in time, counted from here.
+_EPOCH = datetime(1970, 1, 1)
+
+
+class Conversion(NamedTuple):
+    """How the values of one column are read from SQLite, and written on PostgreSQL."""
+
+    read: Callable[[Any], Any]
+    store: Callable[[Any], Any]
+    """The inverse of `read`: returns what SQLite stores for a value."""
+    type: TypeEngine[Any]
+    """The type that writes what `read` returns."""
+
+
+class Conversions:
+    """Finds the conversion for a column."""
+
+    def __init__(self, source: Dialect, target: Dialect) -> None:
+        self._source, self._target = source, target
+
+    def find(self, model: TypeEngine[Any] | None, column: TypeEngine[Any]) -> Conversion:
+        """Return the conversion for a column of this type in the model, if any, and in PostgreSQL.
+
+        JSON is passed on as text, because only the text tells NULL from a JSON null.
+        """
+        if model is None:
+            return Conversion(_reader_without_model(column), _as_raw, NullType())
+        here, there = model.dialect_impl(self._source), model.dialect_impl(self._target)
+        if isinstance(_inner(here), JSON) and isinstance(_inner(there), JSON):
+            return Conversion(_unchanged, _unchanged, NullType())
+        return Conversion(
+            here.result_processor(self._source, None) or _unchanged,
+            here.bind_processor(self._source) or _as_raw,
+            model,
+        )
+
+
+def to_json(row: dict[str, Raw]) -> dict[str, Any]:
+    """Return a row that JSON can hold: bytes become {"hex": ...}, infinity {"float": "inf"}."""
+    return {name: _tagged(value) for name, value in row.items()}
+
+
+def from_json(row: dict[str, Any]) -> dict[str, Raw]:
+    """Return the row that to_json() was given."""
+    return {name: _untagged(value) for name, value in row.items()}
+
+
+def _tagged(value: Raw) -> Any:
+    if isinstance(value, bytes):
+        return {"hex": value.hex()}
+    if isinstance(value, float) and not isfinite(value):
+        return {"float": str(value)}
+    return value
+
+
+def _untagged(value: Any) -> Raw:
+    match value:
+        case {"hex": digits}:
+            return bytes.fromhex(digits)
+        case {"float": name}:
+            return float(name)
+    raw: Raw = value
+    return raw
+
+
+def _inner(kind: TypeEngine[Any]) -> TypeEngine[Any]:
+    return kind.impl_instance if isinstance(kind, TypeDecorator) else kind
+
+
+def _reader_without_model(column: TypeEngine[Any]) -> Callable[[Any], Any]:
+    """Return what a value needs where PostgreSQL does not understand SQLite's form of it."""
+    if isinstance(column, Boolean):
+        return _read_boolean
+    if isinstance(column, ARRAY):
+        return _read_array
+    try:
+        return _read_interval if column.python_type is timedelta else _unchanged
+    except NotImplementedError:
+        return _unchanged
+
+
+def _read_boolean(value: Raw) -> bool | Raw:
+    return bool(value) if value in (0, 1) else value
+
+
+def _read_array(value: Raw) -> Any:
+    return json.loads(value) if isinstance(value, str) and value.startswith("[") else value
+
+
+def _read_interval(value: Raw) -> timedelta | Raw:
+    try:
+        return datetime.fromisoformat(str(value)) - _EPOCH
+    except ValueError:
+        return value
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+def _as_raw(value: Any) -> Raw:
+    return value if value is None or isinstance(value, (int, float, str, bytes)) else str(value)

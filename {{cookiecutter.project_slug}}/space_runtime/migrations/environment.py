@@ -1,0 +1,100 @@
+"""What migrations/env.py runs: Alembic, told which tables are this project's own.
+
+Other applications, extensions and the runtime may have tables in the same database. Alembic would
+drop what no model describes, so it is only shown what a model or an own migration has named.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from alembic import context
+from alembic.runtime.migration import MigrationContext
+from alembic.util import CommandError
+from sqlalchemy import Column, Connection, MetaData
+from sqlalchemy.sql.schema import SchemaItem
+from sqlalchemy.types import TypeEngine
+
+from space_runtime.backends import backend_of
+from space_runtime.backends.errors import DatabaseUnavailable
+from space_runtime.migrations import Migrations, around
+from space_runtime.migrations.history import own_names
+from space_runtime.migrations.rendering import add_enum_operations, render_item
+from space_runtime.reasons import REASONS
+
+
+def run(connection: Connection, models: MetaData) -> None:
+    """Run the Alembic command that is under way; raise CommandError for a foreign database."""
+    folder = Path(context.script.dir).parent
+    migrations = Migrations(folder)
+    _refuse_foreign(migrations, connection)
+    default_schema = connection.dialect.default_schema_name
+    own = own_names(folder / "migrations" / "versions")
+    named = own.tables | {(table.schema, table.name) for table in models.tables.values()}
+    # Alembic says None for the default schema.
+    tables = {(None if schema == default_schema else schema, name) for schema, name in named}
+    schemas = {schema for schema, _ in tables} | {None}
+
+    def include_name(name: str | None, kind: str, parents: Mapping[Any, str | None]) -> bool:
+        if kind == "schema":
+            return name in schemas
+        return kind != "table" or (parents["schema_name"], name) in tables
+
+    def include_object(
+        item: SchemaItem, name: str | None, kind: str, reflected: bool, other: SchemaItem | None
+    ) -> bool:
+        """Keep an index that somebody added by hand."""
+        is_to_be_dropped = kind == "index" and reflected and other is None
+        return not is_to_be_dropped or name in own.indexes
+
+    def compare_type(
+        migration_context: MigrationContext,
+        existing: Column[Any],
+        wanted: Column[Any],
+        existing_type: TypeEngine[Any],
+        wanted_type: TypeEngine[Any],
+    ) -> bool | None:
+        """Return False for no difference, or None to let Alembic compare."""
+        backend = backend_of(connection.engine)
+        return False if backend.is_stored_the_same(connection, existing, wanted) else None
+
+    context.configure(
+        connection=connection,
+        target_metadata=models,
+        # also on PostgreSQL: a migration that is generated there must run on SQLite, too
+        render_as_batch=True,
+        # also on SQLite, where each migration would otherwise be committed on its own
+        transactional_ddl=True,
+        include_schemas=True,
+        include_name=include_name,
+        include_object=include_object,
+        compare_type=compare_type,
+        render_item=render_item,
+        process_revision_directives=add_enum_operations,
+    )
+    with context.begin_transaction():
+        if not _changes_schema():
+            context.run_migrations()
+            return
+        with around(connection):
+            context.run_migrations()
+        migrations.record(connection)
+
+
+def _refuse_foreign(migrations: Migrations, connection: Connection) -> None:
+    try:
+        migrations.refuse_foreign(connection)
+    except DatabaseUnavailable as error:
+        reason = REASONS[error.reason or ""]
+        raise CommandError(f"{reason.explanation}. {reason.remedy}") from None
+    finally:
+        connection.rollback()  # Alembic begins its own transactions.
+
+
+def _changes_schema() -> bool:
+    """Return whether the command is one such as `upgrade`, not one such as `check`."""
+    try:
+        context.get_revision_argument()
+    except KeyError:
+        return False
+    return True
