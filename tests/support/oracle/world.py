@@ -1,21 +1,19 @@
 """Runs a story through the application, on SQLite and PostgreSQL, and says where it differs from its meaning."""
 
 import asyncio
-import json
 import logging
 import shutil
-import sqlite3
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 import sqlalchemy as sa
 from space_runtime.backends.errors import DatabaseUnavailable
+from space_runtime.failback import records
 from space_runtime.failback.handover import Failback
 from space_runtime.migrations import Migrations
 from space_runtime.project import Project
@@ -438,7 +436,7 @@ class _Telling:
         expected, problems = self.meaning.postgresql, self.problems
         with self.world.elsewhere.connect() as connection:
             found = self._found(connection)
-            kept = refused_rows(connection, self._folder)
+            kept = refused_rows(connection)
         for marker, rows in found.items():
             if len(rows) > 1:
                 problems.append(f"{when}: {marker} is in PostgreSQL {len(rows)} times")
@@ -535,7 +533,7 @@ class _Telling:
         if meaning.conflicts_among_refused():
             return
         move = meaning.try_again()
-        retry(self.runtime, self._folder)
+        retry(self.runtime)
         # It counts them when it begins to serve.
         self._stop()
         self._start("postgresql")
@@ -606,29 +604,20 @@ class _Telling:
 # What the runtime offers, in one place.
 
 
-def retry(runtime: Runtime, folder: Path) -> None:
+def retry(runtime: Runtime) -> None:
     """Try refused rows again, as `make failback` does."""
     with runtime.configured_engine() as target:
         failback = Failback(target, runtime.project.metadata, Migrations(runtime.project.folder), runtime.snapshots)
-        for file in sorted(folder.glob("moved-*.db")):
-            failback.retry_refused(file)
+        with target.connect() as connection:
+            files = records.files_with_refused(connection)
+        for file_id in files:
+            failback.retry_refused(file_id)
 
 
-def refused_rows(connection: sa.Connection, folder: Path) -> Counter[str]:
+def refused_rows(connection: sa.Connection) -> Counter[str]:
     """The markers of the rows that PostgreSQL keeps because it refused them."""
     kept: Counter[str] = Counter()
-    if not sa.inspect(connection).has_table(REFUSED):
-        return kept
-    table = sa.Table(REFUSED, sa.MetaData(), autoload_with=connection)
-    if "row_id" in table.c:
-        query = sa.select(table.c.file_id, table.c.table_name, table.c.row_id)
-        for file_id, name, row_id in connection.execute(query):
-            with closing(sqlite3.connect(folder / f"moved-{file_id.hex}.db")) as one:
-                named = f'SELECT marker FROM "{name}" WHERE _rowid_ = {row_id}'  # noqa: S608
-                kept[one.execute(named).fetchone()[0]] += 1
-        return kept
-    # As text, since a value may hold what PostgreSQL's own functions for JSON do not take.
-    (column,) = (one for one in table.c if isinstance(one.type, sa.JSON) and one.name != "key")
-    for text in connection.scalars(sa.select(sa.cast(column, sa.Text))):
-        kept[json.loads(text)["marker"]] += 1
+    if sa.inspect(connection).has_table(REFUSED):
+        for (content,) in connection.execute(sa.text(f"SELECT content FROM {REFUSED}")):  # noqa: S608
+            kept[content["marker"]] += 1
     return kept
