@@ -104,6 +104,8 @@ class Meaning:
         self.postgresql = Rows(schema)
         self.refused: dict[str, Row] = {}
         self.changed_seeds: Counter[str] = Counter()
+        self.missing_seeds: Counter[str] = Counter()
+        """Seeds that PostgreSQL has no more, though rows that stayed behind refer to them: they may be kept with these."""
         self.lifted: set[str] = set()
         """Tables whose `odd` PostgreSQL does not look at any more."""
 
@@ -112,6 +114,8 @@ class Meaning:
         changed = [marker for marker, seed in seeds.items() if _differs(sqlite.rows[marker], seed)]
         self.changed_seeds.update(changed)
         new = {marker: row.copy() for marker, row in sqlite.rows.items() if marker not in seeds}
+        referred = {target for row in new.values() for target in row.refs.values() if target in seeds}
+        self.missing_seeds.update(referred - self.postgresql.rows.keys())
         return self._move(new)
 
     def try_again(self) -> Move:

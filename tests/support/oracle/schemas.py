@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 from uuid import UUID
@@ -345,9 +345,8 @@ def _draw_table(choose: Choose, name: str, before: list[Table]) -> Table:
     if key in ("lines", "shared"):
         target = choose.one_of(before)
         columns = tuple(f"owner_{column}" for column in target.key_columns)
-        table.references.append(
-            Reference("owner", columns, target.name, target.key_columns, nullable=False, in_key=True)
-        )
+        owner = Reference("owner", columns, target.name, target.key_columns, nullable=False, in_key=True)
+        table.references.append(owner)
     if choose.chance(40):
         table.unique = choose.one_of(("not null", "null"))
     if choose.chance(25):
@@ -356,6 +355,8 @@ def _draw_table(choose: Choose, name: str, before: list[Table]) -> Table:
     table.without_rowid = key != "integer" and choose.chance(20)
     # The model is where a named sequence is known from.
     table.has_model = not (choose.chance(10) and table.numbering != "sequence")
+    if key in ("lines", "shared") and not (table.has_model and target.has_model):
+        table.references[0] = replace(owner, known_to="database")
     kinds = [kind for kind, one in KINDS.items() if table.has_model or not one.needs_model]
     for number in range(choose.number(0, 2)):
         table.columns[f"value{number}"] = choose.one_of(kinds)
@@ -404,7 +405,10 @@ def _draw_sibling(choose: Choose, table: Table) -> None:
     owner = table.references[0]
     columns = (*owner.columns, "sibling_line")
     deferrable = choose.one_of((None, "IMMEDIATE", "DEFERRED"))
-    table.references.append(Reference("sibling", columns, table.name, table.key_columns, deferrable=deferrable))
+    known_to = "both" if table.has_model else "database"
+    table.references.append(
+        Reference("sibling", columns, table.name, table.key_columns, deferrable=deferrable, known_to=known_to)
+    )
 
 
 def _is_given(schema: Schema, *tables: Table) -> bool:

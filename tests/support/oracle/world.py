@@ -159,7 +159,8 @@ class _Telling:
         self.meaning = Meaning(self.schema)
         self.problems: list[str] = []
         self._drawn = 0
-        self._numbers: dict[str, int] = {}
+        self._kept = 0
+        """How many refused rows PostgreSQL keeps."""
         self._runtime: Runtime | None = None
         self._loop: asyncio.Runner | None = None
 
@@ -214,7 +215,7 @@ class _Telling:
         self._check_numbers(sqlite, seeds, outage)
         self._sqlite = sqlite
         self._perform(outage.elsewhere, self.meaning.postgresql, elsewhere=True)
-        refused_before = self._count_refused()
+        refused_before = self._kept
         changed_before = self.meaning.changed_seeds.total()
         move = self.meaning.come_back(sqlite, seeds)
         if outage.is_live:
@@ -429,14 +430,11 @@ class _Telling:
                     f" its own, from {row.table.beginning}"
                 )
 
-    def _count_refused(self) -> int:
-        return len(self.meaning.refused) + self.meaning.changed_seeds.total()
-
     def _compare(self, when: str, move: Move) -> None:
         expected, problems = self.meaning.postgresql, self.problems
         with self.world.elsewhere.connect() as connection:
             found = self._found(connection)
-            kept = refused_rows(connection)
+            reasons = refused_rows(connection)
         for marker, rows in found.items():
             if len(rows) > 1:
                 problems.append(f"{when}: {marker} is in PostgreSQL {len(rows)} times")
@@ -461,14 +459,20 @@ class _Telling:
             if marker in found:
                 self._compare_row(when, row, found[marker][0].columns, found)
         wanted = Counter(self.meaning.refused.keys()) + self.meaning.changed_seeds
+        kept = Counter(marker for marker, _ in reasons)
+        with_missing_seeds = (kept - wanted) & self.meaning.missing_seeds
+        wanted += with_missing_seeds
         if kept != wanted:
             for marker in wanted - kept:
                 why = move.refused.get(marker, "as before")
                 problems.append(f"{when}: {marker} is not kept as a refused row ({why})")
             for marker in kept - wanted:
-                problems.append(f"{when}: {marker} is kept as a refused row, and should not be")
-        if (told := self._report().pending_rows) != self._count_refused():
-            problems.append(f"{when}: pending_rows is {told}, and should be {self._count_refused()}")
+                problems.append(
+                    f"{when}: {marker} is kept as a refused row, and should not be: {dict(reasons)[marker]}"
+                )
+        if (told := self._report().pending_rows) != wanted.total():
+            problems.append(f"{when}: pending_rows is {told}, and should be {wanted.total()}")
+        self._kept = wanted.total()
 
     def _compare_row(
         self, when: str, row: Row, columns: dict[str, tuple[bool, Any]], found: dict[str, list[Found]]
@@ -522,7 +526,8 @@ class _Telling:
 
     def _repair(self) -> None:
         meaning = self.meaning
-        if not meaning.refused or meaning.conflicts_among_refused():
+        if not meaning.refused or meaning.missing_seeds or meaning.conflicts_among_refused():
+            # Whether a seed that PostgreSQL has no more is to be written again, nobody has said.
             return
         repaired = 0
         with self.world.elsewhere.connect() as connection:
@@ -614,10 +619,9 @@ def retry(runtime: Runtime) -> None:
             failback.retry_refused(file_id)
 
 
-def refused_rows(connection: sa.Connection) -> Counter[str]:
-    """The markers of the rows that PostgreSQL keeps because it refused them."""
-    kept: Counter[str] = Counter()
-    if sa.inspect(connection).has_table(REFUSED):
-        for (content,) in connection.execute(sa.text(f"SELECT content FROM {REFUSED}")):  # noqa: S608
-            kept[content["marker"]] += 1
-    return kept
+def refused_rows(connection: sa.Connection) -> list[tuple[str, str]]:
+    """The markers of the rows that PostgreSQL keeps because it refused them, and why it did."""
+    if not sa.inspect(connection).has_table(REFUSED):
+        return []
+    found = connection.execute(sa.text(f"SELECT content, reason, sqlstate FROM {REFUSED}"))  # noqa: S608
+    return [(content["marker"], f"{reason} {sqlstate or ''}".strip()) for content, reason, sqlstate in found]
