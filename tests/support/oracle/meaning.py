@@ -105,7 +105,7 @@ class Meaning:
         self.refused: dict[str, Row] = {}
         self.changed_seeds: Counter[str] = Counter()
         self.missing_seeds: Counter[str] = Counter()
-        """Seeds that PostgreSQL has no more, though rows that stayed behind refer to them: they may be kept with these."""
+        """Seeds that PostgreSQL has no more and rows that stay behind refer to: they may be kept with these."""
         self.lifted: set[str] = set()
         """Tables whose `odd` PostgreSQL does not look at any more."""
 
@@ -156,8 +156,11 @@ class Meaning:
         for marker, row in new.items():
             if marker not in refused:
                 self.postgresql.rows[marker] = row
-                keeps = row.table.is_numbered and not before.has(row.table, ("id",), (row.given["id"],))
-                moved[marker] = row.given["id"] if keeps else None
+                moved[marker] = None
+                # SQLite's numbers in a table that was written by hand may be too large for PostgreSQL's.
+                if row.table.is_numbered and row.given["id"] < 2 ** (row.table.width - 1):
+                    is_free = not before.has(row.table, ("id",), (row.given["id"],))
+                    moved[marker] = row.given["id"] if is_free else None
         return Move(moved, refused)
 
     def _refusal(self, row: Row, before: Rows, after: Rows) -> str | None:
