@@ -369,7 +369,7 @@ def test_a_reference_to_what_postgresql_no_longer_has_stays_until_it_is_there_ag
     with serving(shop, login) as server:
         assert ok(server)["pending_rows"] == 2
         again = create(server, "categories", name="General")
-        assert "2 moved, 0 refused" in failback(shop, login) or "1 moved, 0 refused" in failback(shop, login)
+        assert "1 moved, 0 refused again" in failback(shop, login)
         assert [row["category_id"] for row in rows(server, "tickets")] == [again["id"]]
         assert len(rows(server, "categories")) == 2
 
@@ -451,10 +451,11 @@ def test_a_move_that_postgresql_ends_says_where(shop: BakedProject, login: Login
         customer = create(server, "customers", name="Mallory")
         create(server, "orders", customer_id=customer["id"], what="a lamp")
         login.allow()
-        report = server.health_when(lambda report: report["database"]["reason"] == "rows_not_moved", within=30)
+        server.health_when(lambda report: report["database"]["reason"] == "rows_not_moved", within=30)
+        report = server.health_when(lambda report: report["database"]["pending_rows"] == 2)
+        assert (report["status"], report["database"]["reason"]) == ("degraded", "rows_not_moved")
         assert "table orders, error 42501" in report["database"]["detail"]
         assert "table orders, error 42501" in server.log()
-        assert (report["status"], report["database"]["pending_rows"]) == ("degraded", 2)
         with login.postgres.connect(login.url) as connection:
             connection.execute("GRANT INSERT ON orders TO CURRENT_USER")
         ok(server)

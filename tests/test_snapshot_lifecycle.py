@@ -284,7 +284,7 @@ def test_killed_during_a_failback_and_the_disk_lost_every_row_arrives_once(
 def test_rows_that_no_timer_kept_are_in_a_snapshot_before_they_move(
     project: BakedProject, fallback: dict[str, str], login: Login
 ) -> None:
-    app = app_that_dies(project, "before", "rows", "copy_tables")
+    app = app_that_dies(project, "before", "move", "Move.run")
     rarely = fallback | {"SNAPSHOT_INTERVAL": "3600"}
     with project.boot(rarely, in_place=True, app=app) as server:
         assert server.settled()["status"] == "degraded"

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Engine, MetaData, Table, inspect, text
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.schema import SetTableComment
 
-from space_runtime.backends import backend_of
+from space_runtime.backends import SQLITE, backend_of
 from space_runtime.backends.errors import DatabaseUnavailable
 from space_runtime.failback import records
 from space_runtime.files import seeds
@@ -104,7 +104,7 @@ def around(connection: Connection) -> Iterator[None]:
     that a role which may only write rows can use them. A migration with an autocommit_block()
     commits what was done before it.
     """
-    if connection.dialect.name == "sqlite":
+    if backend_of(connection.engine) is SQLITE:
         with seeds.recording(connection):
             yield
     else:

@@ -6,6 +6,7 @@ imports the model's code nor changes with it.
 """
 
 import copy
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -24,7 +25,8 @@ from alembic.operations.ops import (
     OpContainer,
 )
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import DATETIME, Column, DateTime, Dialect, Enum, MetaData, types
+from sqlalchemy import DATETIME, Column, DateTime, DefaultClause, Dialect, Enum, MetaData, types
+from sqlalchemy.dialects.postgresql import ENUM as POSTGRESQL_ENUM
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.dialects.sqlite.base import DATETIME as SQLITE_DATETIME
 from sqlalchemy.dialects.sqlite.base import SQLiteDialect
@@ -32,6 +34,7 @@ from sqlalchemy.exc import CompileError
 from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
 Type = TypeEngine[Any]
+_CAST_LITERAL = re.compile(r"('(?:[^']|'')*')::[^']+")
 
 
 class _PostgreSQL(PGDialect):
@@ -58,6 +61,10 @@ _alembic = PostgresqlImpl(_postgresql, None, False, None, None, {})
 
 def render_item(kind: str, value: object, autogen: AutogenContext) -> str | Literal[False]:
     """Render a type for both databases; return False for what Alembic renders as it should be."""
+    if kind == "server_default" and isinstance(value, DefaultClause):
+        # PostgreSQL reports its own casts, as in 'draft'::status.
+        cast = _CAST_LITERAL.fullmatch(str(getattr(value.arg, "text", "")))
+        return f"sa.text({cast[1]!r})" if cast else False
     if kind != "type" or not isinstance(value, TypeEngine):
         return False
     on_postgresql, on_sqlite = stored_as(value, _postgresql), stored_as(value, _sqlite)
@@ -84,6 +91,9 @@ def _portable(kind: Type) -> Type:
     if isinstance(kind, (DATETIME, SQLITE_DATETIME)):
         # SQLite reports every time as this; PostgreSQL has no type of that name.
         return DateTime(timezone=True)
+    if isinstance(kind, POSTGRESQL_ENUM):
+        schema = {"schema": kind.schema} if kind.schema else {}
+        return Enum(*kind.enums, name=kind.name, **schema)
     if _declared(kind, _sqlite) is None:
         try:
             generic = kind.as_generic()
@@ -239,7 +249,7 @@ def _columns_dropped(operation: MigrateOperation) -> list[tuple[str, Column[Any]
 
 
 def _native_enum(kind: Type) -> dict[str, Enum]:
-    stored = stored_as(kind, _postgresql)
+    stored = _portable(stored_as(kind, _postgresql))
     if not isinstance(stored, Enum) or not _is_native(stored):
         return {}
     name = f"{stored.schema}.{stored.name}" if stored.schema else str(stored.name)

@@ -1,0 +1,372 @@
+"""Migrations that `make migration` writes touch only this project's tables, and run on both databases."""
+
+import sqlite3
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.support.bakery import BakedProject
+from tests.support.postgres import Postgres
+
+pytestmark = pytest.mark.slow
+
+# As a person runs them one after the other, but in a process that imports the libraries once.
+ALEMBIC = """
+import sys
+from alembic.config import main
+for command in sys.argv[1:]:
+    main(command.split())
+"""
+ROUND_TRIP = ("upgrade head", "check", "downgrade 0001", "upgrade head", "check")
+
+
+def alembic(project: BakedProject, url: str, *commands: str) -> str:
+    """Run Alembic's commands on a database; return what they print."""
+    environ = {"DATABASE_URL": url, "PYTHONPATH": "."}
+    return project.run("python", "-c", ALEMBIC, *commands, environ=environ).stdout
+
+
+def make_migration(project: BakedProject, url: str, name: str) -> str:
+    """Run `make migration`, as if `make dev` had installed what the tests have; return the text of the file."""
+    (project.path / ".venv").mkdir(exist_ok=True)
+    (project.path / ".venv" / "ready").touch()
+    programs = f"BIN={Path(sys.executable).parent}"
+    project.run("make", "migration", f"m={name}", programs, environ={"DATABASE_URL": url})
+    (file,) = (project.path / "migrations" / "versions").glob(f"*_{name}.py")
+    return file.read_text()
+
+
+def add_models(project: BakedProject, text: str) -> None:
+    models = project.path / "src" / "items" / "models.py"
+    models.write_text(models.read_text() + text)
+
+
+def sqlite_url(tmp_path: Path, name: str = "other.db") -> str:
+    return f"sqlite:///{tmp_path}/{name}"
+
+
+TYPES = '''
+# ruff: noqa
+import enum
+import uuid
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from fastapi_users_db_sqlalchemy.generics import GUID as UsersGUID
+from pgvector.sqlalchemy import Vector
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.orm import deferred
+from sqlalchemy_utils import ChoiceType, EmailType, JSONType, UUIDType
+from sqlmodel import AutoString
+
+from src.database.base import PortableJSON, UTCDateTime
+
+
+class GUID(sa.types.TypeDecorator):
+    """As the documentation of SQLAlchemy shows it."""
+
+    impl = sa.CHAR
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect):
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(postgresql.UUID())
+        return dialect.type_descriptor(sa.CHAR(36))
+
+    def process_bind_param(self, value, dialect):
+        return value if value is None or dialect.name == "postgresql" else str(value)
+
+    def process_result_value(self, value, dialect):
+        return value if value is None or isinstance(value, uuid.UUID) else uuid.UUID(value)
+
+
+class Vector3(sa.types.TypeDecorator):
+    """A vector, which is text on SQLite."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect):
+        return dialect.type_descriptor(Vector(3) if dialect.name == "postgresql" else sa.Text())
+
+    def process_bind_param(self, value, dialect):
+        return value if dialect.name == "postgresql" else repr(value)
+
+    def process_result_value(self, value, dialect):
+        return list(value) if dialect.name == "postgresql" else eval(value)
+
+
+class Short(sa.String):
+    """A string with another name."""
+
+
+class Status(enum.Enum):
+    draft = "draft"
+    published = "published"
+
+
+class Everything(Base):
+    __tablename__ = "everything"
+
+    id: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True)
+    waited: Mapped[timedelta]
+    guid: Mapped[uuid.UUID] = mapped_column(GUID)
+    user_id: Mapped[uuid.UUID] = mapped_column(UsersGUID)
+    binary_uuid: Mapped[uuid.UUID] = mapped_column(UUIDType)
+    text_uuid: Mapped[uuid.UUID] = mapped_column(UUIDType(binary=False))
+    plain_uuid: Mapped[uuid.UUID]
+    email: Mapped[str] = mapped_column(EmailType)
+    choice: Mapped[str] = mapped_column(ChoiceType([("a", "A")]))
+    json: Mapped[Any] = mapped_column(JSONType)
+    name: Mapped[str] = mapped_column(AutoString(50))
+    vector: Mapped[Any] = mapped_column(Vector3)
+    variant: Mapped[Any] = mapped_column(Vector(3).with_variant(sa.JSON(), "sqlite"))
+    tags: Mapped[list[str]] = mapped_column(sa.ARRAY(sa.String(20)).with_variant(sa.JSON(), "sqlite"))
+    data: Mapped[dict[str, Any]] = mapped_column(PortableJSON)
+    at: Mapped[datetime] = mapped_column(UTCDateTime)
+    status: Mapped[Status]
+    short: Mapped[str] = mapped_column(Short(7))
+
+
+class Second(Base):
+    __tablename__ = "second"
+
+    number: Mapped[int] = mapped_column(sa.SmallInteger, primary_key=True)
+    status: Mapped[Status]
+'''
+
+WRITE_A_ROW = """
+import os
+import uuid
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy.orm import Session
+
+from src.database.session import build_engine
+from src.items.models import Everything, Status
+
+one = uuid.UUID(int=1)
+values = dict(
+    waited=timedelta(hours=1), guid=one, user_id=one, binary_uuid=one, text_uuid=one, plain_uuid=one, email="a@b.c",
+    choice="a", json={"a": 1}, name="n", vector=[1.0, 2.0, 3.0], variant=[1.0, 2.0, 3.0], tags=["x"], data={"b": None},
+    at=datetime(2026, 1, 2, tzinfo=UTC), status=Status.published, short="s",
+)
+engine = build_engine(os.environ["DATABASE_URL"])
+with Session(engine) as session:
+    session.add(Everything(**values))
+    session.commit()
+    row = session.query(Everything).one()
+    # objects of the package's own come back
+    del values["variant"], values["choice"]
+    differ = [name for name, value in values.items() if getattr(row, name) != value]
+    print("differ:", differ)
+engine.dispose()
+"""
+
+ON_POSTGRESQL = {
+    "id": "bigint",
+    "waited": "interval",
+    "guid": "uuid",
+    "user_id": "uuid",
+    "binary_uuid": "uuid",
+    "text_uuid": "uuid",
+    "plain_uuid": "uuid",
+    "email": "character varying(255)",
+    "choice": "character varying(255)",
+    "json": "json",
+    "name": "character varying(50)",
+    "vector": "vector(3)",
+    "variant": "vector(3)",
+    "tags": "character varying(20)[]",
+    "data": "jsonb",
+    "at": "timestamp with time zone",
+    "status": "status",
+    "short": "character varying(7)",
+}
+ON_SQLITE = {
+    "id": "INTEGER",
+    "waited": "DATETIME",
+    "guid": "CHAR(36)",
+    "user_id": "CHAR(36)",
+    "binary_uuid": "BINARY(16)",
+    "text_uuid": "CHAR(32)",
+    "plain_uuid": "CHAR(32)",
+    "email": "VARCHAR(255)",
+    "choice": "VARCHAR(255)",
+    "json": "TEXT",
+    "name": "VARCHAR(50)",
+    "vector": "TEXT",
+    "variant": "JSON",
+    "tags": "JSON",
+    "data": "JSON",
+    "at": "DATETIME",
+    "status": "VARCHAR(9)",
+    "short": "VARCHAR(7)",
+}
+COLUMNS = """
+    SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
+    WHERE attrelid = 'everything'::regclass AND attnum > 0 ORDER BY attnum
+"""
+
+
+def test_columns_get_the_type_that_each_database_has_wherever_the_migration_was_written(
+    project: BakedProject, database_url: str, postgres: Postgres, tmp_path: Path
+) -> None:
+    of_sqlite = database_url if database_url.startswith("sqlite") else sqlite_url(tmp_path)
+    of_postgresql = postgres.create_database() if database_url.startswith("sqlite") else database_url
+    with postgres.connect(of_postgresql) as server:
+        server.execute("CREATE EXTENSION IF NOT EXISTS vector")
+    add_models(project, TYPES)
+    written = make_migration(project, database_url, "types")
+    imports = [line for line in written.splitlines() if line.startswith(("import", "from"))]
+    assert imports == [
+        "import pgvector.sqlalchemy",
+        "import sqlalchemy as sa",
+        "from alembic import op",
+        "from sqlalchemy.dialects import postgresql",
+    ]
+    for url in (of_sqlite, of_postgresql):
+        alembic(project, url, *ROUND_TRIP)
+        script = {"DATABASE_URL": url, "PYTHONPATH": "."}
+        assert "differ: []" in project.run("python", "-c", WRITE_A_ROW, environ=script).stdout
+    with postgres.connect(of_postgresql) as server:
+        assert dict(server.execute(COLUMNS).fetchall()) == ON_POSTGRESQL
+        server.execute("INSERT INTO second VALUES (DEFAULT, 'draft')")
+    with closing(sqlite3.connect(of_sqlite.removeprefix("sqlite:///"))) as file:
+        declared = file.execute("SELECT name, type FROM pragma_table_info('everything')")
+        assert dict(declared.fetchall()) == ON_SQLITE
+        file.execute("INSERT INTO second (status) VALUES ('draft')")
+        assert file.execute("SELECT number FROM second").fetchall() == [(1,)]
+
+
+STATUS = """
+    status: Mapped[Status] = mapped_column(server_default="draft")
+
+
+class Other(Base):
+    __tablename__ = "others"
+
+    number: Mapped[int] = mapped_column(primary_key=True)
+    status: Mapped[Status]
+"""
+STATUS_TYPE = """
+import enum
+
+
+class Status(enum.Enum):
+    draft = "draft"
+    published = "published"
+
+
+class Item("""
+
+
+def test_an_enum_is_created_before_the_column_that_needs_it_and_dropped_after_the_last_one(
+    project: BakedProject, database_url: str, postgres: Postgres, tmp_path: Path
+) -> None:
+    models = project.path / "src" / "items" / "models.py"
+    before = models.read_text()
+    models.write_text(before.replace("class Item(", STATUS_TYPE.lstrip()) + STATUS)
+    make_migration(project, database_url, "status")
+    other = postgres.create_database() if database_url.startswith("sqlite") else sqlite_url(tmp_path)
+    for url in (database_url, other):
+        alembic(project, url, "upgrade 0001")
+        add_an_item(url)
+        alembic(project, url, *ROUND_TRIP)
+        assert statuses(url) == [("draft",)]
+    models.write_text(before)
+    make_migration(project, database_url, "gone")
+    for url in (database_url, other):
+        alembic(project, url, "upgrade head", "check", "downgrade -1", "upgrade head", "check", "downgrade base")
+    if not database_url.startswith("sqlite"):
+        with postgres.connect(database_url) as server:
+            assert server.execute("SELECT typname FROM pg_type WHERE typtype = 'e'").fetchall() == []
+
+
+AN_ITEM = "INSERT INTO items VALUES ('6f1e3a3c6f1e3a3c6f1e3a3c6f1e3a3c', 'one', NULL, '2026-01-01', '2026-01-01')"
+
+
+def add_an_item(url: str) -> None:
+    if url.startswith("sqlite"):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as file, file:
+            file.execute(AN_ITEM)
+    else:
+        with psycopg.connect(url) as server:
+            server.execute(AN_ITEM)
+
+
+def statuses(url: str) -> list[tuple[object, ...]]:
+    query = "SELECT status FROM items"
+    if url.startswith("sqlite"):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as file:
+            return file.execute(query).fetchall()
+    with psycopg.connect(url) as server:
+        return server.execute(query).fetchall()
+
+
+NOTES = """
+
+class Note(Resource, Base):
+    __tablename__ = "notes"
+
+    text: Mapped[str] = mapped_column(String(20), index=True)
+"""
+FOREIGN_ON_POSTGRESQL = """
+    CREATE EXTENSION vector;
+    CREATE TABLE spatial_ref_sys (srid integer PRIMARY KEY);
+    ALTER EXTENSION vector ADD TABLE spatial_ref_sys;
+    CREATE TABLE customers (id serial PRIMARY KEY, name text);
+    INSERT INTO customers (name) VALUES ('Alice'), ('Bea');
+    CREATE INDEX ix_customers_name ON customers (name);
+    CREATE INDEX ix_of_an_administrator ON items (description);
+    CREATE VIEW items_view AS SELECT * FROM items;
+    CREATE SCHEMA other;
+    CREATE TABLE other.alembic_version (version_num text);
+    CREATE TABLE other.items (id integer PRIMARY KEY);
+    CREATE TABLE space_runtime_something (id integer PRIMARY KEY);
+    CREATE TABLE notes_search (LIKE items) PARTITION BY RANGE (created_at);
+    CREATE TABLE notes_search_1 PARTITION OF notes_search DEFAULT;
+"""
+FOREIGN_ON_SQLITE = """
+    CREATE TABLE customers (id integer PRIMARY KEY, name text);
+    INSERT INTO customers (name) VALUES ('Alice'), ('Bea');
+    CREATE INDEX ix_customers_name ON customers (name);
+    CREATE INDEX ix_of_an_administrator ON items (description);
+    CREATE VIEW items_view AS SELECT * FROM items;
+    CREATE VIRTUAL TABLE items_text USING fts5 (title, content='items');
+    CREATE TABLE space_runtime_something (id integer PRIMARY KEY);
+"""
+
+
+def test_what_others_have_in_the_same_database_is_not_mentioned_in_a_migration(
+    project: BakedProject, database_url: str
+) -> None:
+    alembic(project, database_url, "upgrade head")
+    if database_url.startswith("sqlite"):
+        with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as file:
+            file.executescript(FOREIGN_ON_SQLITE)
+    else:
+        with psycopg.connect(database_url) as server:
+            server.execute(FOREIGN_ON_POSTGRESQL)
+            for number in range(10):
+                server.execute(f"CREATE TABLE foreign_{number} (id integer PRIMARY KEY)".encode())
+    models = project.path / "src" / "items" / "models.py"
+    before = models.read_text()
+    models.write_text(before + NOTES)
+    written = make_migration(project, database_url, "notes")
+    assert 'op.create_table(\n        "notes",' in written
+    assert "drop_table" not in written.partition("def downgrade")[0]
+    for foreign in ("customers", "administrator", "view", "search", "items_text", "other", "foreign_", "spatial", "space_"):
+        assert foreign not in written
+    # what this project has created, it also drops
+    models.write_text(before)
+    written = make_migration(project, database_url, "no_notes")
+    upgrade = written.partition("def downgrade")[0]
+    assert 'op.drop_table("notes")' in upgrade
+    assert upgrade.count("drop_table") == 1
+    assert "customers" not in written
+    assert "No new upgrade operations" in alembic(project, database_url, "upgrade head", "check")
