@@ -193,9 +193,9 @@ class Schema:
                 target = one.target_columns[one.columns.index(column)]
                 return self.type_of(self.tables[one.target], target)
         if column == "id" and table.is_numbered:
-            # Only INTEGER makes numbers on SQLite.
             kind: sa.types.TypeEngine[Any] = INTEGERS[table.width]()
-            return kind.with_variant(sa.Integer(), "sqlite")
+            # Only INTEGER makes numbers on SQLite: some owners know that, and some need not.
+            return kind.with_variant(sa.Integer(), "sqlite") if table.autoincrement else kind
         if column in table.columns:
             return KINDS[table.columns[column]].make(f"{table.name}_{column}")
         if column == "odd":
@@ -275,12 +275,11 @@ class Schema:
 
     def _create_on_sqlite(self, connection: sa.Connection, metadata: sa.MetaData) -> None:
         for table in self.tables.values():
-            statement = sa.schema.CreateTable(metadata.tables[table.name])
             if table.has_model:
-                connection.execute(statement)
+                metadata.tables[table.name].create(connection, checkfirst=False)
                 continue
             # As an owner writes it by hand, so without whatever the runtime adds to what SQLAlchemy writes.
-            written = str(statement.compile(connection))
+            written = str(sa.schema.CreateTable(metadata.tables[table.name]).compile(connection))
             if not table.autoincrement:
                 written = written.replace("AUTOINCREMENT", "")
             connection.exec_driver_sql(written)
