@@ -115,8 +115,25 @@ class Meaning:
         self.changed_seeds.update(changed)
         new = {marker: row.copy() for marker, row in sqlite.rows.items() if marker not in seeds}
         referred = {target for row in new.values() for target in row.refs.values() if target in seeds}
-        self.missing_seeds.update(referred - self.postgresql.rows.keys())
+        stand_ins = {seed: self._stand_in(seeds[seed]) for seed in referred - self.postgresql.rows.keys()}
+        self.missing_seeds.update(seed for seed, other in stand_ins.items() if other is None)
+        for row in new.values():
+            row.refs = {name: stand_ins.get(target or "") or target for name, target in row.refs.items()}
         return self._move(new)
+
+    def _stand_in(self, seed: Row) -> str | None:
+        """The row with the same unique key, which a request would mean, where PostgreSQL has a seed no more."""
+        with_seed = Rows(self.schema, {seed.marker: seed} | self.postgresql.rows)
+        for columns in (*seed.table.uniques[1:], seed.table.key_columns):
+            if seed.table.is_numbered and columns == seed.table.key_columns:
+                continue
+            try:
+                values = tuple(with_seed.value(seed.marker, column) for column in columns)
+            except NoSuchRowError:
+                continue
+            if found := self.postgresql.has(seed.table, columns, values):
+                return found
+        return None
 
     def try_again(self) -> Move:
         """The rows that were refused are tried again."""

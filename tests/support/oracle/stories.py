@@ -149,6 +149,9 @@ class _Writer:
 
     def _create(self, known: _Known, others: _Known, on_sqlite: bool, elsewhere: bool) -> Create | None:
         table = self._schema.tables[self._choose.one_of(list(self._schema.tables))]
+        if elsewhere and others.rows and self._choose.chance(70):
+            # Where it may get in the way of a row that is to come.
+            table = self._schema.tables[self._choose.one_of(list(others.rows.values()))]
         rows: list[NewRow] = []
         if not self._add(table, known, others, rows, on_sqlite, elsewhere):
             return None
@@ -179,7 +182,7 @@ class _Writer:
         if table.unique == "null" and choose.chance(30):
             values["u"] = None
         row = NewRow(table.name, marker, values, {})
-        if others.rows and choose.chance(30 if not elsewhere else 60):
+        if others.rows and choose.chance(30 if not elsewhere else 75):
             self._borrow(table, row, others, on_sqlite, elsewhere)
         elif on_sqlite and table.is_numbered and choose.chance(5):
             row.number = choose.number(1, 6)
@@ -216,7 +219,8 @@ class _Writer:
         lenders = [one for one in others.of(table.name) if one not in self._borrowed]
         if not lenders:
             return
-        lender = self._choose.one_of(lenders[::-1])
+        # An older one is more likely to be referred to.
+        lender = self._choose.one_of(lenders)
         self._borrowed.add(lender)
         may_have_key = table.key in ("text", "composite") or (elsewhere and table.key in ("integer", "uuid"))
         if may_have_key and not (table.unique and self._choose.chance(40)):
