@@ -1,4 +1,4 @@
-"""Stories in which rows once lost their meaning, as short as they can be."""
+"""Stories in which rows lost their meaning once, or would if one step were left out; as short as they can be."""
 
 from decimal import Decimal
 from uuid import UUID
@@ -94,6 +94,32 @@ ONCE_FAILED = {
     "numbers of a table that was written by hand, too large for PostgreSQL's column": _story(
         [Table("apples", "integer", width=16, autoincrement=True, has_model=False)],
         [_create("apples", 1)],
+    ),
+    "a refused row still knows what number the row that it refers to has got": _story(
+        [
+            Table("apples", "integer"),
+            Table("birds", "integer", unique="not null", references=[_reference("apples", nullable=False)]),
+        ],
+        [_create("apples", 3), _create("birds", 4, {"parent": "apple3"}, u="u-bird2")],
+        before=[_create("apples", 1), _create("birds", 2, {"parent": "apple1"}, u="u-bird2")],
+        elsewhere=[_taken("apples", 5, "apple3")],
+        repairs=1,
+    ),
+    "a circle of which one reference may be empty at first": _story(
+        [
+            Table("apples", "integer", references=[_reference("birds", nullable=False)]),
+            Table("birds", "integer", references=[_reference("apples")]),
+        ],
+        [
+            _create("birds", 1, {"parent": None}),
+            _create("apples", 2, {"parent": "bird1"}),
+            Change("bird1", {}, {"parent": "apple2"}),
+        ],
+    ),
+    "a row that PostgreSQL would refuse only at the end": _story(
+        [Table("apples", "integer", odd="late trigger"), Table("birds", "integer", references=[_reference("apples")])],
+        [_create("apples", 1, odd="bad"), _create("birds", 2, {"parent": "apple1"}), _create("apples", 3, odd="good")],
+        repairs=1,
     ),
     "two rows that need each other": _story(
         [
