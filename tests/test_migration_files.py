@@ -360,17 +360,7 @@ def test_what_others_have_in_the_same_database_is_not_mentioned_in_a_migration(
     written = make_migration(project, database_url, "notes")
     assert 'op.create_table(\n        "notes",' in written
     assert "drop_table" not in written.partition("def downgrade")[0]
-    for foreign in (
-        "customers",
-        "administrator",
-        "view",
-        "search",
-        "items_text",
-        "other",
-        "foreign_",
-        "spatial",
-        "space_",
-    ):
+    for foreign in ("customers", "administrator", "view", "search", "items_text", "other", "foreign_", "spatial", "space_"):
         assert foreign not in written
     # what this project has created, it also drops
     models.write_text(before)
