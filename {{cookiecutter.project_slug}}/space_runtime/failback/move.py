@@ -19,12 +19,20 @@ from sqlalchemy.exc import DBAPIError
 from space_runtime.failback.keys import Keys
 from space_runtime.failback.order import parents_first
 from space_runtime.failback.outcome import MoveFailed, Outcome
-from space_runtime.failback.schema import TableSchema, in_order, read_schema, referred_columns
+from space_runtime.failback.schema import (
+    TableSchema,
+    in_order,
+    read_schema,
+    references_of_model,
+    referred_columns,
+)
 from space_runtime.failback.sources import Locator, Source, StoredRow
 from space_runtime.failback.target import Refused, Target
+from space_runtime.failback.values import as_raw
 from space_runtime.records import failbacks
 from space_runtime.records.failbacks import RefusalCode, RefusedRow
 from space_runtime.records.generated_keys import highest, lowest
+from space_runtime.records.stored import Raw
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +59,16 @@ class _Row:
     stored: StoredRow
     values: dict[str, Any]
     """What is written to PostgreSQL."""
-    settled: dict[str, Any]
-    """Those of the values that replace a reference."""
+
+
+@dataclass(slots=True)
+class _Refusal:
+    """A row that stays behind, and why."""
+
+    table: str
+    stored: StoredRow
+    code: RefusalCode
+    sqlstate: str | None
 
 
 class Move:
@@ -75,14 +91,21 @@ class Move:
         self._source, self._connection, self._file_id = source, target, file_id
         self._is_copy, self._on_progress = is_copy, on_progress
         self._target = Target(target)
-        self._tables = read_schema(target, models, source.tables())
-        self._referred = referred_columns(self._tables.values())
+        present = source.tables()
+        self._tables = read_schema(target, models, present)
+        self._missing_tables = [name for name in present if name not in self._tables]
+        self._references = {name: one.references for name, one in self._tables.items()} | {
+            name: tuple(references_of_model(models.tables.get(name), present))
+            for name in self._missing_tables
+        }
+        self._referred = referred_columns(self._references)
         self._keys = Keys()
         self._seeds: dict[str, set[Locator]] = {}
         self._missing_seeds: dict[tuple[str, tuple[str, ...], tuple[Any, ...]], StoredRow] = {}
         self._kept_seeds: set[Node] = set()
         self._new_numbers_only: set[str] = set()
         self._moved = self._refused = 0
+        self._unsettled: list[_Refusal] = []
         self._unrecorded: list[RefusedRow] = []
         self._at_work = ""
         self._reported = time.monotonic()
@@ -91,11 +114,14 @@ class Move:
         """Move the rows and record the refused ones; raise MoveFailed."""
         try:
             self._target.prepare()
-            for name in set(self._source.tables()) - set(self._tables):
+            for name in self._missing_tables:
                 for stored in self._source.rows(name):
-                    self._refuse(name, stored, "no_such_table")
+                    self._refuse_keys(name, stored)
             for group in in_order(self._tables):
                 self._move_group(group)
+            for name in self._missing_tables:
+                for stored in self._source.rows(name):
+                    self._settle(_Refusal(name, stored, "no_such_table", None))
             self._record_refused()
         except DBAPIError as error:
             if isinstance(error.orig, sqlite3.Error):
@@ -172,6 +198,7 @@ class Move:
         for row in rows:
             self._follow_references(schema, row)
         self._insert(schema, rows)
+        self._settle_refused()
         if time.monotonic() > self._reported + SECONDS_BETWEEN_REPORTS:
             self._reported = time.monotonic()
             logger.info("moving rows to PostgreSQL: %d so far", self._moved)
@@ -191,7 +218,7 @@ class Move:
                 self._insert(schema, rows[:middle])
                 self._insert(schema, rows[middle:])
             else:
-                self._refuse_row(schema, rows[0], refused)
+                self._refuse(schema.name, rows[0].stored, "refused", refused.sqlstate)
         else:
             self._moved += len(rows)
 
@@ -210,15 +237,16 @@ class Move:
         moving = [pair for pair in rows if not self._stays_with_another(*pair)]
         if len(moving) < len(circle):
             for schema, row in moving:
-                self._refuse_row(schema, row, None)
-            return
-        try:
-            self._target.attempt_deferred(lambda: self._insert_circle(tables, rows))
-        except Refused as refused:
-            for schema, row in rows:
-                self._refuse_row(schema, row, refused)
+                self._refuse(schema.name, row.stored, "refers_to_refused")
         else:
-            self._moved += len(rows)
+            try:
+                self._target.attempt_deferred(lambda: self._insert_circle(tables, rows))
+            except Refused as refused:
+                for schema, row in rows:
+                    self._refuse(schema.name, row.stored, "refused", refused.sqlstate)
+            else:
+                self._moved += len(rows)
+        self._settle_refused()
 
     def _insert_circle(
         self, tables: Sequence[TableSchema], rows: Sequence[tuple[TableSchema, _Row]]
@@ -271,7 +299,7 @@ class Move:
         except (ValueError, TypeError, LookupError, ArithmeticError):
             # SQLite stores any value in any column, even if the column's type cannot read it.
             raise _Unmovable("unstorable") from None
-        return _Row(stored, values, {name: values[name] for name in stored.settled})
+        return _Row(stored, values)
 
     def _renumbered(self, schema: TableSchema, rows: list[_Row]) -> list[_Row]:
         """Give new numbers to rows whose numbers PostgreSQL has; refuse them if it gives none."""
@@ -317,14 +345,15 @@ class Move:
 
     def _follow_references(self, schema: TableSchema, row: _Row) -> None:
         """Let the row refer to what the rows that it refers to have become."""
+        changed = set(row.stored.settled)
         for one in schema.references:
             stored = _pick(one.columns, row.stored.content)
             new = self._keys.replacement(one.table, one.to, stored)
             if new is not None:
-                row.settled.update(zip(one.columns, new, strict=True))
-        if row.settled:
-            row.values.update(row.settled)
-            self._replace_keys(schema, row, row.settled.keys())
+                row.values.update(zip(one.columns, new, strict=True))
+                changed.update(one.columns)
+        if changed:
+            self._replace_keys(schema, row, changed)
 
     def _replace_keys(self, schema: TableSchema, row: _Row, changed: Collection[str]) -> None:
         """Let references to this row follow the change of these columns."""
@@ -347,29 +376,47 @@ class Move:
             seed = self._missing_seeds.get(one)
             if seed is not None and (one[0], seed.locator) not in self._kept_seeds:
                 self._kept_seeds.add((one[0], seed.locator))
-                self._record(one[0], seed, "seed_missing")
+                self._settle(_Refusal(one[0], seed, "seed_missing", None))
         if refused:
-            self._refuse_row(schema, row, None)
+            self._refuse(schema.name, row.stored, "refers_to_refused")
         return bool(refused)
-
-    def _refuse_row(self, schema: TableSchema, row: _Row, refused: Refused | None) -> None:
-        settled = {
-            name: schema.columns[name].conversion.store(value)
-            for name, value in row.settled.items()
-        }
-        stored = replace(row.stored, settled=settled)
-        if refused is None:
-            self._refuse(schema.name, stored, "refers_to_refused")
-        else:
-            self._refuse(schema.name, stored, "refused", refused.sqlstate)
 
     def _refuse(
         self, table: str, row: StoredRow, code: RefusalCode, sqlstate: str | None = None
     ) -> None:
         """Let the row stay behind, and all that refer to it."""
+        self._refuse_keys(table, row)
+        # It may refer to rows of the same batch, of which nobody knows yet what becomes of them.
+        self._unsettled.append(_Refusal(table, row, code, sqlstate))
+
+    def _refuse_keys(self, table: str, row: StoredRow) -> None:
         for columns in self._referred.get(table, ()):
             self._keys.refuse(table, columns, _pick(columns, row.content))
-        self._record(table, row, code, sqlstate)
+
+    def _settle_refused(self) -> None:
+        for one in self._unsettled:
+            self._settle(one)
+        self._unsettled.clear()
+
+    def _settle(self, refusal: _Refusal) -> None:
+        """Record the row, and what its references to rows that were moved have become.
+
+        What it refers to may have got a number, and been refused all the same: the next attempt
+        gives that row another one.
+        """
+        table, stored = refusal.table, refusal.stored
+        settled = {**stored.settled}
+        for one in self._references[table]:
+            values = _pick(one.columns, stored.content)
+            new = self._keys.replacement(one.table, one.to, values)
+            if new is not None and not self._keys.is_refused(one.table, one.to, values):
+                for name, value in zip(one.columns, new, strict=True):
+                    settled[name] = self._as_stored(table, name, value)
+        self._record(table, replace(stored, settled=settled), refusal.code, refusal.sqlstate)
+
+    def _as_stored(self, table: str, name: str, value: Any) -> Raw:
+        column = self._tables[table].columns.get(name) if table in self._tables else None
+        return column.conversion.store(value) if column else as_raw(value)
 
     def _record(
         self, table: str, row: StoredRow, code: RefusalCode, sqlstate: str | None = None

@@ -4,7 +4,7 @@ A table that the project adds needs no code here.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,7 +123,7 @@ def read_schema(
             frozenset(info["name"] for info in columns[at] if info.get("computed")),
             key,
             tuple(dict.fromkeys(uniques)),
-            _without_doubles([*referring, *_references_of_model(model, present)]),
+            _without_doubles([*referring, *references_of_model(model, present)]),
             _sequence(target, name, model, key, columns[at], referring),
             any(_is_always_generated(info) for info in columns[at]),
         )
@@ -142,11 +142,13 @@ def in_order(tables: dict[str, TableSchema]) -> list[list[TableSchema]]:
     return [[tables[name] for name in group] for group in parents_first(parents)]
 
 
-def referred_columns(tables: Iterable[TableSchema]) -> dict[str, list[tuple[str, ...]]]:
+def referred_columns(
+    references: Mapping[str, Iterable[Reference]],
+) -> dict[str, list[tuple[str, ...]]]:
     """Return, for each table, the sets of its columns that references have the values of."""
     found: dict[str, dict[tuple[str, ...], None]] = {}
-    for table in tables:
-        for reference in table.references:
+    for of_table in references.values():
+        for reference in of_table:
             found.setdefault(reference.table, {})[reference.to] = None
     return {name: list(columns) for name, columns in found.items()}
 
@@ -164,7 +166,7 @@ def _without_doubles(references: Iterable[Reference]) -> tuple[Reference, ...]:
     return tuple(found.values())
 
 
-def _references_of_model(model: Table | None, present: Collection[str]) -> list[Reference]:
+def references_of_model(model: Table | None, present: Collection[str]) -> list[Reference]:
     """Return references that the model has, which PostgreSQL need not enforce."""
     if model is None:
         return []
