@@ -12,8 +12,9 @@ import sqlalchemy as sa
 from space_runtime.failback.handover import Failback
 from space_runtime.failback.outcome import Outcome
 from space_runtime.files import names
+from space_runtime.files.contents import count_rows, read_only
 from space_runtime.migrations import Migrations
-from space_runtime.records import failbacks
+from space_runtime.records import failbacks, seeds
 from space_runtime.snapshots.schedule import Snapshots
 
 from tests.support.postgres import Postgres
@@ -74,6 +75,34 @@ def database(postgres: Postgres, tmp_path: Path) -> Iterator[Database]:
 
 def _key() -> sa.Column[Any]:
     return sa.Column("id", sa.Integer, primary_key=True)
+
+
+NOTES = "CREATE TABLE notes (id integer PRIMARY KEY AUTOINCREMENT, text text)"
+
+
+def test_rows_of_a_table_that_a_migration_renames_in_an_outage_are_still_peoples(database: Database) -> None:
+    database.run("CREATE TABLE remarks (id serial PRIMARY KEY, text text)")
+    file = names.path(database.folder, "fallback", database.file_id)
+    engine = sa.create_engine(f"sqlite:///{file}")
+    with engine.begin() as connection:
+        connection.exec_driver_sql(NOTES)
+        connection.exec_driver_sql("INSERT INTO notes (text) VALUES ('hello')")
+    with engine.begin() as connection, seeds.recording(connection):
+        connection.exec_driver_sql("ALTER TABLE notes RENAME TO remarks")
+    engine.dispose()
+    assert count_rows(read_only(file)) == {"remarks": 1}
+    assert database.move() == (1, 0)
+    assert database.run("SELECT text FROM remarks") == [("hello",)]
+
+
+def test_what_two_files_have_differently_is_not_doubled_when_it_is_tried_again(database: Database) -> None:
+    database.run("CREATE TABLE notes (id serial PRIMARY KEY, text text)")
+    assert database.move(NOTES, "INSERT INTO notes VALUES (7, 'hello')") == (1, 0)
+    # another machine went on with the same snapshot
+    assert database.move(NOTES, "INSERT INTO notes VALUES (7, 'hello, world'), (8, 'new')") == (1, 1)
+    assert database.retry() == (0, 1)
+    assert database.reasons() == [("notes", "already_there")]
+    assert database.run("SELECT * FROM notes ORDER BY id") == [(7, "hello"), (8, "new")]
 
 
 PARENTS = "CREATE TABLE parents (id integer PRIMARY KEY AUTOINCREMENT, name text)"
