@@ -1,7 +1,9 @@
 """What a move makes of single rows: of tables that were written by hand, or with values that SQLite should not hold."""
 
+# ruff: noqa: S608  (all statements are from here)
+
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,10 +38,22 @@ class Database:
         """Run statements in PostgreSQL; return what the last one does."""
         with self.engine.begin() as connection:
             for statement in statements:
-                result = connection.exec_driver_sql(statement.replace("%", "%%"))
+                result = connection.exec_driver_sql(statement)
             return [tuple(row) for row in result] if result.returns_rows else []
 
-    def move(self, *statements: str, create: bool = False) -> Outcome:
+    def act_as_another(self) -> str:
+        """Do all that follows as a role that may write rows, and make tables; return its name."""
+        name = f"someone_{uuid4().hex[:12]}"
+        self.run(f"CREATE ROLE {name}", f"GRANT ALL ON SCHEMA public TO {name}")
+        self.run(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {name}")
+
+        @sa.event.listens_for(self.engine, "begin")
+        def become(connection: sa.Connection) -> None:
+            connection.exec_driver_sql(f"SET LOCAL ROLE {name}")
+
+        return name
+
+    def move(self, *statements: str, create: bool = False, on_progress: Callable[[], None] = lambda: None) -> Outcome:
         """Move a file in which these statements were run; return how many rows moved, and how many stay behind."""
         file = names.path(self.folder, "fallback", self.file_id)
         if create:
@@ -48,7 +62,7 @@ class Database:
             for statement in statements:
                 connection.execute(statement)
         connection.close()
-        return self.failback.move(file)
+        return self.failback.move(file, on_progress)
 
     def retry(self) -> Outcome:
         """Try again to move what was refused."""
@@ -103,6 +117,138 @@ def test_what_two_files_have_differently_is_not_doubled_when_it_is_tried_again(d
     assert database.retry() == (0, 1)
     assert database.reasons() == [("notes", "already_there")]
     assert database.run("SELECT * FROM notes ORDER BY id") == [(7, "hello"), (8, "new")]
+
+
+REFUSING = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.name = 'bad' THEN RAISE 'no' USING ERRCODE = 'insufficient_privilege'; END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON parents FOR EACH ROW EXECUTE FUNCTION refuse()
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "bad", "reason"),
+    [
+        ("text PRIMARY KEY", "char(110, 0, 111)", "refused"),
+        ("text PRIMARY KEY", "CAST(x'ff6e' AS text)", "refused"),
+        ("serial PRIMARY KEY", "'no'", "22P02"),
+    ],
+    ids=["NUL", "not UTF-8", "no number"],
+)
+def test_a_key_that_postgresql_cannot_have_keeps_no_other_row_back(
+    database: Database, key: str, bad: str, reason: str
+) -> None:
+    table = f"CREATE TABLE parents (id {key}, name text)"
+    database.run(table)
+    assert database.move(table, f"INSERT INTO parents VALUES ({bad}, 'bad'), (7, 'good')") == (1, 1)
+    assert database.reasons() == [("parents", reason)]
+    assert database.run("SELECT name FROM parents") == [("good",)]
+
+
+def test_a_row_for_which_sqlite_made_no_key_gets_one(database: Database) -> None:
+    table = f"CREATE TABLE parents ({NUMBERED[0]})"
+    database.run(table)
+    assert database.move(table, "INSERT INTO parents (name) VALUES ('one'), ('two')") == (2, 0)
+    assert database.run("SELECT * FROM parents ORDER BY id") == [(1, "one"), (2, "two")]
+
+
+def test_a_sequence_that_ends_keeps_only_those_rows_back_that_need_a_number(database: Database) -> None:
+    database.run(
+        "CREATE SEQUENCE few MAXVALUE 2",
+        "CREATE TABLE parents (id int PRIMARY KEY DEFAULT nextval('few'), name text)",
+        "INSERT INTO parents (name) VALUES ('one'), ('two')",
+    )
+    rows = "INSERT INTO parents VALUES (1, 'own'), (2, 'own, too'), (70, 'free'), (1073741900, 'high')"
+    assert database.move(PARENTS, rows) == (2, 2)
+    assert database.reasons() == [("parents", "no_number")] * 2
+    assert database.run("SELECT id FROM parents ORDER BY id") == [(1,), (2,), (70,), (1073741900,)]
+
+
+def test_numbers_of_a_table_without_a_model_do_not_disturb_postgresqls(database: Database) -> None:
+    database.run("CREATE TABLE parents (id bigserial PRIMARY KEY, name text)")
+    assert database.move(PARENTS, "INSERT INTO parents VALUES (1500000000, 'own')") == (1, 0)
+    assert database.run("INSERT INTO parents (name) VALUES ('next') RETURNING id") == [(1,)]
+
+
+def test_whatever_a_trigger_raises_is_about_its_row(database: Database) -> None:
+    database.run("CREATE TABLE parents (id serial PRIMARY KEY, name text)", REFUSING)
+    assert database.move(PARENTS, "INSERT INTO parents VALUES (1, 'bad'), (2, 'good')") == (1, 1)
+    assert database.reasons() == [("parents", "42501")]
+
+
+def test_what_row_level_security_refuses_keeps_no_other_row_back(database: Database) -> None:
+    database.run(
+        "CREATE TABLE parents (id int PRIMARY KEY, name text)",
+        "ALTER TABLE parents ENABLE ROW LEVEL SECURITY",
+        "CREATE POLICY good ON parents WITH CHECK (name = 'good')",
+        "CREATE POLICY all_of_them ON parents FOR SELECT USING (true)",
+    )
+    name = database.act_as_another()
+    try:
+        assert database.move(PARENTS, "INSERT INTO parents VALUES (1, 'bad'), (2, 'good')") == (1, 1)
+        assert database.reasons() == [("parents", "42501")]
+    finally:
+        database.run("RESET ROLE", f"DROP OWNED BY {name}", f"DROP ROLE {name}")
+
+
+class Sealed(sa.TypeDecorator[str]):
+    """A type that cannot read everything."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        """Raise an error of its own."""
+        if value == "broken":
+            raise RuntimeError("the seal is broken")
+        return value
+
+
+def test_a_value_that_the_owners_type_cannot_read_keeps_no_other_row_back(database: Database) -> None:
+    table = sa.Table("letters", database.models, _key(), sa.Column("text", Sealed))
+    table.create(database.engine)
+    assert database.move("INSERT INTO letters VALUES (1, 'broken'), (2, 'whole')", create=True) == (1, 1)
+    assert database.reasons() == [("letters", "unstorable")]
+
+
+def test_a_model_may_have_other_names_for_its_columns(database: Database) -> None:
+    sa.Table(
+        "parents",
+        database.models,
+        sa.Column("id", sa.Text, primary_key=True, key="own"),
+        sa.Column("parent_id", sa.ForeignKey("parents.own"), key="parent"),
+    ).create(database.engine)
+    rows = "INSERT INTO parents VALUES ('a', 'b'), ('b', 'a'), ('c', 'a')"
+    assert database.move(rows, create=True) == (3, 0)
+    assert database.run("SELECT * FROM parents ORDER BY id") == [("a", "b"), ("b", "a"), ("c", "a")]
+
+
+def test_a_copy_may_have_keys_that_postgresql_cannot_have(database: Database) -> None:
+    database.run("CREATE TABLE parents (id uuid PRIMARY KEY)")
+    table = "CREATE TABLE parents (id text PRIMARY KEY)"
+    assert database.move(table, f"INSERT INTO parents VALUES ('{UUID(int=1)}')") == (1, 0)
+    assert database.move(table, f"INSERT INTO parents VALUES ('bad'), ('{UUID(int=2)}')") == (1, 1)
+    assert database.reasons() == [("parents", "22P02")]
+
+
+def test_progress_is_made_while_seeds_are_looked_for(database: Database) -> None:
+    table = "CREATE TABLE parents (id serial PRIMARY KEY, name text)"
+    database.run(table, "INSERT INTO parents (name) VALUES ('one'), ('two')")
+    engine = sa.create_engine(f"sqlite:///{names.path(database.folder, 'fallback', database.file_id)}")
+    with engine.begin() as connection, seeds.recording(connection):
+        connection.exec_driver_sql(PARENTS)
+        connection.exec_driver_sql("INSERT INTO parents (name) VALUES ('one'), ('two')")
+    engine.dispose()
+    steps: list[None] = []
+    database.run(f"CREATE TABLE children ({NUMBERED[1]}, more text)")
+    assert database.move(
+        CHILDREN, "INSERT INTO children VALUES (1, 1, NULL)", on_progress=lambda: steps.append(None)
+    ) == (1, 0)
+    # one for each seed, one for the rows
+    assert len(steps) == 3
 
 
 PARENTS = "CREATE TABLE parents (id integer PRIMARY KEY AUTOINCREMENT, name text)"

@@ -31,8 +31,8 @@ from space_runtime.failback.target import Refused, Target
 from space_runtime.failback.values import as_raw
 from space_runtime.records import failbacks
 from space_runtime.records.failbacks import RefusalCode, RefusedRow
-from space_runtime.records.generated_keys import highest, lowest
-from space_runtime.records.stored import Raw
+from space_runtime.records.generated_keys import highest
+from space_runtime.records.stored import Raw, as_text
 
 logger = logging.getLogger(__name__)
 
@@ -296,27 +296,31 @@ class Move:
             for name, read in schema.readers.items():
                 if name in values:
                     values[name] = read(values[name])
-        except (ValueError, TypeError, LookupError, ArithmeticError):
-            # SQLite stores any value in any column, even if the column's type cannot read it.
+        except Exception:
+            # SQLite stores any value in any column, even if the column's type cannot read it. The
+            # type may be the owner's code, which raises anything.
             raise _Unmovable("unstorable") from None
         return _Row(stored, values)
 
     def _renumbered(self, schema: TableSchema, rows: list[_Row]) -> list[_Row]:
         """Give new numbers to rows whose numbers PostgreSQL has; refuse them if it gives none."""
         (key,) = schema.key
-        numbers = [row.values[key] for row in rows]
+        numbers = [row.values.get(key) for row in rows]
+        # In a column of any type but INTEGER, SQLite has NULL for a key that nobody gave.
+        taken: set[Any] = {None}
         if schema.name in self._new_numbers_only:
-            taken = set(numbers)
+            taken.update(numbers)
         else:
-            taken = self._target.taken(schema, numbers)
+            integers = [number for number in numbers if isinstance(number, int)]
             most = highest(schema.columns[key].kind)
-            taken |= {number for number in numbers if number > most}
-        if not taken:
+            taken.update(self._target.taken(schema, integers))
+            taken.update(number for number in integers if number > most)
+        if taken.isdisjoint(numbers):
             return rows
         new = iter(self._target.next_numbers(schema, sum(one in taken for one in numbers)))
         kept = []
         for row in rows:
-            if row.values[key] in taken:
+            if row.values.get(key) in taken:
                 number = next(new, None)
                 if number is None:
                     self._refuse(schema.name, row.stored, "no_number")
@@ -441,15 +445,19 @@ class Move:
     def _match_seeds(self, schema: TableSchema) -> None:
         """Let references to what a migration inserted become references to PostgreSQL's own."""
         seeds = self._seeds[schema.name] = set()
+        is_referred_to = schema.name in self._referred
         for seed in self._source.seeds(schema.name):
-            key = ", ".join(str(seed.now.get(name)) for name in schema.key)
+            self._on_progress()
+            key = as_text(_pick(schema.key, seed.now))
             stored = StoredRow(seed.locator, key, seed.inserted)
             try:
                 row = self._converted(schema, stored)
             except _Unmovable:
                 continue
             self._follow_references(schema, row)
-            there = self._counterpart(schema, row.values)
+            # Looking may take long, in a table with many seeds and no key to find them by.
+            is_needed = is_referred_to or seed.later
+            there = self._counterpart(schema, row.values) if is_needed else None
             if there is None and seed.later:
                 continue
             seeds.add(seed.locator)
@@ -495,10 +503,10 @@ class Move:
         if schema.sequence is None:
             return
         (key,) = schema.key
-        limit = lowest(schema.columns[key].kind)
+        limit = min(schema.own_numbers_from, self._target.last_number(schema) + 1)
         seeds = self._seeds[schema.name]
         last = self._source.highest(schema.name, key, below=limit, without=seeds)
-        if last is not None and not self._target.advance(schema, last, limit):
+        if last is not None and not self._target.advance(schema, int(last), limit):
             self._new_numbers_only.add(schema.name)
 
 

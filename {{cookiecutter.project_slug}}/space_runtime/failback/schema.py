@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import JSON, Connection, MetaData, Table, func, inspect, select
+from sqlalchemy import JSON, Connection, MetaData, Table, Text, cast, func, inspect, select
 from sqlalchemy import Sequence as NamedSequence
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql import JSONB
@@ -17,6 +17,7 @@ from sqlalchemy.types import TypeEngine
 
 from space_runtime.failback.order import parents_first
 from space_runtime.failback.values import Conversion, Conversions, unchanged
+from space_runtime.records import generated_keys
 
 _NEXT_VALUE = re.compile(r"nextval\('(?P<sequence>.+)'::regclass\)")
 
@@ -64,6 +65,8 @@ class TableSchema:
     references: tuple[Reference, ...]
     sequence: str | None
     """What numbers the rows, if the key is a number that PostgreSQL generates."""
+    own_numbers_from: int
+    """The numbers that SQLite generates begin here, and PostgreSQL's end."""
     always_generated: bool
     """Whether PostgreSQL takes no value of ours for a column unless it is told to."""
 
@@ -125,6 +128,7 @@ def read_schema(
             tuple(dict.fromkeys(uniques)),
             _without_doubles([*referring, *references_of_model(model, present)]),
             _sequence(target, name, model, key, columns[at], referring),
+            _own_numbers_from(model, key, written),
             any(_is_always_generated(info) for info in columns[at]),
         )
     return tables
@@ -158,6 +162,14 @@ def _is_always_generated(info: ReflectedColumn) -> bool:
     return identity is not None and bool(identity["always"])
 
 
+def _own_numbers_from(
+    model: Table | None, key: Sequence[str], columns: Mapping[str, Column]
+) -> int:
+    # The column's type may be smaller than the model's, or larger.
+    kinds = [columns[name].kind for name in key if name in columns]
+    return min([generated_keys.beginning(model), *map(generated_keys.lowest, kinds)])
+
+
 def _without_doubles(references: Iterable[Reference]) -> tuple[Reference, ...]:
     """Return the references; of two that differ in `can_wait` only, the first."""
     found: dict[tuple[object, ...], Reference] = {}
@@ -172,7 +184,7 @@ def references_of_model(model: Table | None, present: Collection[str]) -> list[R
         return []
     return [
         Reference(
-            tuple(constraint.column_keys),
+            tuple(column.name for column in constraint.columns),
             constraint.referred_table.name,
             tuple(element.column.name for element in constraint.elements),
             bool(constraint.deferrable),
@@ -199,7 +211,9 @@ def _sequence(
         return target.scalar(select(func.pg_get_serial_sequence(quoted, info["name"])))
     if match := _NEXT_VALUE.fullmatch(str(info.get("default"))):
         return match["sequence"].replace("''", "'")
-    default = None if model is None else model.columns[info["name"]].default
-    if isinstance(default, NamedSequence):
-        return target.dialect.identifier_preparer.format_sequence(default)
+    in_model = [] if model is None else [one for one in model.columns if one.name == info["name"]]
+    for column in in_model:
+        if isinstance(column.default, NamedSequence):
+            sequence = target.dialect.identifier_preparer.format_sequence(column.default)
+            return target.scalar(select(cast(func.to_regclass(sequence), Text)))
     return None
