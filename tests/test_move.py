@@ -303,3 +303,23 @@ def test_what_refers_to_a_refused_row_follows_the_number_that_it_gets_in_the_end
     database.run("DELETE FROM parents")
     assert database.retry() == (2, 0)
     assert database.run(WHOSE) == [("own",)]
+
+
+def test_a_long_list_of_rows_that_refer_to_the_next_and_the_last_one_moves(database: Database) -> None:
+    table = "CREATE TABLE pages (id int PRIMARY KEY, next int REFERENCES pages, last int REFERENCES pages)"
+    database.run(table)
+    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1500)"
+    pages = f"{numbers} INSERT INTO pages SELECT i, nullif(i + 1, 1501), nullif(i - 1, 0) FROM n"
+    assert database.move(table, pages) == (1500, 0)
+    assert database.run("SELECT count(*) FROM pages WHERE next = id + 1 OR last = id - 1") == [(1500,)]
+
+
+@pytest.mark.parametrize("name", ["100%", "Order (old)", 'the "best"', "a:b"])
+def test_tables_and_columns_may_have_any_name(database: Database, name: str) -> None:
+    name = name.replace('"', '""')
+    columns = f'"{name}" int REFERENCES "{name}"'
+    with database.engine.begin() as connection:
+        key = "id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY"
+        connection.exec_driver_sql(f'CREATE TABLE "{name}" ({key}, {columns})'.replace("%", "%%"))
+    sqlite = f'CREATE TABLE "{name}" (id integer PRIMARY KEY AUTOINCREMENT, {columns})'
+    assert database.move(sqlite, f'INSERT INTO "{name}" VALUES (1, 2), (2, NULL)') == (2, 0)

@@ -255,20 +255,23 @@ class Move:
         following = {schema.name for schema in tables}
         filled_in_later = []
         for schema in tables:
-            following.remove(schema.name)
+            own = [row for one, row in rows if one is schema]
+            if len(own) <= ROWS_AT_ONCE:  # else it takes several statements to insert them
+                following.remove(schema.name)
             values = []
-            for row in (row for one, row in rows if one is schema):
+            for row in own:
                 empty = {
                     name
                     for one in schema.references
                     if one.table in following and not one.can_wait
                     for name in one.columns
-                    if schema.columns[name].is_nullable and row.values[name] is not None
+                    if schema.columns[name].is_nullable and row.values.get(name) is not None
                 }
                 values.append(row.values | dict.fromkeys(empty))
                 if empty:
                     filled_in_later.append((schema, row, sorted(empty)))
             self._target.insert(schema, values)
+            following.discard(schema.name)
         for schema, row, names in filled_in_later:
             self._target.update(schema, row.values, names)
 

@@ -18,6 +18,7 @@ from sqlalchemy.types import TypeEngine
 from space_runtime.failback.order import parents_first
 from space_runtime.failback.values import Conversion, Conversions, unchanged
 from space_runtime.records import generated_keys
+from space_runtime.records.tables import quote
 
 _NEXT_VALUE = re.compile(r"nextval\('(?P<sequence>.+)'::regclass\)")
 
@@ -207,8 +208,7 @@ def _sequence(
     if info is None or any(info["name"] in one.columns for one in references):
         return None
     if info.get("identity"):
-        quoted = target.dialect.identifier_preparer.quote(name)
-        return target.scalar(select(func.pg_get_serial_sequence(quoted, info["name"])))
+        return target.scalar(select(func.pg_get_serial_sequence(quote(name), info["name"])))
     if match := _NEXT_VALUE.fullmatch(str(info.get("default"))):
         return match["sequence"].replace("''", "'")
     in_model = [] if model is None else [one for one in model.columns if one.name == info["name"]]
