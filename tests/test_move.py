@@ -323,3 +323,17 @@ def test_tables_and_columns_may_have_any_name(database: Database, name: str) -> 
         connection.exec_driver_sql(f'CREATE TABLE "{name}" ({key}, {columns})'.replace("%", "%%"))
     sqlite = f'CREATE TABLE "{name}" (id integer PRIMARY KEY AUTOINCREMENT, {columns})'
     assert database.move(sqlite, f'INSERT INTO "{name}" VALUES (1, 2), (2, NULL)') == (2, 0)
+
+
+def test_refused_rows_leave_nothing_locked_in_the_server(database: Database) -> None:
+    database.run("CREATE TABLE parents (id int PRIMARY KEY, name text UNIQUE)", "INSERT INTO parents VALUES (0, 'bad')")
+    locks: list[int] = []
+
+    def count() -> None:
+        (found,) = database.run("SELECT count(*) FROM pg_locks WHERE locktype = 'transactionid'")
+        locks.append(found[0])
+
+    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 60)"
+    rows = f"{numbers} INSERT INTO parents SELECT i, 'bad' FROM n"
+    assert database.move(PARENTS, rows, on_progress=count) == (0, 60)
+    assert max(locks) < 10

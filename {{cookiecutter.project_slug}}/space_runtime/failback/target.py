@@ -96,16 +96,29 @@ class Target:
 
     def attempt(self, work: Callable[[], Result]) -> Result:
         """Do this, or nothing of it; raise Refused if an error is about the rows."""
+        self._connection.exec_driver_sql("SAVEPOINT attempt")
         try:
-            with self._connection.begin_nested():
-                return work()
+            result = work()
+        except Refused:
+            self._undo_attempt()
+            raise
         except StatementError as error:
             if not _is_about_rows(error):
                 raise
+            self._undo_attempt()
             raise Refused(getattr(error.orig, "sqlstate", None)) from None
         except (ValueError, TypeError, LookupError, ArithmeticError):
             # A type may refuse to write what SQLite had stored.
+            self._undo_attempt()
             raise Refused(None) from None
+        self._connection.exec_driver_sql("RELEASE SAVEPOINT attempt")
+        return result
+
+    def _undo_attempt(self) -> None:
+        # SQLAlchemy's own savepoints stay open when they are rolled back, each within the one
+        # before; a few thousand refused rows would use up the server's memory for locks.
+        self._connection.exec_driver_sql("ROLLBACK TO SAVEPOINT attempt")
+        self._connection.exec_driver_sql("RELEASE SAVEPOINT attempt")
 
     def attempt_deferred(self, work: Callable[[], None]) -> None:
         """Like attempt(), with deferrable constraints checked at the end of the work."""
