@@ -3,6 +3,7 @@
 # ruff: noqa: S608  (all statements are from here)
 
 import sqlite3
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -337,3 +338,43 @@ def test_refused_rows_leave_nothing_locked_in_the_server(database: Database) -> 
     rows = f"{numbers} INSERT INTO parents SELECT i, 'bad' FROM n"
     assert database.move(PARENTS, rows, on_progress=count) == (0, 60)
     assert max(locks) < 10
+
+
+def test_a_sequence_that_counts_in_steps_goes_no_further_than_it_must(database: Database) -> None:
+    database.run("CREATE TABLE parents (id int GENERATED ALWAYS AS IDENTITY (INCREMENT 10) PRIMARY KEY, name text)")
+    assert database.move(PARENTS, "INSERT INTO parents VALUES (95, 'own')") == (1, 0)
+    assert database.run("INSERT INTO parents (name) VALUES ('next') RETURNING id") == [(111,)]
+
+
+def test_a_reference_may_have_another_type_than_what_it_refers_to(database: Database) -> None:
+    parents = sa.Table(
+        "parents",
+        database.models,
+        sa.Column("id", sa.Uuid, primary_key=True),
+        sa.Column("parent_id", sa.Uuid(as_uuid=False), sa.ForeignKey("parents.id")),
+        sa.Column("name", sa.Text, unique=True),
+    )
+    parents.create(database.engine)
+    database.run(f"INSERT INTO parents VALUES ('{UUID(int=9)}', NULL, 'seed'), ('{UUID(int=8)}', NULL, 'bad')")
+    engine = sa.create_engine(f"sqlite:///{names.path(database.folder, 'fallback', database.file_id)}")
+    with engine.begin() as connection, seeds.recording(connection):
+        parents.create(connection)
+        connection.exec_driver_sql(f"INSERT INTO parents VALUES ('{UUID(int=1).hex}', NULL, 'seed')")
+    engine.dispose()
+    values = ", ".join(f"('{UUID(int=n).hex}', '{UUID(int=1).hex}', '{name}')" for n, name in [(2, "bad"), (3, "good")])
+    assert database.move(f"INSERT INTO parents VALUES {values}") == (1, 1)
+    database.run("DELETE FROM parents WHERE name = 'bad'")
+    assert database.retry() == (1, 0)
+    assert database.run(f"SELECT count(*) FROM parents WHERE parent_id = '{UUID(int=9)}'") == [(2,)]
+
+
+def test_large_rows_are_refused_in_bounded_memory(database: Database) -> None:
+    database.run("CREATE TABLE photos (id int PRIMARY KEY, photo bytea CHECK (length(photo) < 10))")
+    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 30)"
+    photos = f"{numbers} INSERT INTO photos SELECT i, randomblob(1000000) FROM n"
+    tracemalloc.start()
+    try:
+        assert database.move("CREATE TABLE photos (id integer PRIMARY KEY, photo blob)", photos) == (0, 30)
+        assert tracemalloc.get_traced_memory()[1] < 80 * 2**20
+    finally:
+        tracemalloc.stop()

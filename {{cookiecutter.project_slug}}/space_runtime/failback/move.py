@@ -107,6 +107,7 @@ class Move:
         self._moved = self._refused = 0
         self._unsettled: list[_Refusal] = []
         self._unrecorded: list[RefusedRow] = []
+        self._unrecorded_bytes = 0
         self._at_work = ""
         self._reported = time.monotonic()
 
@@ -423,7 +424,11 @@ class Move:
 
     def _as_stored(self, table: str, name: str, value: Any) -> Raw:
         column = self._tables[table].columns.get(name) if table in self._tables else None
-        return column.conversion.store(value) if column else as_raw(value)
+        try:
+            return column.conversion.store(value) if column else as_raw(value)
+        except Exception:
+            # The model may give another type to the column than to the one that it refers to.
+            return as_raw(value)
 
     def _record(
         self, table: str, row: StoredRow, code: RefusalCode, sqlstate: str | None = None
@@ -436,12 +441,14 @@ class Move:
         self._unrecorded.append(
             RefusedRow(number, table, row.key, code, sqlstate, {**row.content}, {**row.settled})
         )
-        if len(self._unrecorded) == ROWS_AT_ONCE:
+        self._unrecorded_bytes += _length(row)
+        if len(self._unrecorded) == ROWS_AT_ONCE or self._unrecorded_bytes > BYTES_AT_ONCE:
             self._record_refused()
 
     def _record_refused(self) -> None:
         failbacks.keep(self._connection, self._file_id, self._unrecorded)
         self._unrecorded.clear()
+        self._unrecorded_bytes = 0
 
     # rows that migrations inserted
 
@@ -517,12 +524,16 @@ def _pick(columns: Iterable[str], values: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple([values.get(name) for name in columns])
 
 
+def _length(row: StoredRow) -> int:
+    return sum([len(one) for one in row.content.values() if isinstance(one, (str, bytes))])
+
+
 def _batches(rows: Iterable[StoredRow]) -> Iterator[list[StoredRow]]:
     """Yield the rows in lists that are neither too long nor too large."""
     batch: list[StoredRow] = []
     size = 0
     for row in rows:
-        length = sum([len(one) for one in row.content.values() if isinstance(one, (str, bytes))])
+        length = _length(row)
         if batch and (len(batch) == ROWS_AT_ONCE or size + length > BYTES_AT_ONCE):
             yield batch
             batch, size = [], 0

@@ -205,7 +205,15 @@ class Target:
             query = text("SELECT setval(CAST(:sequence AS regclass), :number)")
             last = self._connection.scalar(query, {"sequence": schema.sequence, "number": highest})
         elif highest > last:
-            last = self._following(schema, min(highest - last, LONGEST_GAP_COUNTED))[-1]
+            query = text(
+                "SELECT seqincrement FROM pg_sequence WHERE seqrelid = CAST(:name AS regclass)"
+            )
+            step = abs(self._connection.execute(query, {"name": schema.sequence}).scalar_one())
+            count = min(-(-(highest - last) // step), LONGEST_GAP_COUNTED)
+            try:
+                last = self.attempt(partial(self._following, schema, count))[-1]
+            except Refused:
+                return False
         return bool(highest <= last < limit)
 
     def _may(self, schema: TableSchema, rights: str) -> bool:
