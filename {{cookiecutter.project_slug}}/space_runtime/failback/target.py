@@ -186,8 +186,7 @@ class Target:
 
     def last_number(self, schema: TableSchema) -> int:
         """Return the highest number that the sequence can give."""
-        query = text("SELECT seqmax FROM pg_sequence WHERE seqrelid = CAST(:name AS regclass)")
-        return int(self._connection.execute(query, {"name": schema.sequence}).scalar_one())
+        return self._of_sequence(schema, "seqmax")
 
     def advance(self, schema: TableSchema, highest: int, limit: int) -> bool:
         """Let the sequence continue after `highest`; return False if that cannot be done.
@@ -205,10 +204,7 @@ class Target:
             query = text("SELECT setval(CAST(:sequence AS regclass), :number)")
             last = self._connection.scalar(query, {"sequence": schema.sequence, "number": highest})
         elif highest > last:
-            query = text(
-                "SELECT seqincrement FROM pg_sequence WHERE seqrelid = CAST(:name AS regclass)"
-            )
-            step = abs(self._connection.execute(query, {"name": schema.sequence}).scalar_one())
+            step = abs(self._of_sequence(schema, "seqincrement"))
             count = min(-(-(highest - last) // step), LONGEST_GAP_COUNTED)
             try:
                 last = self.attempt(partial(self._following, schema, count))[-1]
@@ -221,6 +217,11 @@ class Target:
         query = text("SELECT has_sequence_privilege(CAST(:sequence AS regclass), :rights)")
         parameters = {"sequence": schema.sequence, "rights": rights}
         return bool(self._connection.scalar(query, parameters))
+
+    def _of_sequence(self, schema: TableSchema, what: str) -> int:
+        same = text("seqrelid = CAST(:sequence AS regclass)").bindparams(sequence=schema.sequence)
+        query = select(column(what, Integer)).select_from(table("pg_sequence")).where(same)
+        return int(self._connection.execute(query).scalar_one())
 
     def _following(self, schema: TableSchema, count: int) -> list[int]:
         query = text("SELECT nextval(CAST(:sequence AS regclass)) FROM generate_series(1, :count)")
