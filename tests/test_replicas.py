@@ -1,7 +1,7 @@
 """Replicas of an application, each with a disk of its own, fall back and return on their own."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -138,7 +138,7 @@ def replicas(project: BakedProject, tmp_path: Path) -> list[BakedProject]:
 
 @contextmanager
 def serving(
-    replicas: list[BakedProject], login: Login, apps: tuple[str, str] = ("shop:app", "shop:app"), **environ: str
+    replicas: list[BakedProject], login: Login, apps: Sequence[str] = ("shop:app", "shop:app"), **environ: str
 ) -> Iterator[list[Server]]:
     """All replicas at once."""
     with ExitStack() as stack:
