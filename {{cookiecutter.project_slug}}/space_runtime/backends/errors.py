@@ -24,6 +24,7 @@ _CONNECTION_MESSAGES = (
     ("not_postgres", ("invalid response to ssl", "expected authentication request")),
     ("tls", ("ssl", "certificate", "tls")),
     ("database_missing", ("database ",)),
+    ("read_only", ("session is read-only", "server is in hot standby mode")),
     ("timeout", ("timeout", "timed out")),
     ("refused", ("connection refused", "no such file or directory")),
     ("dns", ("resolve host", "translate host name", "name or service not known")),
