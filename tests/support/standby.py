@@ -77,7 +77,4 @@ def wait_for_standby(primary: Postgres) -> None:
 def promote(standby: Postgres) -> None:
     """Let the standby be a primary, and return when it is one."""
     with standby.connect() as connection:
-        # otherwise its own commits would wait for a standby
-        connection.execute("ALTER SYSTEM RESET synchronous_standby_names")
-        connection.execute("SELECT pg_reload_conf()")
         assert connection.execute("SELECT pg_promote()").fetchone() == (True,)
