@@ -128,7 +128,7 @@ class Everything(Base):
     tags: Mapped[list[str]] = mapped_column(sa.ARRAY(sa.String(20)).with_variant(sa.JSON(), "sqlite"))
     data: Mapped[dict[str, Any]] = mapped_column(PortableJSON)
     at: Mapped[datetime] = mapped_column(UTCDateTime)
-    status: Mapped[Status]
+    status: Mapped[Status] = mapped_column(sa.Enum(Status))
     short: Mapped[str] = mapped_column(Short(7))
 
 
@@ -136,7 +136,7 @@ class Second(Base):
     __tablename__ = "second"
 
     number: Mapped[int] = mapped_column(sa.SmallInteger, primary_key=True)
-    status: Mapped[Status]
+    status: Mapped[Status] = mapped_column(sa.Enum(Status))
 '''
 
 WRITE_A_ROW = """
@@ -234,7 +234,7 @@ def test_columns_get_the_type_that_each_database_has_wherever_the_migration_was_
         script = {"DATABASE_URL": url, "PYTHONPATH": "."}
         assert "differ: []" in project.run("python", "-c", WRITE_A_ROW, environ=script).stdout
     with postgres.connect(of_postgresql) as server:
-        assert dict(server.execute(COLUMNS).fetchall()) == ON_POSTGRESQL
+        assert server.execute(COLUMNS).fetchall() == list(ON_POSTGRESQL.items())
         server.execute("INSERT INTO second VALUES (DEFAULT, 'draft')")
     with closing(sqlite3.connect(of_sqlite.removeprefix("sqlite:///"))) as file:
         declared = file.execute("SELECT name, type FROM pragma_table_info('everything')")
@@ -244,17 +244,19 @@ def test_columns_get_the_type_that_each_database_has_wherever_the_migration_was_
 
 
 STATUS = """
-    status: Mapped[Status] = mapped_column(server_default="draft")
+    status: Mapped[Status] = mapped_column(sa.Enum(Status), server_default="draft")
 
 
 class Other(Base):
     __tablename__ = "others"
 
     number: Mapped[int] = mapped_column(primary_key=True)
-    status: Mapped[Status]
+    status: Mapped[Status] = mapped_column(sa.Enum(Status))
 """
 STATUS_TYPE = """
 import enum
+
+import sqlalchemy as sa
 
 
 class Status(enum.Enum):

@@ -1,14 +1,18 @@
 """The newest migration is known however migrations are written, and a schema that is newer still is served."""
 
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 
 import psycopg
 import pytest
 from space_runtime.migrations import Migrations
+from space_runtime.migrations.history import own_names
 
-from tests.support.bakery import BakedProject
+from tests.support.bakery import BakedProject, Bakery
+from tests.support.postgres import Login, Postgres
+from tests.support.server import IMPATIENT
 
 WRITTEN = {
     "a.py": 'revision: str = "a"\ndown_revision: str | None = None\n',
@@ -41,3 +45,290 @@ def test_a_newer_schema_is_served_with_a_word_about_it(project: BakedProject, da
         report = app.settled()
         assert (report["status"], report["database"]["reason"]) == ("ok", "schema_newer")
         assert app.titles() == []
+
+
+def add_migration(project: BakedProject, body: str, name: str = "more") -> None:
+    header = f"import sqlalchemy as sa\nfrom alembic import op\n\nrevision = {name!r}\ndown_revision = '0001'\n\n"
+    (project.path / "migrations" / "versions" / f"{name}.py").write_text(header + body)
+
+
+def test_tables_are_this_projects_own_if_its_migrations_made_and_kept_them(tmp_path: Path) -> None:
+    (tmp_path / "b.py").write_text(SECOND_HISTORY)
+    (tmp_path / "c.py").write_text(FIRST_HISTORY)
+    tables, indexes = own_names(tmp_path)
+    assert tables == {(None, "new"), ("other", "kept"), (None, "last")}
+    assert indexes == {"ix_new_a", "ix_new_b"}
+
+
+FIRST_HISTORY = """
+revision = "1"
+down_revision = None
+
+
+def upgrade():
+    op.create_table("old", sa.Column("a"))
+    op.create_table("kept", sa.Column("a"), schema="other")
+    op.create_table("gone", sa.Column("a"))
+    op.create_table(f"{prefix}_computed", sa.Column("a"))
+    with op.batch_alter_table("old") as batch_op:
+        batch_op.create_index(batch_op.f("ix_new_a"), ["a"])
+
+
+def downgrade():
+    op.drop_table("kept", schema="other")
+"""
+SECOND_HISTORY = """
+revision = "2"
+down_revision = "1"
+
+
+def upgrade():
+    op.drop_table("gone")
+    op.rename_table("old", "new")
+    op.create_table(table_name="last")
+    op.create_index(index_name="ix_new_b", table_name="new", columns=["b"])
+
+
+def downgrade():
+    op.create_table("gone", sa.Column("a"))
+"""
+
+AUTOCOMMIT = """
+def check_limits():
+    if op.get_bind().dialect.name == "postgresql":
+        for setting, value in {"statement_timeout": "0", "lock_timeout": "5s", "transaction_read_only": "off"}.items():
+            assert op.get_bind().scalar(sa.text(f"SHOW {setting}")) == value, setting
+
+
+def upgrade():
+    check_limits()
+    op.add_column("items", sa.Column("kind", sa.String(20)))
+    with op.get_context().autocommit_block():
+        check_limits()
+        if op.get_bind().dialect.name == "postgresql":
+            op.execute("CREATE TYPE mood AS ENUM ('sad')")
+            op.execute("ALTER TYPE mood ADD VALUE 'glad'")
+            op.execute("CREATE INDEX CONCURRENTLY ix_items_kind ON items (kind)")
+    check_limits()
+    op.create_table("moods", sa.Column("mood", sa.String(20)))
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute("ALTER TABLE moods ALTER mood TYPE mood USING mood::mood")
+    op.execute("INSERT INTO moods VALUES ('glad')")
+
+
+def downgrade():
+    pass
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["at start", "by hand"])
+def test_a_migration_may_leave_its_transaction_for_a_while(project: BakedProject, database_url: str, how: str) -> None:
+    environ = {"DATABASE_URL": database_url}
+    project.run("alembic", "upgrade", "head", environ=environ)
+    add_migration(project, AUTOCOMMIT)
+    if how == "by hand":
+        project.run("alembic", "upgrade", "head", environ=environ)
+    with project.boot(environ, in_place=True) as app:
+        report = app.settled()
+        assert (report["status"], report["database"]["reason"]) == ("ok", None), app.log()
+        assert app.post("/api/items", json={"title": "one"}).status_code == 201
+    if not database_url.startswith("sqlite"):
+        with psycopg.connect(database_url) as server:
+            assert server.execute("SELECT mood FROM moods").fetchall() == [("glad",)]
+            valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'ix_items_kind'::regclass"
+            assert server.execute(valid).fetchall() == [(True,)]
+
+
+FAILS = """
+def upgrade():
+    op.create_table("half", sa.Column("a", sa.Integer()))
+    op.execute("INSERT INTO half VALUES (1)")
+    op.execute("SELECT * FROM nowhere")
+
+
+def downgrade():
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_a_migration_that_fails_leaves_nothing_half_made(project: BakedProject, database_url: str) -> None:
+    add_migration(project, FAILS)
+    environ = {"DATABASE_URL": database_url}
+    done = project.run("alembic", "upgrade", "head", environ=environ, check=False)
+    assert "nowhere" in done.stdout
+    if database_url.startswith("sqlite"):
+        with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as file:
+            assert file.execute("SELECT name FROM sqlite_master").fetchall() == []
+    else:
+        with psycopg.connect(database_url) as server:
+            assert server.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall() == []
+
+
+WAITS = """
+def upgrade():
+    op.create_table("half", sa.Column("a", sa.Integer()))
+    op.execute("SELECT pg_advisory_xact_lock(1)")
+
+
+def downgrade():
+    pass
+"""
+SESSIONS = """
+    SELECT pid FROM pg_locks JOIN pg_database ON pg_database.oid = database
+    WHERE datname = current_database() AND locktype = 'advisory' AND %s AND (classid, objid) %s (0, 1)
+"""
+
+
+def wait_for(server: "psycopg.Connection[tuple[object, ...]]", query: str) -> tuple[object, ...]:
+    deadline = time.monotonic() + 60
+    while (row := server.execute(query).fetchone()) is None:
+        assert time.monotonic() < deadline, query
+        time.sleep(0.05)
+    return row
+
+
+@pytest.mark.slow
+def test_a_migration_does_not_go_on_when_the_session_with_its_lock_is_lost(
+    project: BakedProject, postgres: Postgres
+) -> None:
+    url = postgres.create_database()
+    project.run("alembic", "upgrade", "head", environ={"DATABASE_URL": url})
+    add_migration(project, WAITS)
+    with postgres.connect(url) as server:
+        server.execute("SELECT pg_advisory_lock(1)")
+        with project.boot({"DATABASE_URL": url, "DATABASE_CHECK_SECONDS": "60"}, in_place=True) as app:
+            wait_for(server, SESSIONS % ("NOT granted", "="))
+            (holder,) = wait_for(server, SESSIONS % ("granted", "<>"))
+            server.execute("SELECT pg_terminate_backend(%s)", [holder])
+            assert app.health_when(lambda report: report["status"] == "unavailable", 60)["database"]["reason"]
+            assert "the session with the migrations' lock was lost" in app.log()
+            # the server's process notices when it next looks at its connection
+            server.execute("SELECT pg_advisory_unlock(1)")
+            assert app.health_when(lambda report: report["status"] == "ok", 60)
+        assert server.execute("SELECT count(*) FROM half").fetchone() == (0,)
+
+
+OTHERS = """
+    CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY);
+    INSERT INTO alembic_version VALUES ('of-others'), ('and-one-more');
+    CREATE TABLE users (id integer PRIMARY KEY);
+"""
+
+
+@pytest.mark.slow
+def test_a_database_of_other_migrations_is_left_alone(project: BakedProject, database_url: str) -> None:
+    if database_url.startswith("sqlite"):
+        with closing(sqlite3.connect(database_url.removeprefix("sqlite:///"))) as file:
+            file.executescript(OTHERS)
+    else:
+        with psycopg.connect(database_url) as server:
+            server.execute(OTHERS)
+    environ = {"DATABASE_URL": database_url}
+    with project.boot(environ, in_place=True) as app:
+        report = app.settled()
+        assert (report["status"], report["database"]["reason"]) == ("unavailable", "foreign_schema")
+        assert "belongs to the migrations of another application" in report["database"]["detail"]
+        assert app.get("/api/items").status_code == 503
+        if not database_url.startswith("sqlite"):
+            with psycopg.connect(database_url) as server:
+                server.execute("DROP TABLE alembic_version; DROP TABLE users")
+            assert app.health_when(lambda report: report["status"] == "ok")
+    if database_url.startswith("sqlite"):
+        done = project.run("alembic", "upgrade", "head", environ=environ, check=False)
+        assert done.returncode != 0
+        assert "belongs to the migrations of another application" in done.stdout
+        assert "Traceback" not in done.stdout
+
+
+NEWER = """
+def upgrade():
+    op.drop_table("items")
+    op.create_table("things", sa.Column("a", sa.Integer()))
+
+
+def downgrade():
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_a_newer_schema_is_known_even_if_it_has_no_table_of_the_older_code(
+    bake: Bakery, tmp_path: Path, postgres: Postgres
+) -> None:
+    environ = {"DATABASE_URL": postgres.create_database()}
+    older, newer = (bake().copy_to(tmp_path / age) for age in ("older", "newer"))
+    older.run("alembic", "upgrade", "head", environ=environ)
+    add_migration(newer, NEWER)
+    newer.run("alembic", "upgrade", "head", environ=environ)
+    with older.boot(environ, in_place=True) as app:
+        report = app.settled()
+        assert (report["status"], report["database"]["reason"]) == ("ok", "schema_newer")
+
+
+FOR_POSTGRESQL_ONLY = """
+def upgrade():
+    op.create_table("half", sa.Column("a", sa.Integer()))
+    op.create_table("tags", sa.Column("tags", sa.ARRAY(sa.String(20))))
+
+
+def downgrade():
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_a_migration_for_postgresql_only_is_not_blamed_while_postgresql_is_away(
+    project: BakedProject, login: Login
+) -> None:
+    add_migration(project, FOR_POSTGRESQL_ONLY)
+    with project.boot(IMPATIENT | {"DATABASE_URL": login.url}, in_place=True) as app:
+        report = app.settled()
+        assert (report["status"], report["database"]["reason"]) == ("unavailable", "auth_failed")
+        assert "the migrations do not run on it" in report["database"]["detail"]
+        assert app.get("/api/items").status_code == 503
+        assert "ARRAY" in app.log()
+        left = [file.name for file in (project.path / "data").iterdir()]
+        assert [name for name in left if ".db" in name] == []
+        login.allow()
+        assert app.health_when(lambda report: report["status"] == "ok")["database"]["backend"] == "postgresql"
+
+
+NUMBERED = """
+import os
+
+import sqlalchemy as sa
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from space_runtime.backends import SQLITE
+
+metadata = sa.MetaData()
+sa.Table("generated", metadata, sa.Column("id", sa.Integer, primary_key=True), sa.Column("name", sa.String))
+sa.Table("big", metadata, sa.Column("id", sa.BigInteger, primary_key=True), sa.Column("name", sa.String))
+sa.Table("natural", metadata, sa.Column("id", sa.Integer, primary_key=True, autoincrement=False))
+sa.Table("child", metadata, sa.Column("id", sa.ForeignKey("generated.id"), primary_key=True))
+pair = [sa.Column(name, sa.Integer, primary_key=True) for name in "ab"]
+sa.Table("pair", metadata, *pair)
+sa.Table("bare", metadata, sa.Column("id", sa.Integer, primary_key=True), sqlite_with_rowid=False)
+engine = SQLITE.create_engine(sa.URL.create("sqlite", database=os.environ["FILE"]), {}, 1)
+metadata.create_all(engine)
+with SQLITE.lock_migrations(engine) as connection, connection.begin():
+    connection.execute(sa.text("INSERT INTO generated VALUES (7000, 'gone')"))
+    connection.execute(sa.text("DELETE FROM generated"))
+    operations = Operations(MigrationContext.configure(connection))
+    for name in ("generated", "natural"):
+        with operations.batch_alter_table(name, recreate="always") as batch:
+            batch.add_column(sa.Column("more", sa.String))
+with engine.begin() as connection:
+    print(connection.execute(sa.text("INSERT INTO generated (name) VALUES ('x') RETURNING id")).scalar())
+    rows = connection.execute(sa.text("SELECT name, sql FROM sqlite_master WHERE sql LIKE '%AUTOINCREMENT%'"))
+    print(sorted(name for name, _ in rows))
+engine.dispose()
+"""
+
+
+def test_on_sqlite_a_number_that_was_given_is_never_given_again(project: BakedProject, tmp_path: Path) -> None:
+    environ = {"FILE": str(tmp_path / "numbered.db"), "PYTHONPATH": "."}
+    assert project.run("python", "-c", NUMBERED, environ=environ).stdout == "7001\n['big', 'generated']\n"
+    assert not list(tmp_path.glob("*.migrating"))

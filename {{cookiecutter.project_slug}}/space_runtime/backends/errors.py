@@ -5,9 +5,10 @@ A driver's text is matched here and never sent to a client, because it names hos
 
 import re
 
-from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, OperationalError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from space_runtime.columns import RefusedValue
 from space_runtime.reasons import BY_SQLITE_CODE, BY_SQLSTATE, REASONS
 
 # A failed connect has no SQLSTATE, only libpq's text. With several hosts the text reports each
@@ -29,6 +30,8 @@ _CONNECTION_MESSAGES = (
     ("refused", ("connection refused", "no such file or directory")),
     ("dns", ("resolve host", "translate host name", "name or service not known")),
 )
+# SQLSTATEs: too long, out of range, invalid time, text or JSON; None is an error of the driver.
+_VALUES_REFUSED = ("22001", "22003", "22008", "22021", "22P02", "22P05", None)
 # Removed before matching, because names of hosts, users and databases may contain these words.
 _NAMES = re.compile(r"(\"|')[^\"']*\1")
 
@@ -98,3 +101,12 @@ def unavailable(error: SQLAlchemyError) -> DatabaseUnavailable | None:
     if reason == "timeout":
         return DatabaseUnavailable("The database took too long; nothing was stored.", reason=reason)
     return DatabaseUnavailable(f"Nothing was stored: {REASONS[reason].cause}.", reason=reason)
+
+
+def refused_value(error: StatementError) -> str | None:
+    """Return what a client is told of a value that its column cannot hold, or None if it can."""
+    if isinstance(error.orig, RefusedValue):
+        return str(error.orig)
+    if isinstance(error, DataError) and getattr(error.orig, "sqlstate", None) in _VALUES_REFUSED:
+        return "A value is too long or too large, or is none that the database can store."
+    return None

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 STATEMENT_TIMEOUT_MILLISECONDS = 10_000
 # A number that no other application in the same database is likely to use.
-_ADVISORY_LOCK = 7_860_201_811
+_LOCK = 7_860_201_811
 _SECONDS_FOR_OTHERS = 60.0
 _SECONDS_BETWEEN_HEARTBEATS = 1.0
 # Shows whether the session lives, keeps the server from ending it, and, unlike a SELECT, takes no
@@ -134,7 +134,8 @@ class PostgreSQL(Backend):
         if driver_connection.autocommit != autocommit:
             driver_connection.autocommit = autocommit
         if pooled:
-            driver_connection.read_only = reading
+            if driver_connection.read_only != reading:
+                driver_connection.read_only = reading
             if bounded:
                 connection.exec_driver_sql(
                     f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MILLISECONDS}"
@@ -153,54 +154,40 @@ class PostgreSQL(Backend):
 
     @contextlib.contextmanager
     def lock_migrations(self, engine: Engine) -> Iterator[Connection]:
-        """Hold an advisory lock in a transaction on a session of its own.
+        """Hold an advisory lock in a transaction on a session of its own, outside of the pool.
 
-        A transaction's lock also works behind a transaction pooler. If its session is lost, the
-        server lets others in: then the migrating connection is shut down within two seconds.
+        If that session is lost, the server lets others in: then the migrating connection is shut
+        down within two seconds. A transaction pooler may have no second session for us, so each
+        transaction behind one takes the lock itself; it is free during an autocommit_block().
         """
-        with self._lock_session(engine) as session, engine.connect() as connection:
+        with contextlib.ExitStack() as stack:
+            connection = stack.enter_context(engine.connect())
+            # Requests must not get a connection with these settings.
+            stack.callback(connection.invalidate)
             driver_connection: Any = connection.connection.driver_connection
             process_id = connection.scalar(text("SELECT pg_backend_pid()"))
             connection.rollback()
             pooled = connection.info.get("pooled", driver_connection.info.backend_pid != process_id)
+            if not pooled:
+                session = stack.enter_context(_lock_session(engine))
+                stack.enter_context(_watching(session, driver_connection))
 
             @event.listens_for(connection, "begin")
-            def set_limits(connection: Connection) -> None:
+            def begin(connection: Connection) -> None:
                 options = connection.get_execution_options()
-                # In autocommit_block() they can only be set for the whole session. Behind a pooler
-                # they would leak to other clients.
-                is_local = options.get("isolation_level") != "AUTOCOMMIT"
-                for setting in _WHILE_MIGRATING if is_local or not pooled else ():
-                    connection.exec_driver_sql(f"SET {'LOCAL ' if is_local else ''}{setting}")
+                if options.get("isolation_level") != "AUTOCOMMIT":
+                    if "pooled" in connection.info:  # the engine's own listener comes too late
+                        self.begin(connection, reading=False, bounded=False)
+                    if pooled:
+                        connection.exec_driver_sql("SET LOCAL lock_timeout = '60s'")
+                        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
+                    for setting in _WHILE_MIGRATING:
+                        connection.exec_driver_sql(f"SET LOCAL {setting}")
+                elif not pooled:  # where a setting would reach other clients
+                    for setting in _WHILE_MIGRATING:
+                        connection.exec_driver_sql(f"SET {setting}")
 
-            try:
-                with _watching(session, driver_connection):
-                    yield connection
-            finally:
-                # Requests must not get a connection with these settings.
-                connection.invalidate()
-
-    @contextlib.contextmanager
-    def _lock_session(self, engine: Engine) -> Iterator[Any]:
-        """Yield a driver's connection that holds the lock; it takes no place in the pool."""
-        import psycopg  # here, so that a start on SQLite does not load the driver
-
-        pool = engine.pool.recreate()
-        fairy = pool.connect()
-        session: Any = fairy.driver_connection
-        try:
-            session.autocommit = False
-            # In any other isolation level the transaction would keep its snapshot, for which CREATE
-            # INDEX CONCURRENTLY waits.
-            session.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
-            _take_lock(session)
-            yield session
-        finally:
-            # The work is done by now, even if the session was lost.
-            with contextlib.suppress(psycopg.Error):
-                session.rollback()
-            fairy.invalidate()
-            pool.dispose()
+            yield connection
 
     def is_stored_the_same(
         self, connection: Connection, existing: Column[Any], wanted: Column[Any]
@@ -220,6 +207,29 @@ class PostgreSQL(Backend):
                 _shut_down(connection)
 
 
+@contextlib.contextmanager
+def _lock_session(engine: Engine) -> Iterator[Any]:
+    """Yield a driver's connection that holds the lock; it takes no place in the pool."""
+    import psycopg  # here, so that a start on SQLite does not load the driver
+
+    pool = engine.pool.recreate()
+    fairy = pool.connect()
+    session: Any = fairy.driver_connection
+    try:
+        session.autocommit = False
+        # In any other isolation level the transaction would keep its snapshot, for which CREATE
+        # INDEX CONCURRENTLY waits.
+        session.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
+        _take_lock(session)
+        yield session
+    finally:
+        # The work is done by now, even if the session was lost.
+        with contextlib.suppress(psycopg.Error):
+            session.rollback()
+        fairy.invalidate()
+        pool.dispose()
+
+
 def _take_lock(session: Any) -> None:
     """Take the lock; raise DatabaseUnavailable if another process keeps it for a minute.
 
@@ -229,9 +239,8 @@ def _take_lock(session: Any) -> None:
     deadline = time.monotonic() + _SECONDS_FOR_OTHERS
     while True:
         session.execute(_HEARTBEAT)
-        (is_taken,) = session.execute(
-            "SELECT pg_try_advisory_xact_lock(%s)", [_ADVISORY_LOCK]
-        ).fetchone()
+        # Without parameters: the protocol for them leaves a portal open, and with it a snapshot.
+        (is_taken,) = session.execute(f"SELECT pg_try_advisory_xact_lock({_LOCK})").fetchone()
         if is_taken:
             return
         session.rollback()

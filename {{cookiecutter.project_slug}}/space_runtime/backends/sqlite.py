@@ -28,6 +28,7 @@ from sqlalchemy.types import TypeEngine
 
 from space_runtime.backends.errors import DatabaseUnavailable
 from space_runtime.backends.protocol import Backend, Name, Secrets
+from space_runtime.backends.sqlite_types import STRICT_TYPES, dump_json
 from space_runtime.file_locks import Busy, alone
 
 # Shorter than a health check's time limit, so that a check reports `locked`, not `timeout`.
@@ -68,7 +69,9 @@ class SQLite(Backend):
                 "timeout": BUSY_TIMEOUT_SECONDS,
             },
             hide_parameters=True,
+            json_serializer=dump_json,
         )
+        engine.dialect.colspecs = {**engine.dialect.colspecs, **STRICT_TYPES}
 
         @event.listens_for(engine, "connect")
         def set_pragmas(connection: Any, record: ConnectionPoolEntry) -> None:

@@ -27,6 +27,11 @@ class Keys:
         if None not in stored:
             self._refused.setdefault((table, columns), set()).add(stored)
 
+    @property
+    def has_refused(self) -> bool:
+        """Whether any row stayed behind that others may refer to."""
+        return bool(self._refused)
+
     def replacement(self, table: str, columns: Columns, stored: Values) -> Values | None:
         """Return the new values, or None if they stay the same."""
         replaced = self._replaced.get((table, columns))

@@ -24,7 +24,7 @@ from space_runtime.failback.records import RefusalCode, RefusedRow
 from space_runtime.failback.schema import TableSchema, in_order, read_schema, referred_columns
 from space_runtime.failback.sources import Locator, Source, StoredRow
 from space_runtime.failback.target import Refused, Target
-from space_runtime.files.generated_keys import lowest
+from space_runtime.files.generated_keys import highest, lowest
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,7 @@ class Move:
         self._keys = Keys()
         self._seeds: dict[str, set[Locator]] = {}
         self._missing_seeds: dict[tuple[str, tuple[str, ...], tuple[Any, ...]], StoredRow] = {}
+        self._kept_seeds: set[Node] = set()
         self._new_numbers_only: set[str] = set()
         self._moved = self._refused = 0
         self._unrecorded: list[RefusedRow] = []
@@ -259,16 +260,14 @@ class Move:
 
     def _converted(self, schema: TableSchema, stored: StoredRow) -> _Row:
         """Return the row with the values that PostgreSQL gets; raise _Unmovable."""
-        content = {**stored.content, **stored.settled}
-        unknown = content.keys() - schema.columns.keys() - schema.computed
-        if any(content[name] is not None for name in unknown):
-            raise _Unmovable("no_such_column")
+        values: dict[str, Any] = {**stored.content, **stored.settled}
+        for name in values.keys() - schema.columns.keys():
+            if values.pop(name) is not None and name not in schema.computed:
+                raise _Unmovable("no_such_column")
         try:
-            values = {
-                name: one.conversion.read(content[name])
-                for name, one in schema.columns.items()
-                if name in content
-            }
+            for name, read in schema.readers.items():
+                if name in values:
+                    values[name] = read(values[name])
         except (ValueError, TypeError, LookupError, ArithmeticError):
             # SQLite stores any value in any column, even if the column's type cannot read it.
             raise _Unmovable("unstorable") from None
@@ -282,6 +281,8 @@ class Move:
             taken = set(numbers)
         else:
             taken = self._target.taken(schema, numbers)
+            most = highest(schema.columns[key].kind)
+            taken |= {number for number in numbers if number > most}
         if not taken:
             return rows
         new = iter(self._target.next_numbers(schema, sum(one in taken for one in numbers)))
@@ -336,11 +337,12 @@ class Move:
 
     def _stays_with_another(self, schema: TableSchema, row: _Row) -> bool:
         """Refuse the row if it refers to one that stays behind; return whether it does."""
-        for one in schema.references:
+        for one in schema.references if self._keys.has_refused else ():
             stored = _pick(one.columns, row.stored.content)
             if self._keys.is_refused(one.table, one.to, stored):
-                seed = self._missing_seeds.pop((one.table, one.to, stored), None)
-                if seed is not None:
+                seed = self._missing_seeds.get((one.table, one.to, stored))
+                if seed is not None and (one.table, seed.locator) not in self._kept_seeds:
+                    self._kept_seeds.add((one.table, seed.locator))
                     self._record(one.table, seed, "seed_missing")
                 self._refuse_row(schema, row, None)
                 return True
@@ -444,13 +446,13 @@ class Move:
         (key,) = schema.key
         limit = lowest(schema.columns[key].kind)
         seeds = self._seeds[schema.name]
-        highest = self._source.highest(schema.name, key, below=limit, without=seeds)
-        if highest is not None and not self._target.advance(schema, highest, limit):
+        last = self._source.highest(schema.name, key, below=limit, without=seeds)
+        if last is not None and not self._target.advance(schema, last, limit):
             self._new_numbers_only.add(schema.name)
 
 
 def _pick(columns: Iterable[str], values: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(values.get(name) for name in columns)
+    return tuple([values.get(name) for name in columns])
 
 
 def _batches(rows: Iterable[StoredRow]) -> Iterator[list[StoredRow]]:
@@ -458,7 +460,7 @@ def _batches(rows: Iterable[StoredRow]) -> Iterator[list[StoredRow]]:
     batch: list[StoredRow] = []
     size = 0
     for row in rows:
-        length = sum(len(one) for one in row.content.values() if isinstance(one, (str, bytes)))
+        length = sum([len(one) for one in row.content.values() if isinstance(one, (str, bytes))])
         if batch and (len(batch) == ROWS_AT_ONCE or size + length > BYTES_AT_ONCE):
             yield batch
             batch, size = [], 0

@@ -4,7 +4,7 @@ A table that the project adds needs no code here.
 """
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.types import TypeEngine
 
 from space_runtime.failback.order import parents_first
-from space_runtime.failback.values import Conversion, Conversions
+from space_runtime.failback.values import Conversion, Conversions, unchanged
 
 _NEXT_VALUE = re.compile(r"nextval\('(?P<sequence>.+)'::regclass\)")
 
@@ -56,6 +56,8 @@ class TableSchema:
     name: str
     columns: dict[str, Column]
     """Those that can be written."""
+    readers: dict[str, Callable[[Any], Any]]
+    """What reads SQLite's values of those columns for which they differ from PostgreSQL's."""
     computed: frozenset[str]
     key: tuple[str, ...]
     unique: tuple[tuple[str, ...], ...]
@@ -103,18 +105,21 @@ def read_schema(
             and None not in one["column_names"]
             and "postgresql_where" not in one.get("dialect_options", {})
         ]
+        written = {
+            info["name"]: Column(
+                info["name"],
+                info["type"],
+                conversions.find(types.get(info["name"]), info["type"]),
+                info["nullable"],
+            )
+            for info in columns[at]
+            if not info.get("computed")
+        }
+        readers = {one.name: one.conversion.read for one in written.values()}
         tables[name] = TableSchema(
             name,
-            {
-                info["name"]: Column(
-                    info["name"],
-                    info["type"],
-                    conversions.find(types.get(info["name"]), info["type"]),
-                    info["nullable"],
-                )
-                for info in columns[at]
-                if not info.get("computed")
-            },
+            written,
+            {name: read for name, read in readers.items() if read is not unchanged},
             frozenset(info["name"] for info in columns[at] if info.get("computed")),
             key,
             tuple(dict.fromkeys(uniques)),

@@ -4,10 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    ColumnElement,
     Connection,
     Integer,
     TableClause,
+    any_,
+    cast,
     column,
+    literal,
     literal_column,
     select,
     table,
@@ -19,6 +25,7 @@ from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import Insert
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.types import NullType
 
 from space_runtime.failback.schema import TableSchema
 
@@ -27,7 +34,6 @@ LONGEST_GAP_COUNTED = 100_000
 # Errors that are not about a row, but about the connection, a deadlock, the rights, the server's
 # resources, an operator, or the disk. All others are: triggers and types raise whatever they like.
 _NOT_ABOUT_A_ROW = ("08", "25", "40", "42501", "53", "55P03", "57", "58")
-_NO_RIGHT = "42501"
 
 Values = Mapping[str, Any]
 
@@ -108,7 +114,10 @@ class Target:
     def find(self, schema: TableSchema, values: Values) -> Mapping[str, Any] | None:
         """Return a row with these values; None if there is none, or they cannot be compared."""
         clause = self._clause(schema)
-        same = (clause.c[name].is_not_distinct_from(value) for name, value in values.items())
+        same = (
+            clause.c[name].is_not_distinct_from(_typed(schema, name, value))
+            for name, value in values.items()
+        )
         query = select(clause).where(*same).order_by(*(clause.c[name] for name in schema.key))
         found: list[Mapping[str, Any]] = []
 
@@ -134,18 +143,20 @@ class Target:
     def taken(self, schema: TableSchema, numbers: Sequence[int]) -> set[int]:
         """Return which of these numbers are keys of rows."""
         key = self._clause(schema).c[schema.key[0]]
-        return set(self._connection.scalars(select(key).where(key.in_(numbers))))
+        # An array, because reading hundreds of parameters takes longer than finding the rows.
+        array = literal(list(numbers), ARRAY(BigInteger))
+        return set(self._connection.scalars(select(key).where(key == any_(array))))
 
     def next_numbers(self, schema: TableSchema, count: int) -> list[int]:
-        """Return the next numbers of the sequence, or none if this role may not take any.
+        """Return the next free numbers of the sequence; none if this role may not take any.
 
-        A sequence that is behind, because rows were inserted with numbers, gives free ones only.
+        The sequence may be behind, because rows were inserted with numbers of their own.
         """
+        if not self._may(schema, "USAGE, UPDATE"):
+            return []
         numbers: list[int] = []
         while len(numbers) < count:
             following = self._following(schema, count - len(numbers))
-            if not following:
-                return []
             taken = self.taken(schema, following)
             numbers += [number for number in following if number not in taken]
         return numbers
@@ -155,44 +166,30 @@ class Target:
 
         It cannot be done if this role has no right to it, or the sequence has reached `limit`.
         """
-        last = self._last_number(schema)
-        numbers = self._following(schema, 1) if last is None or last < highest else [last]
-        gap = highest - numbers[0] if numbers else 0
-        if gap > LONGEST_GAP_COUNTED:
+        if not self._may(schema, "USAGE, UPDATE"):
+            return False
+        query = text("SELECT pg_sequence_last_value(CAST(:sequence AS regclass))")
+        last = self._connection.scalar(query, {"sequence": schema.sequence})
+        if last is None or last < highest:
+            (last,) = self._following(schema, 1)
+        if highest - last > LONGEST_GAP_COUNTED and self._may(schema, "UPDATE"):
             # setval could also go back, but nobody can have taken so many numbers meanwhile.
             query = text("SELECT setval(CAST(:sequence AS regclass), :number)")
-            try:
-                with self._connection.begin_nested():
-                    self._connection.execute(
-                        query, {"sequence": schema.sequence, "number": highest}
-                    )
-            except DBAPIError as error:
-                _raise_unless_forbidden(error)
-            numbers = self._following(schema, 1)
-        elif gap > 0:
-            numbers = self._following(schema, gap)
-        return bool(numbers) and highest <= numbers[-1] < limit
+            last = self._connection.scalar(query, {"sequence": schema.sequence, "number": highest})
+        elif highest > last:
+            last = self._following(schema, min(highest - last, LONGEST_GAP_COUNTED))[-1]
+        return bool(highest <= last < limit)
 
-    def _last_number(self, schema: TableSchema) -> int | None:
-        """Return the last number of the sequence; None if there is none, or no right to see it."""
-        query = text("SELECT pg_sequence_last_value(CAST(:sequence AS regclass))")
-        try:
-            with self._connection.begin_nested():
-                last: int | None = self._connection.scalar(query, {"sequence": schema.sequence})
-                return last
-        except DBAPIError as error:
-            _raise_unless_forbidden(error)
-            return None
+    def _may(self, schema: TableSchema, rights: str) -> bool:
+        """Return whether this role has one of these rights to the sequence."""
+        query = text("SELECT has_sequence_privilege(CAST(:sequence AS regclass), :rights)")
+        parameters = {"sequence": schema.sequence, "rights": rights}
+        return bool(self._connection.scalar(query, parameters))
 
     def _following(self, schema: TableSchema, count: int) -> list[int]:
         query = text("SELECT nextval(CAST(:sequence AS regclass)) FROM generate_series(1, :count)")
-        try:
-            with self._connection.begin_nested():
-                parameters = {"sequence": schema.sequence, "count": count}
-                return list(self._connection.scalars(query, parameters))
-        except DBAPIError as error:
-            _raise_unless_forbidden(error)
-            return []
+        parameters = {"sequence": schema.sequence, "count": count}
+        return list(self._connection.scalars(query, parameters))
 
     def _clause(self, schema: TableSchema) -> TableClause:
         if schema.name not in self._clauses:
@@ -201,9 +198,12 @@ class Target:
         return self._clauses[schema.name]
 
 
-def _raise_unless_forbidden(error: DBAPIError) -> None:
-    if getattr(error.orig, "sqlstate", None) != _NO_RIGHT:
-        raise error
+def _typed(schema: TableSchema, name: str, value: Any) -> ColumnElement[Any]:
+    """Return a value to compare a column with; text that stands for something else is converted."""
+    column = schema.columns[name]
+    if isinstance(column.conversion.type, NullType):
+        return cast(literal(value), column.kind)
+    return literal(value, column.conversion.type)
 
 
 def _is_about_rows(error: StatementError) -> bool:

@@ -41,9 +41,9 @@ class Conversions:
             return Conversion(_reader_without_model(column), _as_raw, NullType())
         here, there = model.dialect_impl(self._source), model.dialect_impl(self._target)
         if isinstance(_inner(here), JSON) and isinstance(_inner(there), JSON):
-            return Conversion(_unchanged, _unchanged, NullType())
+            return Conversion(_read_json, unchanged, NullType())
         return Conversion(
-            here.result_processor(self._source, None) or _unchanged,
+            here.result_processor(self._source, None) or unchanged,
             here.bind_processor(self._source) or _as_raw,
             model,
         )
@@ -88,9 +88,9 @@ def _reader_without_model(column: TypeEngine[Any]) -> Callable[[Any], Any]:
     if isinstance(column, ARRAY):
         return _read_array
     try:
-        return _read_interval if column.python_type is timedelta else _unchanged
+        return _read_interval if column.python_type is timedelta else unchanged
     except NotImplementedError:
-        return _unchanged
+        return unchanged
 
 
 def _read_boolean(value: Raw) -> bool | Raw:
@@ -108,7 +108,13 @@ def _read_interval(value: Raw) -> timedelta | Raw:
         return value
 
 
-def _unchanged(value: Any) -> Any:
+def _read_json(value: Raw) -> str | Raw:
+    # SQLite stores JSON that is nothing but a number as a number.
+    return json.dumps(value) if isinstance(value, (int, float)) else value
+
+
+def unchanged(value: Any) -> Any:
+    """Return the value: it is the same on both databases."""
     return value
 
 

@@ -37,8 +37,10 @@ def count_rows(source: Engine, *, at_most: int = -1) -> dict[str, int]:
     counts = {}
     with source.connect() as connection:
         for name in data_tables(connection):
-            rows = f"SELECT 1 FROM {quote(name)} LIMIT {at_most}"
-            count = connection.exec_driver_sql(f"SELECT count(*) FROM ({rows})").scalar_one()
-            if count and (count := count - seeds.count_unchanged(connection, name)) > 0:
-                counts[name] = count
+            unchanged = seeds.count_unchanged(connection, name)
+            limit = at_most + unchanged if at_most >= 0 else -1
+            rows = f"SELECT 1 FROM {quote(name)} LIMIT {limit}"
+            found = connection.exec_driver_sql(f"SELECT count(*) FROM ({rows})").scalar_one()
+            if found > unchanged:
+                counts[name] = found - unchanged
     return counts

@@ -26,6 +26,13 @@ def lowest(column: TypeEngine[Any] | None) -> int:
     return 2**30
 
 
+def highest(column: TypeEngine[Any]) -> int:
+    """Return the highest number that a key of this type can be in PostgreSQL."""
+    if isinstance(column, BigInteger):
+        return 2**63 - 1
+    return 2 * lowest(column) - 1
+
+
 def choose_range(connection: Connection, models: MetaData, *, anew: bool) -> None:
     """Let numbers begin in a range of their own, in each table that does not do so yet.
 
@@ -42,9 +49,9 @@ def choose_range(connection: Connection, models: MetaData, *, anew: bool) -> Non
             text("SELECT seq FROM sqlite_sequence WHERE name = :name"), {"name": name}
         )
         if last is None or last < first or anew:
-            highest = max(first, last or 0)
+            least = max(first, last or 0)
             # Leave most of the range for this file's own rows, and for the next choice.
-            start = highest + _source.randrange(max((2 * first - highest) // 2, 1))
+            start = least + _source.randrange(max((2 * first - least) // 2, 1))
             values = {"name": name, "start": start}
             connection.execute(text("DELETE FROM sqlite_sequence WHERE name = :name"), values)
             connection.execute(text("INSERT INTO sqlite_sequence VALUES (:name, :start)"), values)

@@ -11,12 +11,12 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, StatementError
 from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from space_runtime.backends.errors import DatabaseUnavailable
+from space_runtime.backends.errors import DatabaseUnavailable, refused_value
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +107,15 @@ def add_error_handlers(app: FastAPI) -> None:
     async def conflict(request: Request, error: IntegrityError | StaleDataError) -> Response:
         logger.info("conflict: %s", type(error).__name__)
         return JSONResponse({"detail": "The change conflicts with data that is stored."}, 409)
+
+    @app.exception_handler(StatementError)
+    async def refused(request: Request, error: StatementError) -> Response:
+        message = refused_value(error)
+        if message is None:
+            raise error
+        logger.info("refused: %s", message)
+        problem = {"type": "value_error", "loc": ["body"], "msg": message}
+        return JSONResponse({"detail": [problem]}, 422)
 
     @app.exception_handler(DatabaseUnavailable)
     async def database_unavailable(request: Request, error: DatabaseUnavailable) -> Response:

@@ -75,11 +75,11 @@ def render_item(kind: str, value: object, autogen: AutogenContext) -> str | Lite
     return f'{text}.with_variant({_text(on_postgresql, autogen)}, "postgresql")'
 
 
-def stored_as(kind: Type, dialect: Dialect) -> Type:
+def stored_as(kind: Type, database: Dialect) -> Type:
     """Return the type with which the values are stored in this kind of database."""
-    kind = kind._variant_mapping.get(dialect.name, kind)
+    kind = kind._variant_mapping.get(database.name, kind)
     if isinstance(kind, TypeDecorator) and not _is_of_sqlalchemy(kind):
-        return stored_as(kind.load_dialect_impl(dialect), dialect)
+        return stored_as(kind.load_dialect_impl(database), database)
     if kind._variant_mapping:
         kind = copy.copy(kind)
         kind._variant_mapping = type(kind)._variant_mapping

@@ -1,50 +1,20 @@
-"""The declarative base, and column types that behave the same on PostgreSQL and on SQLite."""
+"""The declarative base, and column types that mean the same on PostgreSQL and on SQLite."""
 
 from datetime import UTC, datetime
-from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import JSON, DateTime, Dialect, MetaData
 from sqlalchemy.engine.default import DefaultExecutionContext
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.types import TypeDecorator, TypeEngine
 
+from space_runtime.columns import (
+    TYPES,
+    LongNumeric,
+    PortableJSON,
+    UTCDateTime,
+    portable_metadata,
+)
 
-class PortableJSON(TypeDecorator[Any]):
-    """A JSON column: jsonb on PostgreSQL, text on SQLite. None is stored as NULL."""
-
-    impl = JSON
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        """Return the JSON type of this database."""
-        if dialect.name != "postgresql":
-            return dialect.type_descriptor(JSON(none_as_null=True))
-        # At the top of the module, it would slow down every start on SQLite by some 40 ms.
-        from sqlalchemy.dialects.postgresql import JSONB
-
-        return dialect.type_descriptor(JSONB(none_as_null=True))
-
-
-class UTCDateTime(TypeDecorator[datetime]):
-    """An aware UTC time: timestamptz on PostgreSQL, text without an offset on SQLite."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Return the value in UTC; raise ValueError for a time without a zone."""
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError("a UTCDateTime column takes only datetimes with a time zone")
-        return value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Return the stored time in UTC."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+__all__ = ["Base", "LongNumeric", "PortableJSON", "Resource", "UTCDateTime"]
 
 
 def _now() -> datetime:
@@ -64,22 +34,18 @@ class Resource:
     """
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4, sort_order=-1)
-    created_at: Mapped[datetime] = mapped_column(UTCDateTime, default=_now, sort_order=98)
+    created_at: Mapped[datetime] = mapped_column(default=_now, sort_order=98)
     # The default copies created_at, so that a new row has exactly the same time in both.
-    updated_at: Mapped[datetime] = mapped_column(
-        UTCDateTime, default=_created_at, onupdate=_now, sort_order=99
-    )
+    updated_at: Mapped[datetime] = mapped_column(default=_created_at, onupdate=_now, sort_order=99)
 
 
 class Base(DeclarativeBase):
-    """The base of every model; constraints get names, so that migrations can change them."""
+    """The base of every model; constraints get names, so that migrations can change them.
 
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
+    Values are exact on both databases, or refused: `Mapped[datetime]` takes aware times only, and
+    a `Numeric` holds 15 digits on SQLite (`LongNumeric` any number, but SQL cannot compute with
+    it). Enums are stored as the names of their members, in text; `dict` and `list` as JSON.
+    """
+
+    metadata = portable_metadata()
+    type_annotation_map = TYPES
