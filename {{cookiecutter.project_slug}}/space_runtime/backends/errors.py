@@ -72,6 +72,9 @@ def running_reason(error: BaseException) -> str | None:
     if not isinstance(error, DBAPIError):
         return None
     sqlstate = getattr(error.orig, "sqlstate", None) or ""
+    if sqlstate == "0A000" and "during recovery" in str(error.orig):
+        # A pooler's server has become a standby, which nobody notices before BEGIN READ WRITE.
+        return "read_only"
     for length in (5, 3, 2):
         if sqlstate[:length] in BY_SQLSTATE:
             return BY_SQLSTATE[sqlstate[:length]]
