@@ -30,13 +30,13 @@ STEPS = [
     ("space_runtime.failback.handover.checkpoint", "after"),
     ("space_runtime.failback.handover.begin", "after"),
     ("space_runtime.failback.move.Move.run", "after"),
-    ("space_runtime.failback.records.record_move", "after"),
+    ("space_runtime.records.failbacks.record_move", "after"),
     ("space_runtime.failback.handover.Failback._move_rows", "after"),
     ("space_runtime.failback.handover.finish", "after"),
 ]
 
 # While its rows are on their way. test_failback.py dies at other steps, and looks at more.
-REPRESENTATIVE = ("space_runtime.failback.records.record_move", "after", "while PostgreSQL is there")
+REPRESENTATIVE = ("space_runtime.records.failbacks.record_move", "after", "while PostgreSQL is there")
 
 DEATHS = [
     pytest.param(*death, marks=() if death == REPRESENTATIVE else pytest.mark.thorough)

@@ -723,7 +723,7 @@ STEPS = [
     ("handover", "begin", "after"),
     ("move", "Move.run", "before"),
     ("move", "Move.run", "after"),
-    ("records", "record_move", "after"),
+    ("handover", "failbacks.record_move", "after"),
     ("handover", "finish", "before"),
     ("handover", "finish", "after"),
 ]

@@ -479,9 +479,9 @@ STEPS = [
     ("target", "Target.next_numbers", "after"),
     ("target", "Target.insert", "before"),
     ("target", "Target.insert", "after"),
-    ("records", "keep", "before"),
-    ("records", "keep", "after"),
-    ("records", "record_move", "after"),
+    ("handover", "failbacks.keep", "before"),
+    ("handover", "failbacks.keep", "after"),
+    ("handover", "failbacks.record_move", "after"),
     ("handover", "finish", "before"),
 ]
 

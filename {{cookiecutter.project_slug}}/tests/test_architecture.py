@@ -20,6 +20,7 @@ LAYERS = (
     {"reasons", "time_limit", "file_locks", "project", "settings", "columns"},
     {"url"},
     {"observability"},
+    {"records"},
     {"backends", "migrations"},
     {"portability", "snapshots"},
     {"files"},

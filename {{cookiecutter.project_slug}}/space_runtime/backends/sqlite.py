@@ -14,6 +14,7 @@ from sqlalchemy import (
     Column,
     Connection,
     Engine,
+    Enum,
     SmallInteger,
     Table,
     create_engine,
@@ -153,6 +154,8 @@ class SQLite(Backend):
         quoted = connection.dialect.identifier_preparer.quote(existing.table.name)
         rows = connection.exec_driver_sql(f"PRAGMA table_info({quoted})").mappings()
         declared = next((row["type"] for row in rows if row["name"] == existing.name), None)
+        if isinstance(wanted.type, Enum) and wanted.type.native_enum:
+            return str(declared).startswith("VARCHAR")  # of any length: a value may have been added
         compiler = connection.dialect.type_compiler_instance
         try:
             return bool(compiler.process(wanted.type, type_expression=wanted) == declared)

@@ -20,17 +20,17 @@ from space_runtime.backends.errors import (
     running_reason,
 )
 from space_runtime.backends.opening import CannotServe
-from space_runtime.failback import records
 from space_runtime.failback.handover import Failback, SchemasDiffer, is_moved
 from space_runtime.failback.outcome import MoveFailed
-from space_runtime.failback.records import REFUSALS
-from space_runtime.failback.values import to_json
 from space_runtime.file_locks import Busy, exclusive
 from space_runtime.files import names
 from space_runtime.files.contents import count_rows, read_only
 from space_runtime.files.sqlite_files import CONFIGURED_FILE
 from space_runtime.migrations import Migrations
 from space_runtime.reasons import REASONS
+from space_runtime.records import failbacks
+from space_runtime.records.failbacks import REFUSALS
+from space_runtime.records.stored import to_json
 from space_runtime.runtime import Runtime
 
 _DESCRIPTION = """Move rows from SQLite to PostgreSQL: those written while PostgreSQL was away,
@@ -98,7 +98,7 @@ def _move(runtime: Runtime, target: Engine, chosen: list[Path], *, only_plan: bo
     migrations.migrate(target)
     failback = Failback(target, runtime.project.metadata, migrations, runtime.snapshots)
     with target.connect() as connection:
-        refused_before = records.files_with_refused(connection)
+        refused_before = failbacks.files_with_refused(connection)
     left = 0
     for file_id in refused_before:
         outcome = failback.retry_refused(file_id)
@@ -119,18 +119,18 @@ def _print_plan(files: list[Path], target: Engine) -> int:
             for name, count in count_rows(read_only(file)).items():
                 print(f"{file.name}: {name}: {count} rows would be moved")
     with target.connect() as connection:
-        count = records.count_refused(connection)
+        count = failbacks.count_refused(connection)
     print(f"{count} rows that were refused before would be tried again")
     return 0
 
 
 def _list(target: Engine) -> int:
     with target.connect() as connection:
-        for row in records.list_refused(connection):
+        for row in failbacks.list_refused(connection):
             why = REFUSALS.get(row.reason, row.reason)
             code = f" ({row.sqlstate})" if row.sqlstate else ""
             print(f"{row.refused_at:%Y-%m-%d %H:%M}  {row.table_name}  {row.key}  {why}{code}")
-        print(f"{records.count_refused(connection)} refused rows")
+        print(f"{failbacks.count_refused(connection)} refused rows")
     return 0
 
 
@@ -138,8 +138,8 @@ def _export(target: Engine, file: Path) -> int:
     count = 0
     try:
         with target.connect() as connection, file.open("x", encoding="utf-8") as lines:
-            for file_id in records.files_with_refused(connection):
-                for row in records.read_refused(connection, file_id):
+            for file_id in failbacks.files_with_refused(connection):
+                for row in failbacks.read_refused(connection, file_id):
                     count += 1
                     values = to_json(row.content | row.settled)
                     line = {"table": row.table_name, "reason": row.reason, "row": values}
@@ -152,7 +152,7 @@ def _export(target: Engine, file: Path) -> int:
 
 def _discard(target: Engine) -> int:
     with target.begin() as connection:
-        count = records.discard_refused(connection) if records.count_refused(connection) else 0
+        count = failbacks.discard_refused(connection) if failbacks.count_refused(connection) else 0
     print(f"{count} refused rows were deleted")
     return 0
 

@@ -18,13 +18,13 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from space_runtime.backends import SQLITE, backend_of
 from space_runtime.backends.errors import DatabaseUnavailable, OutcomeUnknown, running_reason
 from space_runtime.backends.opening import CannotServe
-from space_runtime.failback import records
 from space_runtime.failback.outcome import MoveFailed, Outcome
 from space_runtime.file_locks import Busy
 from space_runtime.files import names
 from space_runtime.files.contents import count_rows, read_only
 from space_runtime.migrations import Migrations, current_revision
 from space_runtime.observability.metrics import FAILBACK_ROWS, FAILBACKS
+from space_runtime.records import failbacks
 from space_runtime.snapshots.schedule import Snapshots
 from space_runtime.time_limit import while_progressing
 
@@ -139,7 +139,7 @@ class Failback:
         from space_runtime.failback.sources import RefusedSource
 
         with _transaction(self._target) as connection:
-            refused = records.take_refused(connection, file_id)
+            refused = failbacks.take_refused(connection, file_id)
             changed = [row for row in refused if row.reason == "seed_changed"]
             source = RefusedSource(row for row in refused if row.reason != "seed_changed")
             move = Move(source, connection, self._models, file_id)
@@ -158,7 +158,7 @@ class Failback:
 
         with read_only(file).connect() as rows, _transaction(self._target) as connection:
             self._create_records(connection)
-            moved = records.moved_ids(connection)
+            moved = failbacks.moved_ids(connection)
             if file_id in moved:
                 raise AlreadyMoved
             if current_revision(rows) != current_revision(connection):
@@ -171,21 +171,21 @@ class Failback:
                 is_copy=any(names.copy_of(one) == file_id for one in moved),
                 on_progress=on_progress,
             ).run()
-            records.record_move(connection, file_id, outcome.moved)
+            failbacks.record_move(connection, file_id, outcome.moved)
         return outcome
 
     def _record_empty(self, file_id: UUID) -> None:
         """Record that a file without rows was moved, so that no snapshot of it is restored."""
         with _transaction(self._target) as connection:
             self._create_records(connection)
-            if file_id not in records.moved_ids(connection):
-                records.record_move(connection, file_id, 0)
+            if file_id not in failbacks.moved_ids(connection):
+                failbacks.record_move(connection, file_id, 0)
 
     def _create_records(self, connection: Connection) -> None:
         try:
-            records.create_tables(connection)
+            failbacks.create_tables(connection)
         except DBAPIError as error:
-            raise MoveFailed(records.failbacks.name, error) from error
+            raise MoveFailed(failbacks.moved_files.name, error) from error
 
     def _bring_up_to_date(self, file: Path) -> None:
         """Migrate a file that an older version left behind; raise CannotServe if that fails.
@@ -211,7 +211,7 @@ class Failback:
 def is_moved(target: Engine, file_id: UUID) -> bool:
     """Return whether the rows of the file with this id are in PostgreSQL."""
     with target.connect() as connection:
-        return file_id in records.moved_ids(connection)
+        return file_id in failbacks.moved_ids(connection)
 
 
 def begin(file: Path, target: Engine) -> Path:

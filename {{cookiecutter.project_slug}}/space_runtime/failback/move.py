@@ -16,15 +16,15 @@ from uuid import UUID
 from sqlalchemy import Connection, DateTime, MetaData
 from sqlalchemy.exc import DBAPIError
 
-from space_runtime.failback import records
 from space_runtime.failback.keys import Keys
 from space_runtime.failback.order import parents_first
 from space_runtime.failback.outcome import MoveFailed, Outcome
-from space_runtime.failback.records import RefusalCode, RefusedRow
 from space_runtime.failback.schema import TableSchema, in_order, read_schema, referred_columns
 from space_runtime.failback.sources import Locator, Source, StoredRow
 from space_runtime.failback.target import Refused, Target
-from space_runtime.files.generated_keys import highest, lowest
+from space_runtime.records import failbacks
+from space_runtime.records.failbacks import RefusalCode, RefusedRow
+from space_runtime.records.generated_keys import highest, lowest
 
 logger = logging.getLogger(__name__)
 
@@ -372,7 +372,7 @@ class Move:
     ) -> None:
         if self._refused < MOST_ROWS_NAMED:
             # The other values may be private.
-            because = records.REFUSALS[code] + (f" ({sqlstate})" if sqlstate else "")
+            because = failbacks.REFUSALS[code] + (f" ({sqlstate})" if sqlstate else "")
             logger.warning("a row stays behind: table %s, key %s: %s", table, row.key, because)
         number, self._refused = self._refused, self._refused + 1
         self._unrecorded.append(
@@ -382,7 +382,7 @@ class Move:
             self._record_refused()
 
     def _record_refused(self) -> None:
-        records.keep(self._connection, self._file_id, self._unrecorded)
+        failbacks.keep(self._connection, self._file_id, self._unrecorded)
         self._unrecorded.clear()
 
     # rows that migrations inserted

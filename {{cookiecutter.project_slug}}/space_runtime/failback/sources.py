@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 from sqlalchemy import Connection
 
-from space_runtime.failback.records import RefusedRow
-from space_runtime.failback.values import Raw
-from space_runtime.files import seeds
-from space_runtime.files.seeds import Seed
-from space_runtime.files.tables import Shape, data_tables, quote, shape
+from space_runtime.records import seeds
+from space_runtime.records.failbacks import RefusedRow
+from space_runtime.records.seeds import Seed
+from space_runtime.records.stored import Raw
+from space_runtime.records.tables import Shape, data_tables, quote, shape
 
 Locator = tuple[Any, ...]
 

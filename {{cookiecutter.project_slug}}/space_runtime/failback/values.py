@@ -3,14 +3,12 @@
 import json
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from math import isfinite
 from typing import Any, NamedTuple
 
 from sqlalchemy import ARRAY, JSON, Boolean, Dialect
 from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 
-Raw = int | float | str | bytes | None
-"""A value as SQLite stores it."""
+from space_runtime.records.stored import Raw
 
 # SQLAlchemy stores an interval on SQLite as a point in time, counted from here.
 _EPOCH = datetime(1970, 1, 1)
@@ -47,34 +45,6 @@ class Conversions:
             here.bind_processor(self._source) or _as_raw,
             model,
         )
-
-
-def to_json(row: dict[str, Raw]) -> dict[str, Any]:
-    """Return a row that JSON can hold: bytes become {"hex": ...}, infinity {"float": "inf"}."""
-    return {name: _tagged(value) for name, value in row.items()}
-
-
-def from_json(row: dict[str, Any]) -> dict[str, Raw]:
-    """Return the row that to_json() was given."""
-    return {name: _untagged(value) for name, value in row.items()}
-
-
-def _tagged(value: Raw) -> Any:
-    if isinstance(value, bytes):
-        return {"hex": value.hex()}
-    if isinstance(value, float) and not isfinite(value):
-        return {"float": str(value)}
-    return value
-
-
-def _untagged(value: Any) -> Raw:
-    match value:
-        case {"hex": digits}:
-            return bytes.fromhex(digits)
-        case {"float": name}:
-            return float(name)
-    raw: Raw = value
-    return raw
 
 
 def _inner(kind: TypeEngine[Any]) -> TypeEngine[Any]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.pool import NullPool
 
-from space_runtime.files import seeds
-from space_runtime.files.tables import data_tables, quote
+from space_runtime.records import seeds
+from space_runtime.records.tables import data_tables, quote
 
 COUNTED_AT_MOST = 100_000
 """The limit per table: counting more at every check would slow the application down."""

@@ -27,7 +27,6 @@ from space_runtime.backends.opening import (
 )
 from space_runtime.backends.protocol import Backend, Name
 from space_runtime.backends.sqlite import file_system, is_sound
-from space_runtime.failback import records
 from space_runtime.failback.handover import Failback, is_moved
 from space_runtime.file_locks import Busy
 from space_runtime.files.sqlite_files import SQLiteFiles
@@ -58,6 +57,7 @@ from space_runtime.observability.metrics import (
 )
 from space_runtime.project import Project
 from space_runtime.reasons import REASONS
+from space_runtime.records import failbacks
 from space_runtime.serving.database import Database
 from space_runtime.snapshots.schedule import Snapshots
 from space_runtime.time_limit import within
@@ -372,7 +372,7 @@ class Lifecycle:
     def _count_refused(self, engine: Engine) -> int:
         try:
             with engine.connect().execution_options(reading=True) as connection:
-                return records.count_refused(connection)
+                return failbacks.count_refused(connection)
         except DBAPIError as error:
             if error.connection_invalidated or running_reason(error):
                 raise
@@ -383,12 +383,12 @@ class Lifecycle:
         """Return why rows of an outage could not be moved to this database, or ""."""
         try:
             with engine.connect() as connection:
-                problem = records.problem(connection)
+                problem = failbacks.problem(connection)
             if problem:
                 lock = backend_of(engine).lock_migrations(engine)
                 with lock as connection, connection.begin():
-                    records.create_tables(connection)
-                    problem = records.problem(connection)
+                    failbacks.create_tables(connection)
+                    problem = failbacks.problem(connection)
         except (SQLAlchemyError, DatabaseUnavailable) as error:
             if isinstance(error, DBAPIError) and error.connection_invalidated:
                 raise CannotServe("connection_lost", is_there=False) from None

@@ -10,10 +10,9 @@ from sqlalchemy.schema import SetTableComment
 
 from space_runtime.backends import SQLITE, backend_of
 from space_runtime.backends.errors import DatabaseUnavailable
-from space_runtime.failback import records
-from space_runtime.files import seeds
 from space_runtime.migrations.history import own_names, read_revisions
 from space_runtime.reasons import REASONS
+from space_runtime.records import failbacks, seeds
 
 VERSION_TABLE = "alembic_version"
 
@@ -109,7 +108,7 @@ def around(connection: Connection) -> Iterator[None]:
             yield
     else:
         yield
-        records.create_tables(connection)
+        failbacks.create_tables(connection)
 
 
 def current_revisions(connection: Connection) -> set[str]:

@@ -83,17 +83,22 @@ def stored_as(kind: Type, database: Dialect) -> Type:
     if kind._variant_mapping:
         kind = copy.copy(kind)
         kind._variant_mapping = type(kind)._variant_mapping
-    return kind
+    return _generic(kind)
 
 
-def _portable(kind: Type) -> Type:
-    """Return a type that SQLite has, too, if there is one."""
+def _generic(kind: Type) -> Type:
+    """Return the generic type for one that only a database reports."""
     if isinstance(kind, (DATETIME, SQLITE_DATETIME)):
         # SQLite reports every time as this; PostgreSQL has no type of that name.
         return DateTime(timezone=True)
     if isinstance(kind, POSTGRESQL_ENUM):
         schema = {"schema": kind.schema} if kind.schema else {}
         return Enum(*kind.enums, name=kind.name, **schema)
+    return kind
+
+
+def _portable(kind: Type) -> Type:
+    """Return a type that SQLite has, too, if there is one."""
     if _declared(kind, _sqlite) is None:
         try:
             generic = kind.as_generic()
@@ -249,7 +254,7 @@ def _columns_dropped(operation: MigrateOperation) -> list[tuple[str, Column[Any]
 
 
 def _native_enum(kind: Type) -> dict[str, Enum]:
-    stored = _portable(stored_as(kind, _postgresql))
+    stored = stored_as(kind, _postgresql)
     if not isinstance(stored, Enum) or not _is_native(stored):
         return {}
     name = f"{stored.schema}.{stored.name}" if stored.schema else str(stored.name)

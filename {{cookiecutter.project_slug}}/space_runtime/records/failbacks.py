@@ -24,7 +24,7 @@ from sqlalchemy import (
     select,
 )
 
-from space_runtime.failback.values import Raw, from_json, to_json
+from space_runtime.records.stored import Raw, from_json, to_json
 
 RefusalCode = Literal[
     "refused",
@@ -52,7 +52,7 @@ REFUSALS: dict[str, str] = {
 """Why a row stayed behind: the codes in the table, and a clause for people."""
 
 _metadata = MetaData()
-failbacks = Table(
+moved_files = Table(
     "space_runtime_failbacks",
     _metadata,
     Column("id", Uuid, primary_key=True),
@@ -119,9 +119,9 @@ def problem(connection: Connection) -> str:
 
 def moved_ids(connection: Connection) -> set[UUID]:
     """Return the ids of the files whose rows are here."""
-    if not inspect(connection).has_table(failbacks.name):
+    if not inspect(connection).has_table(moved_files.name):
         return set()
-    return set(connection.scalars(select(failbacks.c.id)))
+    return set(connection.scalars(select(moved_files.c.id)))
 
 
 def is_moved(connection: Connection, file_id: UUID) -> bool:
@@ -131,7 +131,7 @@ def is_moved(connection: Connection, file_id: UUID) -> bool:
 
 def record_move(connection: Connection, file_id: UUID, moved_rows: int) -> None:
     """Record that the rows of this file were moved, in the transaction that moves them."""
-    connection.execute(failbacks.insert().values(id=file_id, moved_rows=moved_rows))
+    connection.execute(moved_files.insert().values(id=file_id, moved_rows=moved_rows))
 
 
 def keep(connection: Connection, file_id: UUID, rows: Sequence[RefusedRow]) -> None:

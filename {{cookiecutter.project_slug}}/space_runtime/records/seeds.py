@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, text
 
-from space_runtime.files.tables import OWN_PREFIX, ROW_ID, data_tables, quote, shape
+from space_runtime.records.tables import OWN_PREFIX, ROW_ID, data_tables, quote, shape
 
 _PREFIX = f"{OWN_PREFIX}seeds_"
 _ROW_ID = f"{OWN_PREFIX}row_id"

@@ -1,0 +1,35 @@
+"""Values as SQLite stores them, and how JSON holds them."""
+
+from math import isfinite
+from typing import Any
+
+Raw = int | float | str | bytes | None
+"""A value as SQLite stores it."""
+
+
+def to_json(row: dict[str, Raw]) -> dict[str, Any]:
+    """Return a row that JSON can hold: bytes become {"hex": ...}, infinity {"float": "inf"}."""
+    return {name: _tagged(value) for name, value in row.items()}
+
+
+def from_json(row: dict[str, Any]) -> dict[str, Raw]:
+    """Return the row that to_json() was given."""
+    return {name: _untagged(value) for name, value in row.items()}
+
+
+def _tagged(value: Raw) -> Any:
+    if isinstance(value, bytes):
+        return {"hex": value.hex()}
+    if isinstance(value, float) and not isfinite(value):
+        return {"float": str(value)}
+    return value
+
+
+def _untagged(value: Any) -> Raw:
+    match value:
+        case {"hex": digits}:
+            return bytes.fromhex(digits)
+        case {"float": name}:
+            return float(name)
+    raw: Raw = value
+    return raw
