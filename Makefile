@@ -5,6 +5,7 @@ PYTHON ?= python3
 WORKERS ?= 4
 RUNS ?= 20
 MINUTES ?= 30
+PARTS ?= 150
 UV = UV_PYTHON_DOWNLOADS=never "$(CURDIR)/.tools/bin/uv"
 VENV = .venv/bin
 PROJECT = {{cookiecutter.project_slug}}
@@ -14,7 +15,7 @@ LOCK = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-ha
 	--custom-compile-command "make lock" --upgrade
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test rest test-all chaos flaky soak lint check fix states lock bench clean
+.PHONY: help demo test rest test-all oracle chaos flaky soak lint check fix states lock bench clean
 
 help: ## List these verbs
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -33,6 +34,9 @@ rest: .venv/ready ## Run what make test leaves out: other moments, larger number
 
 test-all: ## Run all tests
 	@status=0; $(MAKE) --no-print-directory test || status=1; $(MAKE) --no-print-directory rest || status=1; exit $$status
+
+oracle: .venv/ready ## Let 3,000 random models come through outages (PARTS=150 of 20), and compare PostgreSQL with what that means
+	ORACLE_PARTS=$(PARTS) $(PYTEST) $(IN_PARALLEL) tests/test_oracle.py
 
 chaos: .venv/ready ## Break each database in every way at every moment, and show what happened as a table
 	$(PYTEST) $(IN_PARALLEL) tests/chaos

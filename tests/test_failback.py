@@ -274,8 +274,8 @@ def test_tables_of_the_owner_move_in_the_right_order(own_tables: BakedProject, l
             assert connection.execute("SELECT notes FROM z_authors WHERE notes IS NOT NULL").fetchall() == [
                 ({"b": [1, None]},)
             ]
-        # numbers that PostgreSQL gives out begin after those that came
-        assert server.post("/author", params={"name": "new"}).json() == 5
+        # what was moved has numbers far above
+        assert server.post("/author", params={"name": "new"}).json() == 1
 
 
 def test_large_rows_move_in_bounded_memory(own_tables: BakedProject, login: Login) -> None:
@@ -321,7 +321,7 @@ def test_a_refused_row_and_those_that_refer_to_it_stay_until_the_command_moves_t
         assert "make failback" in str(report["detail"])
         refusals = [line for line in server.log().splitlines() if "a row stays behind" in line]
         assert len(refusals) == 3
-        assert "table z_authors, key 2" in refusals[0] + refusals[1] + refusals[2]
+        assert sum("table z_authors, key " in line for line in refusals) == 1
         assert "pupil" not in server.log()
     with own_tables.boot(environ, in_place=True, app="extra:app") as server:
         assert ok(server)["pending_rows"] == 3
@@ -338,7 +338,7 @@ def test_a_refused_row_and_those_that_refer_to_it_stay_until_the_command_moves_t
         assert connection.execute("SELECT count(*) FROM a_books").fetchone() == (3,)
 
 
-def test_numbers_go_on_after_rows_that_the_command_moved(own_tables: BakedProject, login: Login) -> None:
+def test_rows_that_the_command_moved_do_not_disturb_the_numbering(own_tables: BakedProject, login: Login) -> None:
     login.allow()
     environ = {"DATABASE_URL": login.url}
     with own_tables.boot(environ, in_place=True, app="extra:app") as server:
@@ -356,7 +356,8 @@ def test_numbers_go_on_after_rows_that_the_command_moved(own_tables: BakedProjec
     assert "2 moved, 0 refused" in own_tables.run(*FAILBACK, environ=environ).stdout
     with own_tables.boot(environ, in_place=True, app="extra:app") as server:
         ok(server)
-        assert server.post("/author", params={"name": "new"}).json() == 5
+        # what was moved has numbers far above
+        assert server.post("/author", params={"name": "new"}).json() == 1
 
 
 def test_what_no_column_of_postgresql_can_hold_stays_and_the_rest_moves(project: BakedProject, login: Login) -> None:

@@ -126,7 +126,7 @@ SCENARIOS = (
     Scenario(
         "rows wait that cannot be moved",
         POSTGRESQL,
-        (Connected(), Locked(), Failed("migration_failed"), Opened()),
+        (Connected(), Locked(), Failed("rows_not_moved"), Opened()),
     ),
     Scenario(
         "PostgreSQL is back while SQLite serves: a failback",

@@ -337,16 +337,20 @@ class Move:
 
     def _stays_with_another(self, schema: TableSchema, row: _Row) -> bool:
         """Refuse the row if it refers to one that stays behind; return whether it does."""
-        for one in schema.references if self._keys.has_refused else ():
-            stored = _pick(one.columns, row.stored.content)
-            if self._keys.is_refused(one.table, one.to, stored):
-                seed = self._missing_seeds.get((one.table, one.to, stored))
-                if seed is not None and (one.table, seed.locator) not in self._kept_seeds:
-                    self._kept_seeds.add((one.table, seed.locator))
-                    self._record(one.table, seed, "seed_missing")
-                self._refuse_row(schema, row, None)
-                return True
-        return False
+        if not self._keys.has_refused:
+            return False
+        referred = [
+            (one.table, one.to, _pick(one.columns, row.stored.content)) for one in schema.references
+        ]
+        refused = [one for one in referred if self._keys.is_refused(*one)]
+        for one in refused:
+            seed = self._missing_seeds.get(one)
+            if seed is not None and (one[0], seed.locator) not in self._kept_seeds:
+                self._kept_seeds.add((one[0], seed.locator))
+                self._record(one[0], seed, "seed_missing")
+        if refused:
+            self._refuse_row(schema, row, None)
+        return bool(refused)
 
     def _refuse_row(self, schema: TableSchema, row: _Row, refused: Refused | None) -> None:
         settled = {

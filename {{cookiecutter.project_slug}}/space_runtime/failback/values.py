@@ -53,6 +53,8 @@ def _inner(kind: TypeEngine[Any]) -> TypeEngine[Any]:
 
 def _reader_without_model(column: TypeEngine[Any]) -> Callable[[Any], Any]:
     """Return what a value needs where PostgreSQL does not understand SQLite's form of it."""
+    if isinstance(column, JSON):
+        return _read_json
     if isinstance(column, Boolean):
         return _read_boolean
     if isinstance(column, ARRAY):
