@@ -2,12 +2,16 @@
 
 import signal
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from space_runtime.backends import POSTGRESQL
+from space_runtime.backends.errors import connection_reason
+from src.database.session import build_engine
 
 from tests.support.bakery import BakedProject
 from tests.support.killing import app_that_dies
@@ -16,6 +20,8 @@ from tests.support.server import IMPATIENT, Server
 from tests.test_outage_models import MIGRATION, SHOP, create, ok, rows
 
 pytestmark = pytest.mark.slow
+
+MIGRATIONS_LOCK = 7_860_201_811
 
 # Two that fail back meet where the files of both have been handed over and none of the rows has been moved. Then the
 # one whose rows come first keeps its transaction open until the other has been turned away, or has rows there, too.
@@ -197,3 +203,49 @@ def test_each_row_of_three_outages_is_there_once_and_refers_to_what_it_was_made_
         with serving(replicas[:1], login, ("shop:app",)) as (back,):
             assert ok(back)["pending_rows"] == 0
             told.check(back, tickets=13)
+
+
+def test_while_another_moves_its_rows_a_replica_serves_on_and_follows(
+    replicas: list[BakedProject], login: Login
+) -> None:
+    login.allow()
+    with serving(replicas[:1], login, ("shop:app",)) as (server,):
+        ok(server)
+    login.refuse()
+    with serving(replicas[:1], login, ("shop:app",)) as (server,):
+        told = Told()
+        fall_back([server], told, "while PostgreSQL is away")
+        with login.postgres.connect(login.postgres.url(login.url.rpartition("/")[2])) as another:
+            another.execute("SELECT pg_advisory_lock(%s)", [MIGRATIONS_LOCK])
+            login.allow()
+            report = server.health_when(lambda report: report["database"]["reason"] == "locked")
+            assert report["status"] == "degraded"
+            assert "it moves its rows to PostgreSQL or migrates it" in report["database"]["detail"]
+            late = create(server, "promotions", what="two for one")
+        assert ok(server)["pending_rows"] == 0
+        assert rows(server, "promotions") == [late]
+        told.check(server, tickets=1)
+
+
+def test_a_server_that_is_lost_while_one_waits_for_another_is_no_mistake_of_the_application(login: Login) -> None:
+    login.allow()
+    engine = build_engine(login.url)
+
+    def wait_for_the_other() -> None:
+        with POSTGRESQL.lock_migrations(engine):
+            raise AssertionError("the other still has the lock")
+
+    with login.postgres.connect() as administrator, login.postgres.connect(login.url) as another:
+        another.execute("SELECT pg_advisory_lock(%s)", [MIGRATIONS_LOCK])
+        (own,) = another.execute("SELECT pg_backend_pid()").fetchone() or (0,)
+        with ThreadPoolExecutor(1) as thread:
+            waiting = thread.submit(wait_for_the_other)
+            sessions = "SELECT pid FROM pg_stat_activity WHERE usename = %s AND pid <> %s ORDER BY backend_start"
+            while not waiting.done():
+                found = administrator.execute(sessions, [login.name, own]).fetchall()
+                if len(found) == 2:  # the one that migrates, and the one that asks for the lock
+                    administrator.execute("SELECT pg_terminate_backend(%s)", found[1])
+    engine.dispose()
+    problem = waiting.exception()
+    assert problem is not None
+    assert connection_reason(problem) in ("connection_lost", "starting_up"), repr(problem)

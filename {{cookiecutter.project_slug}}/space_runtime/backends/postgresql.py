@@ -189,6 +189,11 @@ class PostgreSQL(Backend):
 
             yield connection
 
+    def is_being_migrated(self, engine: Engine) -> bool:
+        """Return whether another session or transaction holds the advisory lock."""
+        with engine.begin() as connection:
+            return not connection.scalar(text(f"SELECT pg_try_advisory_xact_lock({_LOCK})"))
+
     def is_stored_the_same(
         self, connection: Connection, existing: Column[Any], wanted: Column[Any]
     ) -> bool:
@@ -220,7 +225,11 @@ def _lock_session(engine: Engine) -> Iterator[Any]:
         # In any other isolation level the transaction would keep its snapshot, for which CREATE
         # INDEX CONCURRENTLY waits.
         session.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
-        _take_lock(session)
+        try:
+            _take_lock(session)
+        except psycopg.Error as error:
+            message = "The connection to the server was lost."
+            raise DatabaseUnavailable(message, reason="connection_lost") from error
         yield session
     finally:
         # The work is done by now, even if the session was lost.

@@ -247,10 +247,16 @@ class Lifecycle:
 
     def _lock_files(self) -> Observation:
         candidate = self._postgresql()
+        can_wait = self._engine is not None and not self._state.stopping
         try:
             self._files.restore_waiting(partial(is_moved, candidate))
+            has_to_wait = can_wait and POSTGRESQL.is_being_migrated(candidate)
         except (SQLAlchemyError, DatabaseUnavailable) as error:
             raise CannotServe(connection_reason(error), is_there=False) from None
+        if has_to_wait:
+            # Later, the data routes would have to wait as well.
+            detail = "it moves its rows to PostgreSQL or migrates it, and these rows follow"
+            raise CannotServe("locked", is_there=False, detail=detail)
         self._waiting_files = self._locks.enter_context(self._files.waiting_exclusively())
         return machine.Locked()
 
