@@ -83,7 +83,7 @@ class Failback:
         except (SQLAlchemyError, DatabaseUnavailable, sqlite3.Error, OSError) as error:
             code = getattr(getattr(error, "orig", error), "sqlstate", None)
             logger.error("rows could not be moved: %s %s", type(error).__name__, code or "")
-            reason = running_reason(error) or "rows_not_moved"
+            reason = getattr(error, "reason", None) or running_reason(error) or "rows_not_moved"
             raise CannotServe(reason, is_there=False) from None
 
     def move(self, file: Path, on_progress: Callable[[], None] = lambda: None) -> Outcome:

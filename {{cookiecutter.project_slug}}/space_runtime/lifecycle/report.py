@@ -119,7 +119,7 @@ def _about_postgresql(state: State) -> list[str]:
 
 def _about_sqlite(state: State) -> list[str]:
     sentences = ["SQLite serves instead of PostgreSQL." if state.is_fallback else "SQLite serves."]
-    if state.is_fallback and state.reason == "locked":
+    if state.is_fallback and state.reason == "locked" and not state.failure_detail:
         sentences.append("Another process uses its file too: a restart moves the rows.")
     elif state.is_fallback and state.reason == "schema_newer":
         sentences.append("Its rows do not have PostgreSQL's schema: a newer version moves them.")
