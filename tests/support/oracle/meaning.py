@@ -60,7 +60,7 @@ class Rows:
         for one in table.references:
             target = row.refs.get(one.name)
             # A reference to a column that is empty is empty, and stays so when the column is filled in.
-            if target is not None and None in [self.value(target, column) for column in one.target_columns]:
+            if target in self.rows and None in [self.value(target, column) for column in one.target_columns]:
                 row.refs[one.name] = None
 
     def change(self, change: Change) -> None:
