@@ -142,7 +142,9 @@ class Failback:
             refused = failbacks.take_refused(connection, file_id)
             changed = [row for row in refused if row.reason == "seed_changed"]
             source = RefusedSource(row for row in refused if row.reason != "seed_changed")
-            move = Move(source, connection, self._models, file_id)
+            moved = failbacks.moved_ids(connection)
+            is_copy = _is_copy(file_id, moved)
+            move = Move(source, connection, self._models, file_id, is_copy=is_copy)
             # Only a person can decide which values a seed should have.
             move.keep(changed)
             return move.run()
@@ -168,7 +170,7 @@ class Failback:
                 connection,
                 self._models,
                 file_id,
-                is_copy=any(names.copy_of(one) == file_id for one in moved),
+                is_copy=_is_copy(file_id, moved),
                 on_progress=on_progress,
             ).run()
             failbacks.record_move(connection, file_id, outcome.moved)
@@ -206,6 +208,10 @@ class Failback:
         finally:
             engine.dispose()
         checkpoint(file)
+
+
+def _is_copy(file_id: UUID, moved: Iterable[UUID]) -> bool:
+    return any(names.copy_of(one) == file_id for one in moved)
 
 
 def is_moved(target: Engine, file_id: UUID) -> bool:

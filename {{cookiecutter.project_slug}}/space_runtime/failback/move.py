@@ -19,12 +19,20 @@ from sqlalchemy.exc import DBAPIError
 from space_runtime.failback.keys import Keys
 from space_runtime.failback.order import parents_first
 from space_runtime.failback.outcome import MoveFailed, Outcome
-from space_runtime.failback.schema import TableSchema, in_order, read_schema, referred_columns
+from space_runtime.failback.schema import (
+    TableSchema,
+    in_order,
+    read_schema,
+    references_of_model,
+    referred_columns,
+)
 from space_runtime.failback.sources import Locator, Source, StoredRow
 from space_runtime.failback.target import Refused, Target
+from space_runtime.failback.values import as_raw
 from space_runtime.records import failbacks
 from space_runtime.records.failbacks import RefusalCode, RefusedRow
-from space_runtime.records.generated_keys import highest, lowest
+from space_runtime.records.generated_keys import highest
+from space_runtime.records.stored import Raw, as_text
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +59,16 @@ class _Row:
     stored: StoredRow
     values: dict[str, Any]
     """What is written to PostgreSQL."""
-    settled: dict[str, Any]
-    """Those of the values that replace a reference."""
+
+
+@dataclass(slots=True)
+class _Refusal:
+    """A row that stays behind, and why."""
+
+    table: str
+    stored: StoredRow
+    code: RefusalCode
+    sqlstate: str | None
 
 
 class Move:
@@ -75,14 +91,21 @@ class Move:
         self._source, self._connection, self._file_id = source, target, file_id
         self._is_copy, self._on_progress = is_copy, on_progress
         self._target = Target(target)
-        self._tables = read_schema(target, models, source.tables())
-        self._referred = referred_columns(self._tables.values())
+        present = source.tables()
+        self._tables = read_schema(target, models, present)
+        self._missing_tables = [name for name in present if name not in self._tables]
+        self._references = {name: one.references for name, one in self._tables.items()} | {
+            name: tuple(references_of_model(models.tables.get(name), present))
+            for name in self._missing_tables
+        }
+        self._referred = referred_columns(self._references)
         self._keys = Keys()
         self._seeds: dict[str, set[Locator]] = {}
         self._missing_seeds: dict[tuple[str, tuple[str, ...], tuple[Any, ...]], StoredRow] = {}
         self._kept_seeds: set[Node] = set()
         self._new_numbers_only: set[str] = set()
         self._moved = self._refused = 0
+        self._unsettled: list[_Refusal] = []
         self._unrecorded: list[RefusedRow] = []
         self._at_work = ""
         self._reported = time.monotonic()
@@ -91,11 +114,14 @@ class Move:
         """Move the rows and record the refused ones; raise MoveFailed."""
         try:
             self._target.prepare()
-            for name in set(self._source.tables()) - set(self._tables):
+            for name in self._missing_tables:
                 for stored in self._source.rows(name):
-                    self._refuse(name, stored, "no_such_table")
+                    self._refuse_keys(name, stored)
             for group in in_order(self._tables):
                 self._move_group(group)
+            for name in self._missing_tables:
+                for stored in self._source.rows(name):
+                    self._settle(_Refusal(name, stored, "no_such_table", None))
             self._record_refused()
         except DBAPIError as error:
             if isinstance(error.orig, sqlite3.Error):
@@ -172,6 +198,7 @@ class Move:
         for row in rows:
             self._follow_references(schema, row)
         self._insert(schema, rows)
+        self._settle_refused()
         if time.monotonic() > self._reported + SECONDS_BETWEEN_REPORTS:
             self._reported = time.monotonic()
             logger.info("moving rows to PostgreSQL: %d so far", self._moved)
@@ -191,7 +218,7 @@ class Move:
                 self._insert(schema, rows[:middle])
                 self._insert(schema, rows[middle:])
             else:
-                self._refuse_row(schema, rows[0], refused)
+                self._refuse(schema.name, rows[0].stored, "refused", refused.sqlstate)
         else:
             self._moved += len(rows)
 
@@ -210,15 +237,16 @@ class Move:
         moving = [pair for pair in rows if not self._stays_with_another(*pair)]
         if len(moving) < len(circle):
             for schema, row in moving:
-                self._refuse_row(schema, row, None)
-            return
-        try:
-            self._target.attempt_deferred(lambda: self._insert_circle(tables, rows))
-        except Refused as refused:
-            for schema, row in rows:
-                self._refuse_row(schema, row, refused)
+                self._refuse(schema.name, row.stored, "refers_to_refused")
         else:
-            self._moved += len(rows)
+            try:
+                self._target.attempt_deferred(lambda: self._insert_circle(tables, rows))
+            except Refused as refused:
+                for schema, row in rows:
+                    self._refuse(schema.name, row.stored, "refused", refused.sqlstate)
+            else:
+                self._moved += len(rows)
+        self._settle_refused()
 
     def _insert_circle(
         self, tables: Sequence[TableSchema], rows: Sequence[tuple[TableSchema, _Row]]
@@ -227,20 +255,23 @@ class Move:
         following = {schema.name for schema in tables}
         filled_in_later = []
         for schema in tables:
-            following.remove(schema.name)
+            own = [row for one, row in rows if one is schema]
+            if len(own) <= ROWS_AT_ONCE:  # else it takes several statements to insert them
+                following.remove(schema.name)
             values = []
-            for row in (row for one, row in rows if one is schema):
+            for row in own:
                 empty = {
                     name
                     for one in schema.references
                     if one.table in following and not one.can_wait
                     for name in one.columns
-                    if schema.columns[name].is_nullable and row.values[name] is not None
+                    if schema.columns[name].is_nullable and row.values.get(name) is not None
                 }
                 values.append(row.values | dict.fromkeys(empty))
                 if empty:
                     filled_in_later.append((schema, row, sorted(empty)))
             self._target.insert(schema, values)
+            following.discard(schema.name)
         for schema, row, names in filled_in_later:
             self._target.update(schema, row.values, names)
 
@@ -268,27 +299,31 @@ class Move:
             for name, read in schema.readers.items():
                 if name in values:
                     values[name] = read(values[name])
-        except (ValueError, TypeError, LookupError, ArithmeticError):
-            # SQLite stores any value in any column, even if the column's type cannot read it.
+        except Exception:
+            # SQLite stores any value in any column, even if the column's type cannot read it. The
+            # type may be the owner's code, which raises anything.
             raise _Unmovable("unstorable") from None
-        return _Row(stored, values, {name: values[name] for name in stored.settled})
+        return _Row(stored, values)
 
     def _renumbered(self, schema: TableSchema, rows: list[_Row]) -> list[_Row]:
         """Give new numbers to rows whose numbers PostgreSQL has; refuse them if it gives none."""
         (key,) = schema.key
-        numbers = [row.values[key] for row in rows]
+        numbers = [row.values.get(key) for row in rows]
+        # In a column of any type but INTEGER, SQLite has NULL for a key that nobody gave.
+        taken: set[Any] = {None}
         if schema.name in self._new_numbers_only:
-            taken = set(numbers)
+            taken.update(numbers)
         else:
-            taken = self._target.taken(schema, numbers)
+            integers = [number for number in numbers if isinstance(number, int)]
             most = highest(schema.columns[key].kind)
-            taken |= {number for number in numbers if number > most}
-        if not taken:
+            taken.update(self._target.taken(schema, integers))
+            taken.update(number for number in integers if number > most)
+        if taken.isdisjoint(numbers):
             return rows
         new = iter(self._target.next_numbers(schema, sum(one in taken for one in numbers)))
         kept = []
         for row in rows:
-            if row.values[key] in taken:
+            if row.values.get(key) in taken:
                 number = next(new, None)
                 if number is None:
                     self._refuse(schema.name, row.stored, "no_number")
@@ -317,14 +352,15 @@ class Move:
 
     def _follow_references(self, schema: TableSchema, row: _Row) -> None:
         """Let the row refer to what the rows that it refers to have become."""
+        changed = set(row.stored.settled)
         for one in schema.references:
             stored = _pick(one.columns, row.stored.content)
             new = self._keys.replacement(one.table, one.to, stored)
             if new is not None:
-                row.settled.update(zip(one.columns, new, strict=True))
-        if row.settled:
-            row.values.update(row.settled)
-            self._replace_keys(schema, row, row.settled.keys())
+                row.values.update(zip(one.columns, new, strict=True))
+                changed.update(one.columns)
+        if changed:
+            self._replace_keys(schema, row, changed)
 
     def _replace_keys(self, schema: TableSchema, row: _Row, changed: Collection[str]) -> None:
         """Let references to this row follow the change of these columns."""
@@ -347,29 +383,47 @@ class Move:
             seed = self._missing_seeds.get(one)
             if seed is not None and (one[0], seed.locator) not in self._kept_seeds:
                 self._kept_seeds.add((one[0], seed.locator))
-                self._record(one[0], seed, "seed_missing")
+                self._settle(_Refusal(one[0], seed, "seed_missing", None))
         if refused:
-            self._refuse_row(schema, row, None)
+            self._refuse(schema.name, row.stored, "refers_to_refused")
         return bool(refused)
-
-    def _refuse_row(self, schema: TableSchema, row: _Row, refused: Refused | None) -> None:
-        settled = {
-            name: schema.columns[name].conversion.store(value)
-            for name, value in row.settled.items()
-        }
-        stored = replace(row.stored, settled=settled)
-        if refused is None:
-            self._refuse(schema.name, stored, "refers_to_refused")
-        else:
-            self._refuse(schema.name, stored, "refused", refused.sqlstate)
 
     def _refuse(
         self, table: str, row: StoredRow, code: RefusalCode, sqlstate: str | None = None
     ) -> None:
         """Let the row stay behind, and all that refer to it."""
+        self._refuse_keys(table, row)
+        # It may refer to rows of the same batch, of which nobody knows yet what becomes of them.
+        self._unsettled.append(_Refusal(table, row, code, sqlstate))
+
+    def _refuse_keys(self, table: str, row: StoredRow) -> None:
         for columns in self._referred.get(table, ()):
             self._keys.refuse(table, columns, _pick(columns, row.content))
-        self._record(table, row, code, sqlstate)
+
+    def _settle_refused(self) -> None:
+        for one in self._unsettled:
+            self._settle(one)
+        self._unsettled.clear()
+
+    def _settle(self, refusal: _Refusal) -> None:
+        """Record the row, and what its references to rows that were moved have become.
+
+        What it refers to may have got a number, and been refused all the same: the next attempt
+        gives that row another one.
+        """
+        table, stored = refusal.table, refusal.stored
+        settled = {**stored.settled}
+        for one in self._references[table]:
+            values = _pick(one.columns, stored.content)
+            new = self._keys.replacement(one.table, one.to, values)
+            if new is not None and not self._keys.is_refused(one.table, one.to, values):
+                for name, value in zip(one.columns, new, strict=True):
+                    settled[name] = self._as_stored(table, name, value)
+        self._record(table, replace(stored, settled=settled), refusal.code, refusal.sqlstate)
+
+    def _as_stored(self, table: str, name: str, value: Any) -> Raw:
+        column = self._tables[table].columns.get(name) if table in self._tables else None
+        return column.conversion.store(value) if column else as_raw(value)
 
     def _record(
         self, table: str, row: StoredRow, code: RefusalCode, sqlstate: str | None = None
@@ -394,15 +448,19 @@ class Move:
     def _match_seeds(self, schema: TableSchema) -> None:
         """Let references to what a migration inserted become references to PostgreSQL's own."""
         seeds = self._seeds[schema.name] = set()
+        is_referred_to = schema.name in self._referred
         for seed in self._source.seeds(schema.name):
-            key = ", ".join(str(seed.now.get(name)) for name in schema.key)
+            self._on_progress()
+            key = as_text(_pick(schema.key, seed.now))
             stored = StoredRow(seed.locator, key, seed.inserted)
             try:
                 row = self._converted(schema, stored)
             except _Unmovable:
                 continue
             self._follow_references(schema, row)
-            there = self._counterpart(schema, row.values)
+            # Looking may take long, in a table with many seeds and no key to find them by.
+            is_needed = is_referred_to or seed.later
+            there = self._counterpart(schema, row.values) if is_needed else None
             if there is None and seed.later:
                 continue
             seeds.add(seed.locator)
@@ -448,10 +506,10 @@ class Move:
         if schema.sequence is None:
             return
         (key,) = schema.key
-        limit = lowest(schema.columns[key].kind)
+        limit = min(schema.own_numbers_from, self._target.last_number(schema) + 1)
         seeds = self._seeds[schema.name]
         last = self._source.highest(schema.name, key, below=limit, without=seeds)
-        if last is not None and not self._target.advance(schema, last, limit):
+        if last is not None and not self._target.advance(schema, int(last), limit):
             self._new_numbers_only.add(schema.name)
 
 

@@ -4,11 +4,11 @@ A table that the project adds needs no code here.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import JSON, Connection, MetaData, Table, func, inspect, select
+from sqlalchemy import JSON, Connection, MetaData, Table, Text, cast, func, inspect, select
 from sqlalchemy import Sequence as NamedSequence
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql import JSONB
@@ -17,6 +17,8 @@ from sqlalchemy.types import TypeEngine
 
 from space_runtime.failback.order import parents_first
 from space_runtime.failback.values import Conversion, Conversions, unchanged
+from space_runtime.records import generated_keys
+from space_runtime.records.tables import quote
 
 _NEXT_VALUE = re.compile(r"nextval\('(?P<sequence>.+)'::regclass\)")
 
@@ -64,6 +66,8 @@ class TableSchema:
     references: tuple[Reference, ...]
     sequence: str | None
     """What numbers the rows, if the key is a number that PostgreSQL generates."""
+    own_numbers_from: int
+    """The numbers that SQLite generates begin here, and PostgreSQL's end."""
     always_generated: bool
     """Whether PostgreSQL takes no value of ours for a column unless it is told to."""
 
@@ -123,8 +127,9 @@ def read_schema(
             frozenset(info["name"] for info in columns[at] if info.get("computed")),
             key,
             tuple(dict.fromkeys(uniques)),
-            _without_doubles([*referring, *_references_of_model(model, present)]),
+            _without_doubles([*referring, *references_of_model(model, present)]),
             _sequence(target, name, model, key, columns[at], referring),
+            _own_numbers_from(model, key, written),
             any(_is_always_generated(info) for info in columns[at]),
         )
     return tables
@@ -142,11 +147,13 @@ def in_order(tables: dict[str, TableSchema]) -> list[list[TableSchema]]:
     return [[tables[name] for name in group] for group in parents_first(parents)]
 
 
-def referred_columns(tables: Iterable[TableSchema]) -> dict[str, list[tuple[str, ...]]]:
+def referred_columns(
+    references: Mapping[str, Iterable[Reference]],
+) -> dict[str, list[tuple[str, ...]]]:
     """Return, for each table, the sets of its columns that references have the values of."""
     found: dict[str, dict[tuple[str, ...], None]] = {}
-    for table in tables:
-        for reference in table.references:
+    for of_table in references.values():
+        for reference in of_table:
             found.setdefault(reference.table, {})[reference.to] = None
     return {name: list(columns) for name, columns in found.items()}
 
@@ -154,6 +161,14 @@ def referred_columns(tables: Iterable[TableSchema]) -> dict[str, list[tuple[str,
 def _is_always_generated(info: ReflectedColumn) -> bool:
     identity = info.get("identity")
     return identity is not None and bool(identity["always"])
+
+
+def _own_numbers_from(
+    model: Table | None, key: Sequence[str], columns: Mapping[str, Column]
+) -> int:
+    # The column's type may be smaller than the model's, or larger.
+    kinds = [columns[name].kind for name in key if name in columns]
+    return min([generated_keys.beginning(model), *map(generated_keys.lowest, kinds)])
 
 
 def _without_doubles(references: Iterable[Reference]) -> tuple[Reference, ...]:
@@ -164,13 +179,13 @@ def _without_doubles(references: Iterable[Reference]) -> tuple[Reference, ...]:
     return tuple(found.values())
 
 
-def _references_of_model(model: Table | None, present: Collection[str]) -> list[Reference]:
+def references_of_model(model: Table | None, present: Collection[str]) -> list[Reference]:
     """Return references that the model has, which PostgreSQL need not enforce."""
     if model is None:
         return []
     return [
         Reference(
-            tuple(constraint.column_keys),
+            tuple(column.name for column in constraint.columns),
             constraint.referred_table.name,
             tuple(element.column.name for element in constraint.elements),
             bool(constraint.deferrable),
@@ -193,11 +208,12 @@ def _sequence(
     if info is None or any(info["name"] in one.columns for one in references):
         return None
     if info.get("identity"):
-        quoted = target.dialect.identifier_preparer.quote(name)
-        return target.scalar(select(func.pg_get_serial_sequence(quoted, info["name"])))
+        return target.scalar(select(func.pg_get_serial_sequence(quote(name), info["name"])))
     if match := _NEXT_VALUE.fullmatch(str(info.get("default"))):
         return match["sequence"].replace("''", "'")
-    default = None if model is None else model.columns[info["name"]].default
-    if isinstance(default, NamedSequence):
-        return target.dialect.identifier_preparer.format_sequence(default)
+    in_model = [] if model is None else [one for one in model.columns if one.name == info["name"]]
+    for column in in_model:
+        if isinstance(column.default, NamedSequence):
+            sequence = target.dialect.identifier_preparer.format_sequence(column.default)
+            return target.scalar(select(cast(func.to_regclass(sequence), Text)))
     return None

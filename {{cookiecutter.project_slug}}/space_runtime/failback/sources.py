@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from space_runtime.records import seeds
 from space_runtime.records.failbacks import RefusedRow
 from space_runtime.records.seeds import Seed
-from space_runtime.records.stored import Raw
+from space_runtime.records.stored import Raw, as_text
 from space_runtime.records.tables import Shape, data_tables, quote, shape
 
 Locator = tuple[Any, ...]
@@ -94,7 +94,7 @@ class FileSource:
         for row in self._connection.exec_driver_sql(query, parameters):
             yield StoredRow(
                 tuple(row[:own]),
-                ", ".join(map(str, row[own:named])),
+                as_text(row[own:named]),
                 dict(zip(columns, row[named:], strict=True)),
             )
 

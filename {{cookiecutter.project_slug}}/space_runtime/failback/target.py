@@ -1,7 +1,8 @@
 """What a failback does in PostgreSQL; all of it in the one transaction of a connection."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     ARRAY,
@@ -32,9 +33,14 @@ from space_runtime.failback.schema import TableSchema
 LONGEST_GAP_COUNTED = 100_000
 
 # Errors that are not about a row, but about the connection, a deadlock, the rights, the server's
-# resources, an operator, or the disk. All others are: triggers and types raise whatever they like.
+# resources, an operator, or the disk. All others are: types raise whatever they like.
 _NOT_ABOUT_A_ROW = ("08", "25", "40", "42501", "53", "55P03", "57", "58")
 
+# What triggers raise is about the row, whatever its code; so is what row level security refuses,
+# though its code is that of a missing right. The server's functions tell them apart.
+_RAISE_FOR_A_ROW = ("exec_stmt_raise", "ExecWithCheckOptions")
+
+Result = TypeVar("Result")
 Values = Mapping[str, Any]
 
 
@@ -88,11 +94,11 @@ class Target:
         values = {name: row[name] for name in names}
         self._connection.execute(update(clause).where(*same_key).values(values))
 
-    def attempt(self, work: Callable[[], None]) -> None:
+    def attempt(self, work: Callable[[], Result]) -> Result:
         """Do this, or nothing of it; raise Refused if an error is about the rows."""
         try:
             with self._connection.begin_nested():
-                work()
+                return work()
         except StatementError as error:
             if not _is_about_rows(error):
                 raise
@@ -119,17 +125,11 @@ class Target:
             for name, value in values.items()
         )
         query = select(clause).where(*same).order_by(*(clause.c[name] for name in schema.key))
-        found: list[Mapping[str, Any]] = []
-
-        def look() -> None:
-            rows = self._connection.execute(query.limit(1)).mappings()
-            found.extend(dict(row) for row in rows)
-
         try:
-            self.attempt(look)
+            row = self.attempt(lambda: self._connection.execute(query.limit(1)).mappings().first())
         except Refused:
             return None
-        return found[0] if found else None
+        return None if row is None else dict(row)
 
     def with_keys(
         self, schema: TableSchema, keys: Sequence[tuple[Any, ...]]
@@ -137,7 +137,14 @@ class Target:
         """Return the rows that have these keys, by key."""
         clause = self._clause(schema)
         query = select(clause).where(tuple_(*(clause.c[name] for name in schema.key)).in_(keys))
-        rows = self._connection.execute(query).mappings()
+        try:
+            rows = self.attempt(lambda: self._connection.execute(query).mappings().all())
+        except Refused:
+            # One of them cannot be a key: ask for each.
+            if len(keys) == 1:
+                return {}
+            parts = (self.with_keys(schema, [key]) for key in keys)
+            return {key: row for part in parts for key, row in part.items()}
         return {tuple(row[name] for name in schema.key): dict(row) for row in rows}
 
     def taken(self, schema: TableSchema, numbers: Sequence[int]) -> set[int]:
@@ -148,7 +155,7 @@ class Target:
         return set(self._connection.scalars(select(key).where(key == any_(array))))
 
     def next_numbers(self, schema: TableSchema, count: int) -> list[int]:
-        """Return the next free numbers of the sequence; none if this role may not take any.
+        """Return the next free numbers of the sequence; fewer if it ends, or this role may not.
 
         The sequence may be behind, because rows were inserted with numbers of their own.
         """
@@ -156,10 +163,18 @@ class Target:
             return []
         numbers: list[int] = []
         while len(numbers) < count:
-            following = self._following(schema, count - len(numbers))
+            try:
+                following = self.attempt(partial(self._following, schema, count - len(numbers)))
+            except Refused:
+                break
             taken = self.taken(schema, following)
             numbers += [number for number in following if number not in taken]
         return numbers
+
+    def last_number(self, schema: TableSchema) -> int:
+        """Return the highest number that the sequence can give."""
+        query = text("SELECT seqmax FROM pg_sequence WHERE seqrelid = CAST(:name AS regclass)")
+        return int(self._connection.execute(query, {"name": schema.sequence}).scalar_one())
 
     def advance(self, schema: TableSchema, highest: int, limit: int) -> bool:
         """Let the sequence continue after `highest`; return False if that cannot be done.
@@ -215,4 +230,5 @@ def _is_about_rows(error: StatementError) -> bool:
     if sqlstate is None:
         # The driver could not send a value, such as text with a NUL character.
         return type(error).__name__ in ("DataError", "ProgrammingError")
-    return not str(sqlstate).startswith(_NOT_ABOUT_A_ROW)
+    raised_by = getattr(getattr(error.orig, "diag", None), "source_function", None)
+    return raised_by in _RAISE_FOR_A_ROW or not str(sqlstate).startswith(_NOT_ABOUT_A_ROW)

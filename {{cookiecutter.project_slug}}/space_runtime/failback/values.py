@@ -36,13 +36,13 @@ class Conversions:
         JSON is passed on as text, because only the text tells NULL from a JSON null.
         """
         if model is None:
-            return Conversion(_reader_without_model(column), _as_raw, NullType())
+            return Conversion(_reader_without_model(column), as_raw, NullType())
         here, there = model.dialect_impl(self._source), model.dialect_impl(self._target)
         if isinstance(_inner(here), JSON) and isinstance(_inner(there), JSON):
             return Conversion(_read_json, unchanged, NullType())
         return Conversion(
             here.result_processor(self._source, None) or unchanged,
-            here.bind_processor(self._source) or _as_raw,
+            here.bind_processor(self._source) or as_raw,
             model,
         )
 
@@ -90,5 +90,6 @@ def unchanged(value: Any) -> Any:
     return value
 
 
-def _as_raw(value: Any) -> Raw:
+def as_raw(value: Any) -> Raw:
+    """Return the value in a form that SQLite can store."""
     return value if value is None or isinstance(value, (int, float, str, bytes)) else str(value)

@@ -8,7 +8,7 @@ also if several machines, each with a file of its own, number rows at the same t
 import random
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, MetaData, SmallInteger, text
+from sqlalchemy import BigInteger, Connection, MetaData, SmallInteger, Table, text
 from sqlalchemy.types import TypeEngine
 
 _source = random.SystemRandom()
@@ -24,6 +24,12 @@ def lowest(column: TypeEngine[Any] | None) -> int:
     if isinstance(column, SmallInteger):
         return 2**14
     return 2**30
+
+
+def beginning(model: Table | None) -> int:
+    """Return the lowest number that a fallback file generates for rows of this table."""
+    key = None if model is None else model.autoincrement_column
+    return lowest(None if key is None else key.type)
 
 
 def highest(column: TypeEngine[Any]) -> int:
@@ -42,9 +48,7 @@ def choose_range(connection: Connection, models: MetaData, *, anew: bool) -> Non
         text("SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE '%AUTOINCREMENT%'")
     )
     for name in found.scalars().all():
-        model = models.tables.get(name)
-        key = None if model is None else model.autoincrement_column
-        first = lowest(None if key is None else key.type)
+        first = beginning(models.tables.get(name))
         last = connection.scalar(
             text("SELECT seq FROM sqlite_sequence WHERE name = :name"), {"name": name}
         )

@@ -54,10 +54,10 @@ def recording(connection: Connection) -> Iterator[None]:
 
 
 def count_unchanged(connection: Connection, table: str) -> int:
-    """Return how many rows of a table are as a migration inserted them."""
+    """Return how many rows of a table are as a migration inserted them, and surely nobody's."""
     if not _is_recorded(connection, table):
         return 0
-    query = f"SELECT count(*) FROM ({_unchanged(connection, table)})"
+    query = f"SELECT count(*) FROM ({_unchanged(connection, table)} AND NOT seed.{_LATER})"
     return int(connection.exec_driver_sql(query).scalar_one())
 
 

@@ -1,10 +1,17 @@
 """Values as SQLite stores them, and how JSON holds them."""
 
+from collections.abc import Iterable
 from math import isfinite
 from typing import Any
 
 Raw = int | float | str | bytes | None
 """A value as SQLite stores it."""
+
+
+def as_text(key: Iterable[Raw]) -> str:
+    """Return a key for people, as text that PostgreSQL can store: without NUL, and valid UTF-8."""
+    text = ", ".join(map(str, key)).replace("\0", "\\x00")
+    return text.encode(errors="backslashreplace").decode()
 
 
 def to_json(row: dict[str, Raw]) -> dict[str, Any]:

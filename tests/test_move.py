@@ -1,0 +1,325 @@
+"""What a move makes of single rows: of tables that were written by hand, or with values that SQLite should not hold."""
+
+# ruff: noqa: S608  (all statements are from here)
+
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+import sqlalchemy as sa
+from space_runtime.failback.handover import Failback
+from space_runtime.failback.outcome import Outcome
+from space_runtime.files import names
+from space_runtime.files.contents import count_rows, read_only
+from space_runtime.migrations import Migrations
+from space_runtime.records import failbacks, seeds
+from space_runtime.snapshots.schedule import Snapshots
+
+from tests.support.postgres import Postgres
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass
+class Database:
+    """A PostgreSQL database, and a folder for the SQLite files that wait for it."""
+
+    engine: sa.Engine
+    failback: Failback
+    models: sa.MetaData
+    folder: Path
+    file_id: UUID = field(default_factory=uuid4)
+
+    def run(self, *statements: str) -> Sequence[Any]:
+        """Run statements in PostgreSQL; return what the last one does."""
+        with self.engine.begin() as connection:
+            for statement in statements:
+                result = connection.exec_driver_sql(statement)
+            return [tuple(row) for row in result] if result.returns_rows else []
+
+    def act_as_another(self) -> str:
+        """Do all that follows as a role that may write rows, and make tables; return its name."""
+        name = f"someone_{uuid4().hex[:12]}"
+        self.run(f"CREATE ROLE {name}", f"GRANT ALL ON SCHEMA public TO {name}")
+        self.run(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {name}")
+
+        @sa.event.listens_for(self.engine, "begin")
+        def become(connection: sa.Connection) -> None:
+            connection.exec_driver_sql(f"SET LOCAL ROLE {name}")
+
+        return name
+
+    def move(self, *statements: str, create: bool = False, on_progress: Callable[[], None] = lambda: None) -> Outcome:
+        """Move a file in which these statements were run; return how many rows moved, and how many stay behind."""
+        file = names.path(self.folder, "fallback", self.file_id)
+        if create:
+            self.models.create_all(sa.create_engine(f"sqlite:///{file}"))
+        with sqlite3.connect(file) as connection:
+            for statement in statements:
+                connection.execute(statement)
+        connection.close()
+        return self.failback.move(file, on_progress)
+
+    def retry(self) -> Outcome:
+        """Try again to move what was refused."""
+        with self.engine.connect() as connection:
+            files = failbacks.files_with_refused(connection)
+        outcomes = [self.failback.retry_refused(file_id) for file_id in files]
+        return Outcome(sum(one.moved for one in outcomes), sum(one.refused for one in outcomes))
+
+    def reasons(self) -> list[tuple[str, str]]:
+        """Return the tables of the refused rows, and why PostgreSQL refused them."""
+        query = "SELECT table_name, coalesce(sqlstate, reason) FROM space_runtime_refused_rows ORDER BY file_id, number"
+        return [(table, reason) for table, reason in self.run(query)]
+
+
+@pytest.fixture
+def database(postgres: Postgres, tmp_path: Path) -> Iterator[Database]:
+    url = sa.make_url(postgres.create_database()).set(drivername="postgresql+psycopg")
+    engine, models = sa.create_engine(url, connect_args={"prepare_threshold": None}), sa.MetaData()
+    (tmp_path / "migrations" / "versions").mkdir(parents=True)
+    snapshots = Snapshots(None, 60.0)
+    yield Database(engine, Failback(engine, models, Migrations(tmp_path), snapshots), models, tmp_path)
+    engine.dispose()
+
+
+def _key() -> sa.Column[Any]:
+    return sa.Column("id", sa.Integer, primary_key=True)
+
+
+NOTES = "CREATE TABLE notes (id integer PRIMARY KEY AUTOINCREMENT, text text)"
+
+
+def test_rows_of_a_table_that_a_migration_renames_in_an_outage_are_still_peoples(database: Database) -> None:
+    database.run("CREATE TABLE remarks (id serial PRIMARY KEY, text text)")
+    file = names.path(database.folder, "fallback", database.file_id)
+    engine = sa.create_engine(f"sqlite:///{file}")
+    with engine.begin() as connection:
+        connection.exec_driver_sql(NOTES)
+        connection.exec_driver_sql("INSERT INTO notes (text) VALUES ('hello')")
+    with engine.begin() as connection, seeds.recording(connection):
+        connection.exec_driver_sql("ALTER TABLE notes RENAME TO remarks")
+    engine.dispose()
+    assert count_rows(read_only(file)) == {"remarks": 1}
+    assert database.move() == (1, 0)
+    assert database.run("SELECT text FROM remarks") == [("hello",)]
+
+
+def test_what_two_files_have_differently_is_not_doubled_when_it_is_tried_again(database: Database) -> None:
+    database.run("CREATE TABLE notes (id serial PRIMARY KEY, text text)")
+    assert database.move(NOTES, "INSERT INTO notes VALUES (7, 'hello')") == (1, 0)
+    # another machine went on with the same snapshot
+    assert database.move(NOTES, "INSERT INTO notes VALUES (7, 'hello, world'), (8, 'new')") == (1, 1)
+    assert database.retry() == (0, 1)
+    assert database.reasons() == [("notes", "already_there")]
+    assert database.run("SELECT * FROM notes ORDER BY id") == [(7, "hello"), (8, "new")]
+
+
+REFUSING = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.name = 'bad' THEN RAISE 'no' USING ERRCODE = 'insufficient_privilege'; END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER refuse BEFORE INSERT ON parents FOR EACH ROW EXECUTE FUNCTION refuse()
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "bad", "reason"),
+    [
+        ("text PRIMARY KEY", "char(110, 0, 111)", "refused"),
+        ("text PRIMARY KEY", "CAST(x'ff6e' AS text)", "refused"),
+        ("serial PRIMARY KEY", "'no'", "22P02"),
+    ],
+    ids=["NUL", "not UTF-8", "no number"],
+)
+def test_a_key_that_postgresql_cannot_have_keeps_no_other_row_back(
+    database: Database, key: str, bad: str, reason: str
+) -> None:
+    table = f"CREATE TABLE parents (id {key}, name text)"
+    database.run(table)
+    assert database.move(table, f"INSERT INTO parents VALUES ({bad}, 'bad'), (7, 'good')") == (1, 1)
+    assert database.reasons() == [("parents", reason)]
+    assert database.run("SELECT name FROM parents") == [("good",)]
+
+
+def test_a_row_for_which_sqlite_made_no_key_gets_one(database: Database) -> None:
+    table = f"CREATE TABLE parents ({NUMBERED[0]})"
+    database.run(table)
+    assert database.move(table, "INSERT INTO parents (name) VALUES ('one'), ('two')") == (2, 0)
+    assert database.run("SELECT * FROM parents ORDER BY id") == [(1, "one"), (2, "two")]
+
+
+def test_a_sequence_that_ends_keeps_only_those_rows_back_that_need_a_number(database: Database) -> None:
+    database.run(
+        "CREATE SEQUENCE few MAXVALUE 2",
+        "CREATE TABLE parents (id int PRIMARY KEY DEFAULT nextval('few'), name text)",
+        "INSERT INTO parents (name) VALUES ('one'), ('two')",
+    )
+    rows = "INSERT INTO parents VALUES (1, 'own'), (2, 'own, too'), (70, 'free'), (1073741900, 'high')"
+    assert database.move(PARENTS, rows) == (2, 2)
+    assert database.reasons() == [("parents", "no_number")] * 2
+    assert database.run("SELECT id FROM parents ORDER BY id") == [(1,), (2,), (70,), (1073741900,)]
+
+
+def test_numbers_of_a_table_without_a_model_do_not_disturb_postgresqls(database: Database) -> None:
+    database.run("CREATE TABLE parents (id bigserial PRIMARY KEY, name text)")
+    assert database.move(PARENTS, "INSERT INTO parents VALUES (1500000000, 'own')") == (1, 0)
+    assert database.run("INSERT INTO parents (name) VALUES ('next') RETURNING id") == [(1,)]
+
+
+def test_whatever_a_trigger_raises_is_about_its_row(database: Database) -> None:
+    database.run("CREATE TABLE parents (id serial PRIMARY KEY, name text)", REFUSING)
+    assert database.move(PARENTS, "INSERT INTO parents VALUES (1, 'bad'), (2, 'good')") == (1, 1)
+    assert database.reasons() == [("parents", "42501")]
+
+
+def test_what_row_level_security_refuses_keeps_no_other_row_back(database: Database) -> None:
+    database.run(
+        "CREATE TABLE parents (id int PRIMARY KEY, name text)",
+        "ALTER TABLE parents ENABLE ROW LEVEL SECURITY",
+        "CREATE POLICY good ON parents WITH CHECK (name = 'good')",
+        "CREATE POLICY all_of_them ON parents FOR SELECT USING (true)",
+    )
+    name = database.act_as_another()
+    try:
+        assert database.move(PARENTS, "INSERT INTO parents VALUES (1, 'bad'), (2, 'good')") == (1, 1)
+        assert database.reasons() == [("parents", "42501")]
+    finally:
+        database.run("RESET ROLE", f"DROP OWNED BY {name}", f"DROP ROLE {name}")
+
+
+class Sealed(sa.TypeDecorator[str]):
+    """A type that cannot read everything."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        """Raise an error of its own."""
+        if value == "broken":
+            raise RuntimeError("the seal is broken")
+        return value
+
+
+def test_a_value_that_the_owners_type_cannot_read_keeps_no_other_row_back(database: Database) -> None:
+    table = sa.Table("letters", database.models, _key(), sa.Column("text", Sealed))
+    table.create(database.engine)
+    assert database.move("INSERT INTO letters VALUES (1, 'broken'), (2, 'whole')", create=True) == (1, 1)
+    assert database.reasons() == [("letters", "unstorable")]
+
+
+def test_a_model_may_have_other_names_for_its_columns(database: Database) -> None:
+    sa.Table(
+        "parents",
+        database.models,
+        sa.Column("id", sa.Text, primary_key=True, key="own"),
+        sa.Column("parent_id", sa.ForeignKey("parents.own"), key="parent"),
+    ).create(database.engine)
+    rows = "INSERT INTO parents VALUES ('a', 'b'), ('b', 'a'), ('c', 'a')"
+    assert database.move(rows, create=True) == (3, 0)
+    assert database.run("SELECT * FROM parents ORDER BY id") == [("a", "b"), ("b", "a"), ("c", "a")]
+
+
+def test_a_copy_may_have_keys_that_postgresql_cannot_have(database: Database) -> None:
+    database.run("CREATE TABLE parents (id uuid PRIMARY KEY)")
+    table = "CREATE TABLE parents (id text PRIMARY KEY)"
+    assert database.move(table, f"INSERT INTO parents VALUES ('{UUID(int=1)}')") == (1, 0)
+    assert database.move(table, f"INSERT INTO parents VALUES ('bad'), ('{UUID(int=2)}')") == (1, 1)
+    assert database.reasons() == [("parents", "22P02")]
+
+
+def test_progress_is_made_while_seeds_are_looked_for(database: Database) -> None:
+    table = "CREATE TABLE parents (id serial PRIMARY KEY, name text)"
+    database.run(table, "INSERT INTO parents (name) VALUES ('one'), ('two')")
+    engine = sa.create_engine(f"sqlite:///{names.path(database.folder, 'fallback', database.file_id)}")
+    with engine.begin() as connection, seeds.recording(connection):
+        connection.exec_driver_sql(PARENTS)
+        connection.exec_driver_sql("INSERT INTO parents (name) VALUES ('one'), ('two')")
+    engine.dispose()
+    steps: list[None] = []
+    database.run(f"CREATE TABLE children ({NUMBERED[1]}, more text)")
+    assert database.move(
+        CHILDREN, "INSERT INTO children VALUES (1, 1, NULL)", on_progress=lambda: steps.append(None)
+    ) == (1, 0)
+    # one for each seed, one for the rows
+    assert len(steps) == 3
+
+
+PARENTS = "CREATE TABLE parents (id integer PRIMARY KEY AUTOINCREMENT, name text)"
+CHILDREN = "CREATE TABLE children (id integer PRIMARY KEY AUTOINCREMENT, parent_id int REFERENCES parents, more text)"
+NUMBERED = ("id serial PRIMARY KEY, name text UNIQUE", "id serial PRIMARY KEY, parent_id int REFERENCES parents")
+WHOSE = "SELECT parents.name FROM children JOIN parents ON parents.id = parent_id"
+
+
+@pytest.mark.parametrize(
+    ("at_first", "mended"),
+    [
+        (f"CREATE TABLE children ({NUMBERED[1]})", "ALTER TABLE children ADD more text"),
+        ("SELECT 1", f"CREATE TABLE children ({NUMBERED[1]}, more text)"),
+    ],
+    ids=["without the column", "without the table"],
+)
+def test_a_row_that_cannot_be_written_remembers_what_the_row_it_refers_to_has_become(
+    database: Database, at_first: str, mended: str
+) -> None:
+    sa.Table("parents", database.models, _key())
+    sa.Table("children", database.models, _key(), sa.Column("parent_id", sa.ForeignKey("parents.id")))
+    database.run(f"CREATE TABLE parents ({NUMBERED[0]})", "INSERT INTO parents (name) VALUES ('stranger')", at_first)
+    rows = ("INSERT INTO parents VALUES (1, 'own')", "INSERT INTO children VALUES (1, 1, 'more')")
+    assert database.move(PARENTS, CHILDREN, *rows) == (1, 1)
+    database.run(mended)
+    assert database.retry() == (1, 0)
+    assert database.run(WHOSE) == [("own",)]
+
+
+def test_a_row_remembers_what_a_row_of_the_same_batch_has_become(database: Database) -> None:
+    database.run(
+        "CREATE TABLE parents (id serial PRIMARY KEY, name text, parent_id int REFERENCES parents)",
+        "INSERT INTO parents (name) VALUES ('stranger')",
+    )
+    sqlite = "CREATE TABLE parents (id integer PRIMARY KEY AUTOINCREMENT, name text, parent_id int, more text)"
+    rows = "INSERT INTO parents VALUES (1, 'own', NULL, NULL), (2, 'child', 1, 'more')"
+    assert database.move(sqlite, rows) == (1, 1)
+    database.run("ALTER TABLE parents ADD more text")
+    assert database.retry() == (1, 0)
+    (own,) = database.run("SELECT id FROM parents WHERE name = 'own'")
+    assert database.run("SELECT parent_id FROM parents WHERE name = 'child'") == [own]
+
+
+def test_what_refers_to_a_refused_row_follows_the_number_that_it_gets_in_the_end(database: Database) -> None:
+    database.run(
+        f"CREATE TABLE parents ({NUMBERED[0]})",
+        f"CREATE TABLE children ({NUMBERED[1]}, more text)",
+        "INSERT INTO parents (name) VALUES ('own')",
+    )
+    rows = ("INSERT INTO parents VALUES (1, 'own')", "INSERT INTO children VALUES (1, 1, NULL)")
+    assert database.move(PARENTS, CHILDREN, *rows) == (0, 2)
+    database.run("DELETE FROM parents")
+    assert database.retry() == (2, 0)
+    assert database.run(WHOSE) == [("own",)]
+
+
+def test_a_long_list_of_rows_that_refer_to_the_next_and_the_last_one_moves(database: Database) -> None:
+    table = "CREATE TABLE pages (id int PRIMARY KEY, next int REFERENCES pages, last int REFERENCES pages)"
+    database.run(table)
+    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1500)"
+    pages = f"{numbers} INSERT INTO pages SELECT i, nullif(i + 1, 1501), nullif(i - 1, 0) FROM n"
+    assert database.move(table, pages) == (1500, 0)
+    assert database.run("SELECT count(*) FROM pages WHERE next = id + 1 OR last = id - 1") == [(1500,)]
+
+
+@pytest.mark.parametrize("name", ["100%", "Order (old)", 'the "best"', "a:b"])
+def test_tables_and_columns_may_have_any_name(database: Database, name: str) -> None:
+    name = name.replace('"', '""')
+    columns = f'"{name}" int REFERENCES "{name}"'
+    with database.engine.begin() as connection:
+        key = "id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY"
+        connection.exec_driver_sql(f'CREATE TABLE "{name}" ({key}, {columns})'.replace("%", "%%"))
+    sqlite = f'CREATE TABLE "{name}" (id integer PRIMARY KEY AUTOINCREMENT, {columns})'
+    assert database.move(sqlite, f'INSERT INTO "{name}" VALUES (1, 2), (2, NULL)') == (2, 0)
