@@ -97,6 +97,11 @@ BAD: dict[str, tuple[tuple[SchemaItem, ...], str, str]] = {
         "ck_things_a does not work on SQLite",
         "both databases",
     ),
+    "more digits than a number of SQLite has": (
+        (Column("x", Numeric(30, 10)),),
+        "things.x: SQLite keeps 15 digits of it",
+        "LongNumeric(30, 10)",
+    ),
     "a check of a long number": (
         (Column("x", LongNumeric(30, 10)), CheckConstraint("x > 0", name="a")),
         "ck_things_a compares x, which is text on SQLite",

@@ -139,15 +139,11 @@ class Failback:
         from space_runtime.failback.sources import RefusedSource
 
         with _transaction(self._target) as connection:
-            refused = failbacks.take_refused(connection, file_id)
-            changed = [row for row in refused if row.reason == "seed_changed"]
-            source = RefusedSource(row for row in refused if row.reason != "seed_changed")
+            source = RefusedSource(failbacks.take_refused(connection, file_id))
             moved = failbacks.moved_ids(connection)
             is_copy = _is_copy(file_id, moved)
             move = Move(source, connection, self._models, file_id, is_copy=is_copy)
-            # Only a person can decide which values a seed should have.
-            move.keep(changed)
-            return move.run()
+            return move.run(source.changed_seeds)
 
     def _move_rows(self, file: Path, file_id: UUID, on_progress: Callable[[], None]) -> Outcome:
         """Move every row of a file and record its id, in one transaction.

@@ -105,7 +105,8 @@ def _about_postgresql(state: State) -> list[str]:
     if state.pending_rows:
         sentences.append(
             "Rows written to SQLite while PostgreSQL was away could not be moved:"
-            f" {state.pending_rows}. `make failback` tries again; with --list, it names them."
+            f" {state.pending_rows}. `make failback LIST=1` says which and why, and"
+            " `make failback` tries them again."
         )
     if state.failback_problem:
         sentences.append(state.failback_problem)

@@ -290,7 +290,10 @@ class Lifecycle:
         with suppress(SQLAlchemyError):  # If the connection was lost, the next check will say so.
             pending_rows += self._count_refused(engine)
         if pending_rows:
-            logger.warning("PostgreSQL serves without %d rows that are on SQLite", pending_rows)
+            logger.warning(
+                "PostgreSQL serves without %d rows of an outage: see make failback LIST=1",
+                pending_rows,
+            )
         return machine.Counted(pending_rows, self._files.count_configured())
 
     def _check(self, step: machine.Check) -> Observation:
