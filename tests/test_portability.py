@@ -142,7 +142,7 @@ def test_a_table_without_rowid_in_a_schema_or_outside_of_base_is_named() -> None
 
 SOUND: tuple[Column[Any], ...] = (
     Column("id", Integer, primary_key=True),
-    Column("a", Numeric(30, 10), CheckConstraint("a > 0", name="a")),
+    Column("a", Numeric(15, 2), CheckConstraint("a > 0", name="a")),
     Column("b", Numeric),
     Column("c", DateTime(timezone=True), server_default=func.now()),
     Column("d", DateTime),
