@@ -24,7 +24,7 @@ pytestmark = [
 ]
 
 IN_A_PART = 20
-MORE_PARTS = int(os.environ.get("ORACLE_PARTS", "12"))
+MORE_PARTS = int(os.environ.get("ORACLE_PARTS", "14"))
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +59,13 @@ def tell_part(part: int, world: World) -> None:
     tell_some()
 
 
-@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("part", range(1))
 def test_rows_keep_their_meaning_through_outages(part: int, world: World) -> None:
     tell_part(part, world)
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("part", range(3, 3 + MORE_PARTS))
+@pytest.mark.parametrize("part", range(1, 1 + MORE_PARTS))
 def test_rows_of_more_tables_keep_their_meaning_through_outages(part: int, world: World) -> None:
     tell_part(part, world)
 

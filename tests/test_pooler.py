@@ -62,3 +62,21 @@ def test_a_transaction_pooler_is_noticed_though_nothing_in_the_url_tells(
             assert stranger.execute("SHOW default_transaction_read_only").fetchone() == ("off",)
             assert stranger.execute("SHOW statement_timeout").fetchone() == ("0",)
         assert "Traceback" not in server.log()
+
+
+@pytest.mark.thorough
+def test_a_standby_behind_the_pooler_is_read_only_until_it_is_promoted(
+    bake: Bakery, postgres: Postgres, pooler_port: int
+) -> None:
+    pooled = postgres.create_database().replace(f":{postgres.port}/", f":{pooler_port}/")
+    # no look at the database comes between, so the app's connections to the pooler stay the same
+    with bake().boot({"DATABASE_URL": pooled, "DATABASE_CHECK_SECONDS": "60"}) as server:
+        assert server.settled()["status"] == "ok"
+        use_items(server)
+        with postgres.read_only():
+            assert server.post("/api/items", json={"title": "first"}).status_code == 503
+            report = server.health_when(lambda report: report["status"] == "unavailable")
+            assert report["database"]["reason"] == "read_only"
+        server.health_when(lambda report: report["status"] == "ok")
+        assert server.post("/api/items", json={"title": "second"}).status_code == 201
+        assert "Traceback" not in server.log()

@@ -97,6 +97,11 @@ BAD: dict[str, tuple[tuple[SchemaItem, ...], str, str]] = {
         "ck_things_a does not work on SQLite",
         "both databases",
     ),
+    "more digits than a number of SQLite has": (
+        (Column("x", Numeric(30, 10)),),
+        "things.x: SQLite keeps 15 digits of it",
+        "LongNumeric(30, 10)",
+    ),
     "a check of a long number": (
         (Column("x", LongNumeric(30, 10)), CheckConstraint("x > 0", name="a")),
         "ck_things_a compares x, which is text on SQLite",
@@ -137,7 +142,7 @@ def test_a_table_without_rowid_in_a_schema_or_outside_of_base_is_named() -> None
 
 SOUND: tuple[Column[Any], ...] = (
     Column("id", Integer, primary_key=True),
-    Column("a", Numeric(30, 10), CheckConstraint("a > 0", name="a")),
+    Column("a", Numeric(15, 2), CheckConstraint("a > 0", name="a")),
     Column("b", Numeric),
     Column("c", DateTime(timezone=True), server_default=func.now()),
     Column("d", DateTime),

@@ -97,7 +97,7 @@ def test_a_password_arrives_as_it_was_meant(written: str, meant: str) -> None:
         ("u@[::1]:5433/d", {"host": "::1", "port": 5433}),
         ("u@%2Fvar%2Frun/d", {"host": "/var/run"}),
         ("u@/d?host=/cloudsql/p:r:i", {"host": "/cloudsql/p:r:i"}),
-        ("u@a:1,b:2/d", {"host": "a,b", "port": "1,2"}),
+        ("u@a:1,b:2/d", {"host": "a,b", "port": "1,2", "connect_timeout": "2"}),
         ("u@a/d?ssl=true&pgbouncer=true&x=y", {"host": "a", "sslmode": "require"}),
         ("u@a/d?connect_timeout=9&tcp_user_timeout=huh", {"host": "a", "connect_timeout": "9"}),
     ],

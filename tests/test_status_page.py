@@ -52,7 +52,7 @@ FACTS: dict[str, dict[str, str]] = {
     "degraded": {
         "Database": "SQLite",
         "Data survive a restart": "Yes",
-        "Rows that wait to be moved to PostgreSQL": "1",
+        "Rows that are not in PostgreSQL yet": "1",
         "Mended in DATABASE_URL": "blanks around it, quotes around it, left out the parameter pgbouncer",
     },
     "unavailable": {"Database": "None", "Data survive a restart": "Not known", "Latency": "Not measured"},

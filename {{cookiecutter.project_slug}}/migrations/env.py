@@ -9,7 +9,7 @@ from alembic import context
 from space_runtime.backends import backend_of
 from space_runtime.migrations.environment import run
 from src.database.base import Base
-from src.items import models as items_models  # noqa: F401  (registers the tables)
+from src.items import models as items_models
 
 if "connection" in context.config.attributes:
     run(context.config.attributes["connection"], Base.metadata)

@@ -29,7 +29,7 @@ from sqlalchemy.sql.operators import OperatorType
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 # A double gives back any decimal number of so many digits.
-_DIGITS_OF_A_NUMBER = 15
+DIGITS_OF_A_NUMBER = 15
 # PostgreSQL allows as many after the point, and more before it.
 _MOST_DIGITS = 16_383
 _EXPONENT_BIAS = 500_000
@@ -259,7 +259,7 @@ def _use_portable_type(column: Column[Any], table: Table) -> None:
 
 def _without_noise(value: Any) -> Decimal:
     """Return the value as a decimal number, a float with the digits that it can keep."""
-    return Decimal(f"{value:.{_DIGITS_OF_A_NUMBER}g}" if isinstance(value, float) else str(value))
+    return Decimal(f"{value:.{DIGITS_OF_A_NUMBER}g}" if isinstance(value, float) else str(value))
 
 
 def _fits(decimal: Decimal, digits: int) -> bool:
@@ -272,7 +272,7 @@ def _as_number(decimal: Decimal) -> int | float:
     number = float(decimal)
     if _without_noise(number) != decimal:
         raise RefusedValue(
-            f"SQLite keeps {_DIGITS_OF_A_NUMBER} digits of a Numeric, and a value has more:"
+            f"SQLite keeps {DIGITS_OF_A_NUMBER} digits of a Numeric, and a value has more:"
             " make the column a LongNumeric"
         )
     return number

@@ -31,7 +31,7 @@ from sqlalchemy.sql.compiler import DDLCompiler
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from space_runtime.backends import SQLITE
-from space_runtime.columns import LongNumeric, portable
+from space_runtime.columns import DIGITS_OF_A_NUMBER, ExactNumeric, LongNumeric, portable
 
 _AS_JSON = 'PortableJSON, or {type}.with_variant(PortableJSON(), "sqlite")'
 _INSTEAD = {
@@ -166,6 +166,12 @@ def _in_type(column: Column[object], sqlite: Dialect) -> Iterator[tuple[str, str
     elif getattr(kind, "timezone", False) and not isinstance(kind, TypeDecorator | Time):
         # has a precision, which SQLite does not know
         yield f"SQLite keeps no zone for this {name}", "DateTime(timezone=True)"
+    if isinstance(kind, ExactNumeric) and (kind.precision or 0) > DIGITS_OF_A_NUMBER:
+        yield (
+            f"SQLite keeps {DIGITS_OF_A_NUMBER} digits of it, and refuses to store more",
+            f"LongNumeric({kind.precision}, {kind.scale or 0}) if more are needed,"
+            f" else a precision of at most {DIGITS_OF_A_NUMBER}",
+        )
     if isinstance(kind, Time) and kind.timezone:
         yield "SQLite cannot store the zone of a time of day", "Time, or DateTime(timezone=True)"
     if isinstance(kind, Float) and (there == "REAL" or 0 < (kind.precision or 0) < 25):

@@ -23,7 +23,7 @@ class OwnBase(DeclarativeBase):
 
 
 class Note(OwnBase):
-    __tablename__ = "notes"
+    __tablename__ = "tests_of_types"
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
     title: Mapped[str]
@@ -108,7 +108,7 @@ def test_json_columns_are_native_on_postgresql(database_url: str, notes_table: N
         session.commit()
         assert session.scalar(select(Note.data)) == value
         if engine.dialect.name == "postgresql":
-            assert session.scalar(text("SELECT jsonb_typeof(data) FROM notes")) == "object"
+            assert session.scalar(text("SELECT jsonb_typeof(data) FROM tests_of_types")) == "object"
     engine.dispose()
 
 

@@ -56,7 +56,12 @@ class Rows:
         table = self.schema.tables[new.table]
         given = new.values | ({"id": key["id"]} if "id" in key else {})
         given |= {name: key[name] for name in table.own_key_columns}
-        self.rows[new.marker] = Row(table, new.marker, given, dict(new.refs))
+        row = self.rows[new.marker] = Row(table, new.marker, given, dict(new.refs))
+        for one in table.references:
+            target = row.refs.get(one.name)
+            # A reference to a column that is empty is empty, and stays so when the column is filled in.
+            if target in self.rows and None in [self.value(target, column) for column in one.target_columns]:
+                row.refs[one.name] = None
 
     def change(self, change: Change) -> None:
         """A request changed a row."""

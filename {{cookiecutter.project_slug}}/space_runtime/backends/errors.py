@@ -25,6 +25,7 @@ _CONNECTION_MESSAGES = (
     ("not_postgres", ("invalid response to ssl", "expected authentication request")),
     ("tls", ("ssl", "certificate", "tls")),
     ("database_missing", ("database ",)),
+    ("read_only", ("session is read-only", "server is in hot standby mode")),
     ("timeout", ("timeout", "timed out")),
     ("refused", ("connection refused", "no such file or directory")),
     ("dns", ("resolve host", "translate host name", "name or service not known")),
@@ -71,6 +72,9 @@ def running_reason(error: BaseException) -> str | None:
     if not isinstance(error, DBAPIError):
         return None
     sqlstate = getattr(error.orig, "sqlstate", None) or ""
+    if sqlstate == "0A000" and "during recovery" in str(error.orig):
+        # A pooler's server has become a standby, which nobody notices before BEGIN READ WRITE.
+        return "read_only"
     for length in (5, 3, 2):
         if sqlstate[:length] in BY_SQLSTATE:
             return BY_SQLSTATE[sqlstate[:length]]

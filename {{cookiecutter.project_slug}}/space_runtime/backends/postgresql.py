@@ -27,6 +27,7 @@ _SECONDS_BETWEEN_HEARTBEATS = 1.0
 # Shows whether the session lives, keeps the server from ending it, and, unlike a SELECT, takes no
 # snapshot for which CREATE INDEX CONCURRENTLY would wait until the end of the transaction.
 _HEARTBEAT = "SET LOCAL idle_in_transaction_session_timeout = 0"
+_BY_HOST = frozenset(["host", "hostaddr", "port"])
 # A table lock that the old container holds must not block the new one forever.
 _WHILE_MIGRATING = (
     "statement_timeout = 0",
@@ -93,7 +94,36 @@ class PostgreSQL(Backend):
                 if timeout == "0":
                     connection.execute(f"SET statement_timeout = {STATEMENT_TIMEOUT_MILLISECONDS}")
 
+        if "," in str(engine.url.query.get("host")):
+            self._stay_with_one_host(engine)
         self.begin_by_options(engine)
+
+    def _stay_with_one_host(self, engine: Engine) -> None:
+        """Let all connections be to the same host: to the one that answered last, if it still does.
+
+        Otherwise each would wait first for a primary that is gone. Later, some would be made to it
+        when it comes back, although another server has taken its place and has rows of its own.
+        """
+        last: tuple[str, str] | None = None
+
+        @event.listens_for(engine, "connect")
+        def note_host(connection: Any, record: ConnectionPoolEntry) -> None:
+            nonlocal last
+            before, last = last, (connection.info.host, str(connection.info.port))
+            if before not in (None, last):
+                self._terminate(engine, all_but=connection)
+
+        @event.listens_for(engine, "do_connect")
+        def connect(dialect: Any, record: Any, arguments: Any, options: dict[str, Any]) -> Any:
+            hosts = options["host"].split(",")
+            ports = [port or "5432" for port in options.get("port", "").split(",")]
+            places = list(zip(hosts, ports * (len(hosts) // len(ports)), strict=False))
+            if last not in places:
+                return None
+            first = places.index(last)
+            split = {name: options[name].split(",") for name in _BY_HOST & options.keys()}
+            turned = {name: ",".join(some[first:] + some[:first]) for name, some in split.items()}
+            return dialect.connect(*arguments, **options | turned)
 
     def begin(self, connection: Connection, *, reading: bool, bounded: bool) -> None:
         """Make the driver begin a transaction at the first statement, where one is needed."""
@@ -159,6 +189,11 @@ class PostgreSQL(Backend):
 
             yield connection
 
+    def is_being_migrated(self, engine: Engine) -> bool:
+        """Return whether another session or transaction holds the advisory lock."""
+        with engine.begin() as connection:
+            return not connection.scalar(text(f"SELECT pg_try_advisory_xact_lock({_LOCK})"))
+
     def is_stored_the_same(
         self, connection: Connection, existing: Column[Any], wanted: Column[Any]
     ) -> bool:
@@ -167,10 +202,14 @@ class PostgreSQL(Backend):
 
     def terminate_connections(self, engine: Engine) -> None:
         """Shut down the sockets, since psycopg's close() is unsafe while another thread waits."""
+        self._terminate(engine)
+
+    def _terminate(self, engine: Engine, *, all_but: Any = None) -> None:
         with self._lock:
             connections = list(self._open_connections.get(engine, ()))
         for connection in connections:
-            _shut_down(connection)
+            if connection is not all_but:
+                _shut_down(connection)
 
 
 @contextlib.contextmanager
@@ -186,7 +225,11 @@ def _lock_session(engine: Engine) -> Iterator[Any]:
         # In any other isolation level the transaction would keep its snapshot, for which CREATE
         # INDEX CONCURRENTLY waits.
         session.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
-        _take_lock(session)
+        try:
+            _take_lock(session)
+        except psycopg.Error as error:
+            message = "The connection to the server was lost."
+            raise DatabaseUnavailable(message, reason="connection_lost") from error
         yield session
     finally:
         # The work is done by now, even if the session was lost.

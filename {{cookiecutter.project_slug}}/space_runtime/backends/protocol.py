@@ -58,6 +58,9 @@ class Backend(Protocol):
         likes. Raise DatabaseUnavailable if another process keeps the lock for too long.
         """
 
+    def is_being_migrated(self, engine: Engine) -> bool:
+        """Return whether another process has the connection that lock_migrations() yields."""
+
     def is_stored_the_same(
         self, connection: Connection, existing: Column[Any], wanted: Column[Any]
     ) -> bool:

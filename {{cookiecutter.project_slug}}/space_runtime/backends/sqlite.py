@@ -147,6 +147,10 @@ class SQLite(Backend):
                     # autocommit_block() has changed the driver's mode, too.
                     connection.invalidate()
 
+    def is_being_migrated(self, engine: Engine) -> bool:
+        """Return False: the lock on the file is taken for a moment only."""
+        return False
+
     def is_stored_the_same(
         self, connection: Connection, existing: Column[Any], wanted: Column[Any]
     ) -> bool:

@@ -97,6 +97,7 @@ def _move(runtime: Runtime, target: Engine, chosen: list[Path], *, only_plan: bo
     migrations = Migrations(runtime.project.folder)
     migrations.migrate(target)
     failback = Failback(target, runtime.project.metadata, migrations, runtime.snapshots)
+    print(f"To the database {target.url.database}:")
     with target.connect() as connection:
         refused_before = failbacks.files_with_refused(connection)
     left = 0
@@ -109,7 +110,10 @@ def _move(runtime: Runtime, target: Engine, chosen: list[Path], *, only_plan: bo
             outcome = failback.move(file)
         left += outcome.refused
         print(f"{file.name}: {outcome.moved} moved, {outcome.refused} refused")
-    print("PostgreSQL keeps the refused rows: --list says why." if left else "Done.")
+    if not (refused_before or files):
+        print("There is nothing to move.")
+        return 0
+    print("PostgreSQL keeps the refused rows: make failback LIST=1 says why." if left else "Done.")
     return 1 if left else 0
 
 
@@ -117,7 +121,7 @@ def _print_plan(files: list[Path], target: Engine) -> int:
     for file in files:
         if not is_moved(target, names.id_of(file)):
             for name, count in count_rows(read_only(file)).items():
-                print(f"{file.name}: {name}: {count} rows would be moved")
+                print(f"{file.name}: {name}: {count} rows would be tried")
     with target.connect() as connection:
         count = failbacks.count_refused(connection)
     print(f"{count} rows that were refused before would be tried again")
@@ -142,7 +146,12 @@ def _export(target: Engine, file: Path) -> int:
                 for row in failbacks.read_refused(connection, file_id):
                     count += 1
                     values = to_json(row.content | row.settled)
-                    line = {"table": row.table_name, "reason": row.reason, "row": values}
+                    line = {
+                        "table": row.table_name,
+                        "reason": row.reason,
+                        "sqlstate": row.sqlstate,
+                        "row": values,
+                    }
                     lines.write(json.dumps(line) + "\n")
     except OSError as error:
         sys.exit(f"{file}: {error.strerror}")

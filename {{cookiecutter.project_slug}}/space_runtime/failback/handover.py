@@ -83,7 +83,7 @@ class Failback:
         except (SQLAlchemyError, DatabaseUnavailable, sqlite3.Error, OSError) as error:
             code = getattr(getattr(error, "orig", error), "sqlstate", None)
             logger.error("rows could not be moved: %s %s", type(error).__name__, code or "")
-            reason = running_reason(error) or "rows_not_moved"
+            reason = getattr(error, "reason", None) or running_reason(error) or "rows_not_moved"
             raise CannotServe(reason, is_there=False) from None
 
     def move(self, file: Path, on_progress: Callable[[], None] = lambda: None) -> Outcome:
@@ -139,15 +139,11 @@ class Failback:
         from space_runtime.failback.sources import RefusedSource
 
         with _transaction(self._target) as connection:
-            refused = failbacks.take_refused(connection, file_id)
-            changed = [row for row in refused if row.reason == "seed_changed"]
-            source = RefusedSource(row for row in refused if row.reason != "seed_changed")
+            source = RefusedSource(failbacks.take_refused(connection, file_id))
             moved = failbacks.moved_ids(connection)
             is_copy = _is_copy(file_id, moved)
             move = Move(source, connection, self._models, file_id, is_copy=is_copy)
-            # Only a person can decide which values a seed should have.
-            move.keep(changed)
-            return move.run()
+            return move.run(source.changed_seeds)
 
     def _move_rows(self, file: Path, file_id: UUID, on_progress: Callable[[], None]) -> Outcome:
         """Move every row of a file and record its id, in one transaction.

@@ -9,11 +9,12 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, DateTime, MetaData
+from sqlalchemy import Connection, DateTime, MetaData, Uuid
 from sqlalchemy.exc import DBAPIError
 
 from space_runtime.failback.keys import Keys
@@ -104,17 +105,21 @@ class Move:
         self._missing_seeds: dict[tuple[str, tuple[str, ...], tuple[Any, ...]], StoredRow] = {}
         self._kept_seeds: set[Node] = set()
         self._new_numbers_only: set[str] = set()
-        self._moved = self._refused = 0
+        self._moved = self._refused = self._renumbered_rows = 0
         self._unsettled: list[_Refusal] = []
         self._unrecorded: list[RefusedRow] = []
         self._unrecorded_bytes = 0
         self._at_work = ""
         self._reported = time.monotonic()
 
-    def run(self) -> Outcome:
-        """Move the rows and record the refused ones; raise MoveFailed."""
+    def run(self, changed_seeds: Iterable[RefusedRow] = ()) -> Outcome:
+        """Move the rows and record those that stay behind, among them changed seeds of before.
+
+        Raise MoveFailed if PostgreSQL ends the whole move.
+        """
         try:
             self._target.prepare()
+            self._keep_changed_seeds(changed_seeds)
             for name in self._missing_tables:
                 for stored in self._source.rows(name):
                     self._refuse_keys(name, stored)
@@ -128,14 +133,32 @@ class Move:
             if isinstance(error.orig, sqlite3.Error):
                 raise
             raise MoveFailed(self._at_work, error) from error
-        logger.info("moved %d rows to PostgreSQL, which refused %d", self._moved, self._refused)
+        logger.info(
+            "moved %d rows to PostgreSQL, %d of them with new numbers; %d stay behind",
+            self._moved,
+            self._renumbered_rows,
+            self._refused,
+        )
         return Outcome(self._moved, self._refused)
 
-    def keep(self, rows: Iterable[RefusedRow]) -> None:
-        """Let these stay behind, as before."""
+    def _keep_changed_seeds(self, rows: Iterable[RefusedRow]) -> None:
+        """Let changed seeds stay behind, as before, unless PostgreSQL has the same values by now.
+
+        Only a person can decide which values a seed should have.
+        """
         for row in rows:
             stored = StoredRow((), row.key, row.content, row.settled)
-            self._record(row.table_name, stored, row.reason, row.sqlstate)
+            schema = self._tables.get(row.table_name)
+            if schema is None or not self._is_there(schema, stored):
+                self._record(row.table_name, stored, row.reason, row.sqlstate)
+
+    def _is_there(self, schema: TableSchema, stored: StoredRow) -> bool:
+        try:
+            values = self._converted(schema, stored).values
+        except _Unmovable:
+            return False
+        there = self._counterpart(schema, values)
+        return there is not None and _is_same(values, there)
 
     def _move_group(self, group: list[TableSchema]) -> None:
         for schema in group:
@@ -329,6 +352,10 @@ class Move:
                 if number is None:
                     self._refuse(schema.name, row.stored, "no_number")
                     continue
+                if self._renumbered_rows < MOST_ROWS_NAMED:
+                    old = row.values[key]
+                    logger.warning("table %s: number %s is now %s", schema.name, old, number)
+                self._renumbered_rows += 1
                 row.values[key] = number
                 self._replace_keys(schema, row, {key})
             kept.append(row)
@@ -433,17 +460,36 @@ class Move:
     def _record(
         self, table: str, row: StoredRow, code: RefusalCode, sqlstate: str | None = None
     ) -> None:
+        key = self._shown_key(table, row)
         if self._refused < MOST_ROWS_NAMED:
             # The other values may be private.
             because = failbacks.REFUSALS[code] + (f" ({sqlstate})" if sqlstate else "")
-            logger.warning("a row stays behind: table %s, key %s: %s", table, row.key, because)
+            logger.warning("a row stays behind: table %s, key %s: %s", table, key, because)
         number, self._refused = self._refused, self._refused + 1
         self._unrecorded.append(
-            RefusedRow(number, table, row.key, code, sqlstate, {**row.content}, {**row.settled})
+            RefusedRow(
+                number,
+                table,
+                key,
+                code,
+                sqlstate,
+                {**row.content},
+                {**row.settled},
+            )
         )
         self._unrecorded_bytes += _length(row)
         if len(self._unrecorded) == ROWS_AT_ONCE or self._unrecorded_bytes > BYTES_AT_ONCE:
             self._record_refused()
+
+    def _shown_key(self, table: str, row: StoredRow) -> str:
+        """Return the key as clients know it: SQLite stores UUIDs without hyphens."""
+        schema = self._tables.get(table)
+        key = schema.key if schema else ()
+        if schema and any(isinstance(schema.columns[name].kind, Uuid) for name in key):
+            with suppress(_Unmovable):
+                values = self._converted(schema, row).values
+                return as_text(tuple(str(values.get(name)) for name in key))
+        return row.key
 
     def _record_refused(self) -> None:
         failbacks.keep(self._connection, self._file_id, self._unrecorded)

@@ -109,8 +109,14 @@ class RefusedSource:
 
     def __init__(self, refused: Iterable[RefusedRow]) -> None:
         self._tables: dict[str, dict[Locator, RefusedRow]] = {}
+        self.changed_seeds: list[RefusedRow] = []
+        """They do not move: PostgreSQL has rows in their place."""
         for row in refused:
-            self._tables.setdefault(row.table_name, {})[(row.number,)] = row
+            rows = self._tables.setdefault(row.table_name, {})
+            if row.reason == "seed_changed":
+                self.changed_seeds.append(row)
+            else:
+                rows[(row.number,)] = row
 
     def tables(self) -> list[str]:
         """Return the names of the tables."""

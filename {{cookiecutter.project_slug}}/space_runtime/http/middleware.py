@@ -108,7 +108,7 @@ class RequestMiddleware:
                 if not self._names.isdisjoint(present):
                     own = [header for header in own if header[0] not in present]
                 headers += own
-                if scope["path"].startswith("/api/") and self._is_fallback():
+                if _path(scope).startswith("/api/") and self._is_fallback():
                     headers.append((b"x-database", b"fallback"))
             return send(message)
 
@@ -170,8 +170,14 @@ class RequestMiddleware:
 
 def _has_to_wait(scope: Scope) -> bool:
     """Return False for health checks and the status page, and for preflight requests."""
-    path = scope["path"]
+    path = _path(scope)
     return path != "/" and not path.startswith("/health") and scope["method"] != "OPTIONS"
+
+
+def _path(scope: Scope) -> str:
+    """Return the path as routes know it, whether or not a proxy removes what it puts before it."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _believe_the_edge(scope: Scope, headers: dict[bytes, bytes]) -> None:

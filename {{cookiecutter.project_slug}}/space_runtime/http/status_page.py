@@ -78,7 +78,7 @@ def _values(report: Health, about: About) -> dict[str, str]:
         "description": about.description,
         "status": report.status,
         "word": report.status.capitalize() if report.status != "ok" else "OK",
-        "headline": HEADLINES[report.status],
+        "headline": _headline(report),
         "detail": database.detail,
         "remedy": _remedy(database.reason),
         "hide_remedy": "" if report.status in ("degraded", "unavailable") else "hidden",
@@ -95,6 +95,12 @@ def _values(report: Health, about: About) -> dict[str, str]:
         "repairs": ", ".join(map(_repair, database.repairs)),
         "hide_repairs": "" if database.repairs else "hidden",
     }
+
+
+def _headline(report: Health) -> str:
+    if report.status == "ok" and report.database.pending_rows:
+        return "PostgreSQL serves, but some rows of an outage need you."
+    return HEADLINES[report.status]
 
 
 def _remedy(reason: str | None) -> str:

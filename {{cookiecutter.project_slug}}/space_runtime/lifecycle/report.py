@@ -105,7 +105,8 @@ def _about_postgresql(state: State) -> list[str]:
     if state.pending_rows:
         sentences.append(
             "Rows written to SQLite while PostgreSQL was away could not be moved:"
-            f" {state.pending_rows}. `make failback` tries again; with --list, it names them."
+            f" {state.pending_rows}. `make failback LIST=1` says which and why, and"
+            " `make failback` tries them again."
         )
     if state.failback_problem:
         sentences.append(state.failback_problem)
@@ -119,7 +120,7 @@ def _about_postgresql(state: State) -> list[str]:
 
 def _about_sqlite(state: State) -> list[str]:
     sentences = ["SQLite serves instead of PostgreSQL." if state.is_fallback else "SQLite serves."]
-    if state.is_fallback and state.reason == "locked":
+    if state.is_fallback and state.reason == "locked" and not state.failure_detail:
         sentences.append("Another process uses its file too: a restart moves the rows.")
     elif state.is_fallback and state.reason == "schema_newer":
         sentences.append("Its rows do not have PostgreSQL's schema: a newer version moves them.")

@@ -247,10 +247,16 @@ class Lifecycle:
 
     def _lock_files(self) -> Observation:
         candidate = self._postgresql()
+        can_wait = self._engine is not None and not self._state.stopping
         try:
             self._files.restore_waiting(partial(is_moved, candidate))
+            has_to_wait = can_wait and POSTGRESQL.is_being_migrated(candidate)
         except (SQLAlchemyError, DatabaseUnavailable) as error:
             raise CannotServe(connection_reason(error), is_there=False) from None
+        if has_to_wait:
+            # Later, the data routes would have to wait as well.
+            detail = "it moves its rows to PostgreSQL or migrates it, and these rows follow"
+            raise CannotServe("locked", is_there=False, detail=detail)
         self._waiting_files = self._locks.enter_context(self._files.waiting_exclusively())
         return machine.Locked()
 
@@ -284,7 +290,10 @@ class Lifecycle:
         with suppress(SQLAlchemyError):  # If the connection was lost, the next check will say so.
             pending_rows += self._count_refused(engine)
         if pending_rows:
-            logger.warning("PostgreSQL serves without %d rows that are on SQLite", pending_rows)
+            logger.warning(
+                "PostgreSQL serves without %d rows of an outage: see make failback LIST=1",
+                pending_rows,
+            )
         return machine.Counted(pending_rows, self._files.count_configured())
 
     def _check(self, step: machine.Check) -> Observation:
@@ -298,8 +307,9 @@ class Lifecycle:
             latency = within(CHECK_SECONDS, lambda: ping(engine, write=step.write))
             pending_rows = within(CHECK_SECONDS, lambda: self._count_pending(engine))
         except (SQLAlchemyError, DatabaseUnavailable, TimeoutError) as error:
-            is_silent = isinstance(error, TimeoutError)
-            return machine.Failed(connection_reason(error), is_silent=is_silent)
+            reason = connection_reason(error)
+            # Another server may say no while the one that requests wait for is silent.
+            return machine.Failed(reason, is_silent=reason in ("timeout", "read_only"))
         return machine.Answered(latency, pending_rows, self._snapshots.describe())
 
     def _terminate_connections(self) -> Observation:

@@ -86,6 +86,8 @@ _ADDED = {
     "keepalives_count": "3",
     "tcp_user_timeout": "10000",
 }
+# The time is for each host: while one is silent, a check, which has 3 s, must still reach the next.
+_ADDED_FOR_SEVERAL_HOSTS = {"connect_timeout": "2"}
 
 _CREDENTIALS_IN_PATH = re.compile(r"[^/@:]*:[^/@]*@")
 _MEMORY_PATHS = {"", "/:memory:"}
@@ -138,7 +140,7 @@ def build_postgresql_url(
     parts: Parts, hosts: list[str], ports: list[int | None], query: dict[str, str]
 ) -> URL:
     """Return the URL; several hosts, or a socket, go into the query, as SQLAlchemy expects."""
-    query = {**_ADDED, **query}
+    query = {**_ADDED, **(_ADDED_FOR_SEVERAL_HOSTS if len(hosts) > 1 else {}), **query}
     host, port = (hosts[0], ports[0]) if hosts else (None, ports[0])
     if len(hosts) > 1 or (host and host.startswith("/")):
         query["host"] = ",".join(hosts)

@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from fastapi import APIRouter, Response, status
+from fastapi import APIRouter, Request, Response, status
 
 from space_runtime.http.errors import CREATED, errors
 from src.database.session import DatabaseDep
@@ -20,10 +20,12 @@ router = APIRouter(prefix="/api/items", tags=["items"], responses=errors(422, 50
     response_model=ItemRead,
     responses=errors(409) | CREATED,
 )
-async def create_item(data: ItemCreate, response: Response, database: DatabaseDep) -> Item:
+async def create_item(
+    data: ItemCreate, request: Request, response: Response, database: DatabaseDep
+) -> Item:
     """Create an item."""
     item = await database.write(service.create_item, data)
-    response.headers["Location"] = f"{router.prefix}/{item.id}"
+    response.headers["Location"] = f"{request.scope['root_path']}{router.prefix}/{item.id}"
     return item
 
 
