@@ -121,7 +121,7 @@ def _print_plan(files: list[Path], target: Engine) -> int:
     for file in files:
         if not is_moved(target, names.id_of(file)):
             for name, count in count_rows(read_only(file)).items():
-                print(f"{file.name}: {name}: {count} rows would be tried")
+                print(f"{file.name}: {name}: {count} rows would be moved")
     with target.connect() as connection:
         count = failbacks.count_refused(connection)
     print(f"{count} rows that were refused before would be tried again")
