@@ -378,3 +378,25 @@ def test_large_rows_are_refused_in_bounded_memory(database: Database) -> None:
         assert tracemalloc.get_traced_memory()[1] < 80 * 2**20
     finally:
         tracemalloc.stop()
+
+
+def test_references_follow_a_number_that_a_trigger_gave(database: Database) -> None:
+    database.run(
+        "CREATE TABLE owners (id serial PRIMARY KEY, name text)",
+        "CREATE TABLE pets (id serial PRIMARY KEY, owner_id int REFERENCES owners, name text)",
+        "CREATE FUNCTION number() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN NEW.id := nextval('owners_id_seq'); RETURN NEW; END $$",
+        "INSERT INTO owners VALUES (5, 'a stranger'), (6, 'another')",
+        "CREATE TRIGGER number BEFORE INSERT ON owners FOR EACH ROW EXECUTE FUNCTION number()",
+        "SELECT setval('owners_id_seq', 10)",
+    )
+    moved = database.move(
+        "CREATE TABLE owners (id integer PRIMARY KEY AUTOINCREMENT, name text)",
+        "CREATE TABLE pets (id integer PRIMARY KEY AUTOINCREMENT, owner_id int REFERENCES owners, name text)",
+        "INSERT INTO owners VALUES (7, 'one'), (8, 'two')",
+        "INSERT INTO pets VALUES (1, 7, 'of one'), (2, 8, 'of two')",
+    )
+    assert moved == (4, 0)
+    found = database.run("SELECT owners.name, pets.name FROM pets JOIN owners ON owners.id = owner_id ORDER BY 1")
+    assert found == [("one", "of one"), ("two", "of two")]
+    assert {(5,), (6,)} < set(database.run("SELECT id FROM owners"))

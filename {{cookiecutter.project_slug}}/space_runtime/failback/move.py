@@ -235,7 +235,7 @@ class Move:
             return
         self._on_progress()
         try:
-            self._target.attempt(lambda: self._target.insert(schema, [row.values for row in rows]))
+            self._target.attempt(lambda: self._insert_batch(schema, rows))
         except Refused as refused:
             if len(rows) > 1:
                 middle = len(rows) // 2
@@ -245,6 +245,17 @@ class Move:
                 self._refuse(schema.name, rows[0].stored, "refused", refused.sqlstate)
         else:
             self._moved += len(rows)
+
+    def _insert_batch(self, schema: TableSchema, rows: Sequence[_Row]) -> None:
+        numbers = self._target.insert(schema, [row.values for row in rows])
+        if set(numbers) == {row.values[name] for row in rows for name in schema.key if numbers}:
+            return
+        # A trigger numbers the rows itself. One by one it is known which has which number.
+        if len(rows) > 1:
+            raise Refused(None)
+        (row,), (key,), (number,) = rows, schema.key, numbers
+        row.values[key] = number
+        self._replace_keys(schema, row, {key})
 
     def _move_circle(self, schemas: Mapping[str, TableSchema], circle: Sequence[Node]) -> None:
         """Move rows that refer to each other in a circle: all of them, or none."""

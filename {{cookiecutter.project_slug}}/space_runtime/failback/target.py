@@ -76,16 +76,19 @@ class Target:
         self._connection.execute(text("SET LOCAL TIME ZONE 'UTC'"))
         self._connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
 
-    def insert(self, schema: TableSchema, rows: Sequence[Values]) -> None:
-        """Insert rows in one statement, so that they may refer to each other."""
+    def insert(self, schema: TableSchema, rows: Sequence[Values]) -> list[int]:
+        """Insert rows in one statement, so that they may refer to each other.
+
+        Return the numbers that are their keys now, in any order; a trigger may have changed them.
+        """
         clause = self._clause(schema)
         insert = _OverridingInsert(clause) if schema.always_generated else clause.insert()
         # SQLAlchemy sends a single INSERT only if it returns something.
-        inserted = self._connection.execute(
-            insert.returning(literal_column("1", Integer)), list(rows)
-        )
-        if len(inserted.all()) != len(rows):  # A trigger dropped some.
+        key = clause.c[schema.key[0]] if schema.sequence else literal_column("1", Integer)
+        inserted = self._connection.scalars(insert.returning(key), list(rows)).all()
+        if len(inserted) != len(rows):  # A trigger dropped some.
             raise Refused(None)
+        return list(inserted) if schema.sequence else []
 
     def update(self, schema: TableSchema, row: Values, names: Sequence[str]) -> None:
         """Set these columns of the row that has this key."""
