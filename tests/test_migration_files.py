@@ -213,6 +213,9 @@ COLUMNS = """
 """
 
 
+@pytest.mark.parametrize(
+    "database_url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.thorough)], indirect=True
+)
 def test_columns_get_the_type_that_each_database_has_wherever_the_migration_was_written(
     project: BakedProject, database_url: str, postgres: Postgres, tmp_path: Path
 ) -> None:
@@ -267,6 +270,7 @@ class Status(enum.Enum):
 class Item("""
 
 
+@pytest.mark.thorough
 def test_an_enum_is_created_before_the_column_that_needs_it_and_dropped_after_the_last_one(
     project: BakedProject, database_url: str, postgres: Postgres, tmp_path: Path
 ) -> None:
@@ -348,6 +352,9 @@ FOREIGN_ON_SQLITE = """
 """
 
 
+@pytest.mark.parametrize(
+    "database_url", ["postgresql", pytest.param("sqlite", marks=pytest.mark.thorough)], indirect=True
+)
 def test_what_others_have_in_the_same_database_is_not_mentioned_in_a_migration(
     project: BakedProject, database_url: str
 ) -> None:

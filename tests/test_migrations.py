@@ -122,7 +122,7 @@ def downgrade():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["at start", "by hand"])
+@pytest.mark.parametrize("how", ["at start", pytest.param("by hand", marks=pytest.mark.thorough)])
 def test_a_migration_may_leave_its_transaction_for_a_while(project: BakedProject, database_url: str, how: str) -> None:
     environ = {"DATABASE_URL": database_url}
     project.run("alembic", "upgrade", "head", environ=environ)

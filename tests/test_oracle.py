@@ -24,7 +24,7 @@ pytestmark = [
 ]
 
 IN_A_PART = 20
-MORE_PARTS = int(os.environ.get("ORACLE_PARTS", "14"))
+PARTS = int(os.environ.get("ORACLE_PARTS", "15"))
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +59,9 @@ def tell_part(part: int, world: World) -> None:
     tell_some()
 
 
-@pytest.mark.parametrize("part", range(1))
-def test_rows_keep_their_meaning_through_outages(part: int, world: World) -> None:
-    tell_part(part, world)
-
-
 @pytest.mark.thorough
-@pytest.mark.parametrize("part", range(1, 1 + MORE_PARTS))
-def test_rows_of_more_tables_keep_their_meaning_through_outages(part: int, world: World) -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+def test_rows_keep_their_meaning_through_outages(part: int, world: World) -> None:
     tell_part(part, world)
 
 

@@ -66,9 +66,10 @@ def begin_together(*arguments):
 
 def insert_together(*arguments):
     note("inside")
-    insert(*arguments)
+    numbers = insert(*arguments)
     while not others("inside") | others("turned away"):
         time.sleep(0.01)
+    return numbers
 
 
 handover.begin, Target.insert = begin_together, insert_together
