@@ -4,53 +4,48 @@ What is referred to comes before what refers to it. A row whose number PostgreSQ
 and references follow. A row that PostgreSQL refuses stays behind, with the rows that refer to it.
 """
 
-import json
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, DateTime, MetaData, Uuid
+from sqlalchemy import Connection, MetaData
 from sqlalchemy.exc import DBAPIError
 
+from space_runtime.failback.behind import MOST_ROWS_NAMED, RowsBehind
 from space_runtime.failback.keys import Keys
 from space_runtime.failback.order import parents_first
 from space_runtime.failback.outcome import MoveFailed, Outcome
 from space_runtime.failback.schema import (
     TableSchema,
+    Unmovable,
     in_order,
+    in_order_of_insertion,
     read_schema,
     references_of_model,
     referred_columns,
 )
-from space_runtime.failback.sources import Locator, Source, StoredRow
+from space_runtime.failback.sources import (
+    ROWS_AT_ONCE,
+    Locator,
+    Source,
+    StoredRow,
+    batches,
+)
 from space_runtime.failback.target import Refused, Target
-from space_runtime.failback.values import as_raw
-from space_runtime.records import failbacks
+from space_runtime.failback.values import as_raw, is_same
 from space_runtime.records.failbacks import RefusalCode, RefusedRow
 from space_runtime.records.generated_keys import highest
 from space_runtime.records.stored import Raw, as_text
 
 logger = logging.getLogger(__name__)
 
-ROWS_AT_ONCE = 500
-BYTES_AT_ONCE = 4 * 2**20
 SECONDS_BETWEEN_REPORTS = 2.0
-MOST_ROWS_NAMED = 100
 
 Node = tuple[str, Locator]
-
-
-class _Unmovable(Exception):
-    """A row cannot be written."""
-
-    def __init__(self, code: RefusalCode) -> None:
-        super().__init__(code)
-        self.code: RefusalCode = code
 
 
 @dataclass(slots=True)
@@ -89,7 +84,7 @@ class Move:
 
         `on_progress` is called before each batch.
         """
-        self._source, self._connection, self._file_id = source, target, file_id
+        self._source = source
         self._is_copy, self._on_progress = is_copy, on_progress
         self._target = Target(target)
         present = source.tables()
@@ -105,10 +100,9 @@ class Move:
         self._missing_seeds: dict[tuple[str, tuple[str, ...], tuple[Any, ...]], StoredRow] = {}
         self._kept_seeds: set[Node] = set()
         self._new_numbers_only: set[str] = set()
-        self._moved = self._refused = self._renumbered_rows = 0
+        self._behind = RowsBehind(target, file_id, self._tables)
+        self._moved = self._renumbered_rows = 0
         self._unsettled: list[_Refusal] = []
-        self._unrecorded: list[RefusedRow] = []
-        self._unrecorded_bytes = 0
         self._at_work = ""
         self._reported = time.monotonic()
 
@@ -128,7 +122,7 @@ class Move:
             for name in self._missing_tables:
                 for stored in self._source.rows(name):
                     self._settle(_Refusal(name, stored, "no_such_table", None))
-            self._record_refused()
+            self._behind.write()
         except DBAPIError as error:
             if isinstance(error.orig, sqlite3.Error):
                 raise
@@ -137,9 +131,9 @@ class Move:
             "moved %d rows to PostgreSQL, %d of them with new numbers; %d stay behind",
             self._moved,
             self._renumbered_rows,
-            self._refused,
+            self._behind.count,
         )
-        return Outcome(self._moved, self._refused)
+        return Outcome(self._moved, self._behind.count)
 
     def _keep_changed_seeds(self, rows: Iterable[RefusedRow]) -> None:
         """Let changed seeds stay behind, as before, unless PostgreSQL has the same values by now.
@@ -150,15 +144,15 @@ class Move:
             stored = StoredRow((), row.key, row.content, row.settled)
             schema = self._tables.get(row.table_name)
             if schema is None or not self._is_there(schema, stored):
-                self._record(row.table_name, stored, row.reason, row.sqlstate)
+                self._behind.record(row.table_name, stored, row.reason, row.sqlstate)
 
     def _is_there(self, schema: TableSchema, stored: StoredRow) -> bool:
         try:
-            values = self._converted(schema, stored).values
-        except _Unmovable:
+            values = schema.read(stored)
+        except Unmovable:
             return False
-        there = self._counterpart(schema, values)
-        return there is not None and _is_same(values, there)
+        there = self._target.counterpart(schema, values)
+        return there is not None and is_same(values, there)
 
     def _move_group(self, group: list[TableSchema]) -> None:
         for schema in group:
@@ -172,7 +166,7 @@ class Move:
             schema = group[0]
             rows = self._source.rows(schema.name)
             seeds = self._seeds[schema.name]
-            for batch in _batches(row for row in rows if row.locator not in seeds):
+            for batch in batches(row for row in rows if row.locator not in seeds):
                 self._move_rows(schema, batch)
 
     def _move_in_order(self, group: list[TableSchema]) -> None:
@@ -184,7 +178,7 @@ class Move:
             if waiting:
                 name = waiting[0][0]
                 locators = [locator for _, locator in waiting]
-                for batch in _batches(self._source.fetch(name, locators)):
+                for batch in batches(self._source.fetch(name, locators)):
                     self._move_rows(schemas[name], batch)
                 waiting.clear()
 
@@ -259,7 +253,7 @@ class Move:
 
     def _move_circle(self, schemas: Mapping[str, TableSchema], circle: Sequence[Node]) -> None:
         """Move rows that refer to each other in a circle: all of them, or none."""
-        tables = _in_order_of_insertion([schemas[name] for name in {name for name, _ in circle}])
+        tables = in_order_of_insertion([schemas[name] for name in {name for name, _ in circle}])
         rows: list[tuple[TableSchema, _Row]] = []
         for schema in tables:
             locators = [locator for name, locator in circle if name == schema.name]
@@ -317,28 +311,12 @@ class Move:
         rows = []
         for one in stored:
             try:
-                rows.append(self._converted(schema, one))
-            except _Unmovable as error:
+                rows.append(_Row(one, schema.read(one)))
+            except Unmovable as error:
                 self._refuse(schema.name, one, error.code)
         if self._is_copy:
             return self._without_those_there(schema, rows)
         return self._renumbered(schema, rows) if schema.sequence else rows
-
-    def _converted(self, schema: TableSchema, stored: StoredRow) -> _Row:
-        """Return the row with the values that PostgreSQL gets; raise _Unmovable."""
-        values: dict[str, Any] = {**stored.content, **stored.settled}
-        for name in values.keys() - schema.columns.keys():
-            if values.pop(name) is not None and name not in schema.computed:
-                raise _Unmovable("no_such_column")
-        try:
-            for name, read in schema.readers.items():
-                if name in values:
-                    values[name] = read(values[name])
-        except Exception:
-            # SQLite stores any value in any column, even if the column's type cannot read it. The
-            # type may be the owner's code, which raises anything.
-            raise _Unmovable("unstorable") from None
-        return _Row(stored, values)
 
     def _renumbered(self, schema: TableSchema, rows: list[_Row]) -> list[_Row]:
         """Give new numbers to rows whose numbers PostgreSQL has; refuse them if it gives none."""
@@ -364,7 +342,7 @@ class Move:
                     self._refuse(schema.name, row.stored, "no_number")
                     continue
                 if self._renumbered_rows < MOST_ROWS_NAMED:
-                    old = row.values[key]
+                    old = row.values.get(key)
                     logger.warning("table %s: number %s is now %s", schema.name, old, number)
                 self._renumbered_rows += 1
                 row.values[key] = number
@@ -385,7 +363,7 @@ class Move:
         for key, row in zip(keys, rows, strict=True):
             if key not in there:
                 new.append(row)
-            elif not _is_same(row.values, there[key]):
+            elif not is_same(row.values, there[key]):
                 self._refuse(schema.name, row.stored, "already_there")
         return new
 
@@ -458,7 +436,7 @@ class Move:
             if new is not None and not self._keys.is_refused(one.table, one.to, values):
                 for name, value in zip(one.columns, new, strict=True):
                     settled[name] = self._as_stored(table, name, value)
-        self._record(table, replace(stored, settled=settled), refusal.code, refusal.sqlstate)
+        self._behind.record(table, replace(stored, settled=settled), refusal.code, refusal.sqlstate)
 
     def _as_stored(self, table: str, name: str, value: Any) -> Raw:
         column = self._tables[table].columns.get(name) if table in self._tables else None
@@ -467,45 +445,6 @@ class Move:
         except Exception:
             # The model may give another type to the column than to the one that it refers to.
             return as_raw(value)
-
-    def _record(
-        self, table: str, row: StoredRow, code: RefusalCode, sqlstate: str | None = None
-    ) -> None:
-        key = self._shown_key(table, row)
-        if self._refused < MOST_ROWS_NAMED:
-            # The other values may be private.
-            because = failbacks.REFUSALS[code] + (f" ({sqlstate})" if sqlstate else "")
-            logger.warning("a row stays behind: table %s, key %s: %s", table, key, because)
-        number, self._refused = self._refused, self._refused + 1
-        self._unrecorded.append(
-            RefusedRow(
-                number,
-                table,
-                key,
-                code,
-                sqlstate,
-                {**row.content},
-                {**row.settled},
-            )
-        )
-        self._unrecorded_bytes += _length(row)
-        if len(self._unrecorded) == ROWS_AT_ONCE or self._unrecorded_bytes > BYTES_AT_ONCE:
-            self._record_refused()
-
-    def _shown_key(self, table: str, row: StoredRow) -> str:
-        """Return the key as clients know it: SQLite stores UUIDs without hyphens."""
-        schema = self._tables.get(table)
-        key = schema.key if schema else ()
-        if schema and any(isinstance(schema.columns[name].kind, Uuid) for name in key):
-            with suppress(_Unmovable):
-                values = self._converted(schema, row).values
-                return as_text(tuple(str(values.get(name)) for name in key))
-        return row.key
-
-    def _record_refused(self) -> None:
-        failbacks.keep(self._connection, self._file_id, self._unrecorded)
-        self._unrecorded.clear()
-        self._unrecorded_bytes = 0
 
     # rows that migrations inserted
 
@@ -518,13 +457,13 @@ class Move:
             key = as_text(_pick(schema.key, seed.now))
             stored = StoredRow(seed.locator, key, seed.inserted)
             try:
-                row = self._converted(schema, stored)
-            except _Unmovable:
+                row = _Row(stored, schema.read(stored))
+            except Unmovable:
                 continue
             self._follow_references(schema, row)
             # Looking may take long, in a table with many seeds and no key to find them by.
             is_needed = is_referred_to or seed.later
-            there = self._counterpart(schema, row.values) if is_needed else None
+            there = self._target.counterpart(schema, row.values) if is_needed else None
             if there is None and seed.later:
                 continue
             seeds.add(seed.locator)
@@ -536,31 +475,7 @@ class Move:
                 else:
                     self._keys.replace(schema.name, columns, inserted, _pick(columns, there))
             if seed.now != seed.inserted:
-                self._record(schema.name, replace(stored, content=seed.now), "seed_changed")
-
-    def _counterpart(
-        self, schema: TableSchema, values: Mapping[str, Any]
-    ) -> Mapping[str, Any] | None:
-        """Return PostgreSQL's row with the same unique key, or else with the same values."""
-        for columns in (*schema.unique, *([] if schema.sequence else [schema.key])):
-            key = {name: values.get(name) for name in columns}
-            if key and None not in key.values() and (there := self._target.find(schema, key)):
-                return there
-        comparable = {
-            name: value
-            for name, value in values.items()
-            if name not in schema.key and schema.columns[name].is_comparable
-        }
-        # When a row was inserted differs, even if all else is the same.
-        timeless = {
-            name: value
-            for name, value in comparable.items()
-            if not isinstance(schema.columns[name].kind, DateTime)
-        }
-        for alike in (comparable, timeless):
-            if alike and (there := self._target.find(schema, alike)):
-                return there
-        return None
+                self._behind.record(schema.name, replace(stored, content=seed.now), "seed_changed")
 
     def _advance_sequence(self, schema: TableSchema) -> None:
         """Let PostgreSQL's numbering continue after all numbers that it would meet otherwise.
@@ -579,53 +494,3 @@ class Move:
 
 def _pick(columns: Iterable[str], values: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple([values.get(name) for name in columns])
-
-
-def _length(row: StoredRow) -> int:
-    return sum([len(one) for one in row.content.values() if isinstance(one, (str, bytes))])
-
-
-def _batches(rows: Iterable[StoredRow]) -> Iterator[list[StoredRow]]:
-    """Yield the rows in lists that are neither too long nor too large."""
-    batch: list[StoredRow] = []
-    size = 0
-    for row in rows:
-        length = _length(row)
-        if batch and (len(batch) == ROWS_AT_ONCE or size + length > BYTES_AT_ONCE):
-            yield batch
-            batch, size = [], 0
-        batch.append(row)
-        size += length
-    if batch:
-        yield batch
-
-
-def _in_order_of_insertion(tables: Sequence[TableSchema]) -> list[TableSchema]:
-    """Return the tables so that references which can neither be empty nor wait come second."""
-    by_name = {schema.name: schema for schema in tables}
-    firm = {
-        name: [
-            one.table
-            for one in schema.references
-            if one.table in by_name
-            and not one.can_wait
-            and not any(schema.columns[column].is_nullable for column in one.columns)
-        ]
-        for name, schema in by_name.items()
-    }
-    return [by_name[name] for group in parents_first(firm) for name in group]
-
-
-def _is_same(values: Mapping[str, Any], there: Mapping[str, Any]) -> bool:
-    """Return whether PostgreSQL has these values; JSON is compared by what it means."""
-    return all(
-        value == there[name] or (isinstance(value, str) and _parsed(value) == there[name])
-        for name, value in values.items()
-    )
-
-
-def _parsed(value: str) -> Any:
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value

@@ -16,11 +16,21 @@ from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.types import TypeEngine
 
 from space_runtime.failback.order import parents_first
+from space_runtime.failback.sources import StoredRow
 from space_runtime.failback.values import Conversion, Conversions, unchanged
 from space_runtime.records import generated_keys
+from space_runtime.records.failbacks import RefusalCode
 from space_runtime.records.tables import quote
 
 _NEXT_VALUE = re.compile(r"nextval\('(?P<sequence>.+)'::regclass\)")
+
+
+class Unmovable(Exception):
+    """A row cannot be written."""
+
+    def __init__(self, code: RefusalCode) -> None:
+        super().__init__(code)
+        self.code: RefusalCode = code
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,22 @@ class TableSchema:
     """The numbers that SQLite generates begin here, and PostgreSQL's end."""
     always_generated: bool
     """Whether PostgreSQL takes no value of ours for a column unless it is told to."""
+
+    def read(self, stored: StoredRow) -> dict[str, Any]:
+        """Return the values that PostgreSQL gets for a row; raise Unmovable."""
+        values: dict[str, Any] = {**stored.content, **stored.settled}
+        for name in values.keys() - self.columns.keys():
+            if values.pop(name) is not None and name not in self.computed:
+                raise Unmovable("no_such_column")
+        try:
+            for name, read in self.readers.items():
+                if name in values:
+                    values[name] = read(values[name])
+        except Exception:
+            # SQLite stores any value in any column, even if the column's type cannot read it. The
+            # type may be the owner's code, which raises anything.
+            raise Unmovable("unstorable") from None
+        return values
 
 
 def read_schema(
@@ -145,6 +171,22 @@ def in_order(tables: dict[str, TableSchema]) -> list[list[TableSchema]]:
         for name, table in tables.items()
     }
     return [[tables[name] for name in group] for group in parents_first(parents)]
+
+
+def in_order_of_insertion(tables: Sequence[TableSchema]) -> list[TableSchema]:
+    """Return the tables so that references which can neither be empty nor wait come second."""
+    by_name = {schema.name: schema for schema in tables}
+    firm = {
+        name: [
+            one.table
+            for one in schema.references
+            if one.table in by_name
+            and not one.can_wait
+            and not any(schema.columns[column].is_nullable for column in one.columns)
+        ]
+        for name, schema in by_name.items()
+    }
+    return [by_name[name] for group in parents_first(firm) for name in group]
 
 
 def referred_columns(

@@ -16,6 +16,9 @@ from space_runtime.records.tables import Shape, data_tables, quote, shape
 
 Locator = tuple[Any, ...]
 
+ROWS_AT_ONCE = 500
+BYTES_AT_ONCE = 4 * 2**20
+
 
 @dataclass(frozen=True, slots=True)
 class StoredRow:
@@ -28,6 +31,11 @@ class StoredRow:
     content: Mapping[str, Raw]
     settled: Mapping[str, Raw] = field(default_factory=dict)
     """What some of its references have become in PostgreSQL, if it was refused before."""
+
+    @property
+    def length(self) -> int:
+        """Return how many characters and bytes it has."""
+        return sum([len(one) for one in self.content.values() if isinstance(one, (str, bytes))])
 
 
 class Source(Protocol):
@@ -153,3 +161,18 @@ class RefusedSource:
             if locator not in without
         )
         return max((one for one in values if isinstance(one, int) and one < below), default=None)
+
+
+def batches(rows: Iterable[StoredRow]) -> Iterator[list[StoredRow]]:
+    """Yield the rows in lists that are neither too long nor too large."""
+    batch: list[StoredRow] = []
+    size = 0
+    for row in rows:
+        length = row.length
+        if batch and (len(batch) == ROWS_AT_ONCE or size + length > BYTES_AT_ONCE):
+            yield batch
+            batch, size = [], 0
+        batch.append(row)
+        size += length
+    if batch:
+        yield batch

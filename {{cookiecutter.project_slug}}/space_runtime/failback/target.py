@@ -9,6 +9,7 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
+    DateTime,
     Integer,
     TableClause,
     any_,
@@ -146,6 +147,30 @@ class Target:
         except Refused:
             return None
         return None if row is None else dict(row)
+
+    def counterpart(
+        self, schema: TableSchema, values: Mapping[str, Any]
+    ) -> Mapping[str, Any] | None:
+        """Return PostgreSQL's row with the same unique key, or else with the same values."""
+        for columns in (*schema.unique, *([] if schema.sequence else [schema.key])):
+            key = {name: values.get(name) for name in columns}
+            if key and None not in key.values() and (there := self.find(schema, key)):
+                return there
+        comparable = {
+            name: value
+            for name, value in values.items()
+            if name not in schema.key and schema.columns[name].is_comparable
+        }
+        # When a row was inserted differs, even if all else is the same.
+        timeless = {
+            name: value
+            for name, value in comparable.items()
+            if not isinstance(schema.columns[name].kind, DateTime)
+        }
+        for alike in (comparable, timeless):
+            if alike and (there := self.find(schema, alike)):
+                return there
+        return None
 
     def with_keys(
         self, schema: TableSchema, keys: Sequence[tuple[Any, ...]]

@@ -1,7 +1,7 @@
 """How a value in an SQLite file becomes the value that the same model writes on PostgreSQL."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -93,3 +93,18 @@ def unchanged(value: Any) -> Any:
 def as_raw(value: Any) -> Raw:
     """Return the value in a form that SQLite can store."""
     return value if value is None or isinstance(value, (int, float, str, bytes)) else str(value)
+
+
+def is_same(values: Mapping[str, Any], there: Mapping[str, Any]) -> bool:
+    """Return whether PostgreSQL has these values; JSON is compared by what it means."""
+    return all(
+        value == there[name] or (isinstance(value, str) and _parsed(value) == there[name])
+        for name, value in values.items()
+    )
+
+
+def _parsed(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
