@@ -24,11 +24,11 @@ demo: .venv/ready ## Render a Space with the default answers and serve it at htt
 	@$(VENV)/python tools/demo.py
 
 test: .venv/ready ## Hold every promise with at least one real process (what this machine lacks is skipped by name)
-	@echo "Four to five minutes on two cores with all tools. make test-all runs everything."
+	@echo "Up to nine minutes on two cores with all tools. make test-all runs everything."
 	@$(PYTEST) $(IN_PARALLEL) -m "not thorough and not alone"
 
 rest: .venv/ready ## Run what make test leaves out: other moments, larger numbers, measurements
-	@echo "About five minutes on two cores."
+	@echo "Up to ten minutes on two cores."
 	@status=0; $(PYTEST) $(IN_PARALLEL) -m "thorough and not alone" || status=1; \
 		$(PYTEST) -m alone || status=1; exit $$status
 
