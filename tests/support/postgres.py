@@ -278,17 +278,23 @@ def initialize(server: Postgres) -> None:
     password_file = server.folder / "password"
     password_file.write_text(PASSWORD)
     password_file.chmod(0o644)
+    run_program(
+        server,
+        "initdb",
+        f"--pgdata={server.folder / 'data'}",
+        f"--username={USER}",
+        f"--pwfile={password_file}",
+        "--auth=scram-sha-256",
+        "--encoding=UTF8",
+        "--locale=C.UTF-8",
+        "--no-sync",
+    )
+
+
+def run_program(server: Postgres, name: str, *arguments: str) -> None:
+    """Run one of PostgreSQL's programs as the account that owns the server's folder."""
     done = subprocess.run(  # noqa: S603
-        [
-            server.programs / "initdb",
-            f"--pgdata={server.folder / 'data'}",
-            f"--username={USER}",
-            f"--pwfile={password_file}",
-            "--auth=scram-sha-256",
-            "--encoding=UTF8",
-            "--locale=C.UTF-8",
-            "--no-sync",
-        ],
+        [server.programs / name, *arguments],
         cwd=server.folder,
         env=bare_environment(server.folder),
         stdout=subprocess.PIPE,

@@ -1,15 +1,13 @@
 """A second PostgreSQL that follows another one, and takes its place when it is promoted."""
 
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.postgres import PASSWORD, SECONDS_TO_START, USER, Postgres, group_of
-from tests.support.processes import bare_environment
+from tests.support.postgres import PASSWORD, SECONDS_TO_START, USER, Postgres, run_program
 
 
 @contextmanager
@@ -37,28 +35,17 @@ def new_standby(primary: Postgres) -> Iterator[Postgres]:
 def copy_data(primary: Postgres, standby: Postgres) -> None:
     """Copy the cluster, with what the copy needs to follow it through a replication slot."""
     source = f"host=127.0.0.1 port={primary.port} user={USER} password='{PASSWORD}'"
-    done = subprocess.run(  # noqa: S603
-        [
-            standby.programs / "pg_basebackup",
-            f"--pgdata={standby.folder / 'data'}",
-            f"--dbname={source}",
-            "--write-recovery-conf",
-            "--create-slot",
-            "--slot=standby",
-            "--checkpoint=fast",
-            "--no-sync",
-        ],
-        cwd=standby.folder,
-        env=bare_environment(standby.folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        user=standby.account,
-        group=group_of(standby.account),
-        extra_groups=[] if standby.account else None,
-        check=False,
+    run_program(
+        standby,
+        "pg_basebackup",
+        f"--pgdata={standby.folder / 'data'}",
+        f"--dbname={source}",
+        "--write-recovery-conf",
+        "--create-slot",
+        "--slot=standby",
+        "--checkpoint=fast",
+        "--no-sync",
     )
-    assert done.returncode == 0, done.stdout
 
 
 def wait_for_standby(primary: Postgres) -> None:

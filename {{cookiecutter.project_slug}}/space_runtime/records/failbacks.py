@@ -124,11 +124,6 @@ def moved_ids(connection: Connection) -> set[UUID]:
     return set(connection.scalars(select(moved_files.c.id)))
 
 
-def is_moved(connection: Connection, file_id: UUID) -> bool:
-    """Return whether the rows of the file with this id are here."""
-    return file_id in moved_ids(connection)
-
-
 def record_move(connection: Connection, file_id: UUID, moved_rows: int) -> None:
     """Record that the rows of this file were moved, in the transaction that moves them."""
     connection.execute(moved_files.insert().values(id=file_id, moved_rows=moved_rows))
