@@ -21,6 +21,14 @@ def _between(least: float, most: float, what: str, *, default: float | None) -> 
     return Field(default, ge=least, le=most, description=f"{what} from {least} to {most}")
 
 
+def _limit(default: str) -> Any:
+    return Field(
+        default,
+        pattern=r"^(?:off|[1-9][0-9]{0,6}/(?:second|minute|hour|day))$",
+        description="off, or a number for each second, minute, hour or day, such as 120/minute",
+    )
+
+
 class RuntimeSettings(BaseSettings):
     """What the runtime reads; a field's description completes the sentence "NAME must be ..."."""
 
@@ -52,11 +60,8 @@ class RuntimeSettings(BaseSettings):
         description="comma-separated origins such as https://example.com, without a path, or *",
     )
     port: int = _between(1, 65535, "a whole number", default=7860)
-    public_limit: str = Field(
-        default="120/minute",
-        pattern=r"^(?:off|[1-9][0-9]{0,6}/(?:second|minute|hour|day))$",
-        description="off, or a number for each second, minute, hour or day, such as 120/minute",
-    )
+    public_limit: str = _limit("120/minute")
+    user_limit: str = _limit("120/minute")
     max_body_bytes: int = _between(1024, 1024**3, "a number of bytes", default=1024**2)
 
     @model_validator(mode="before")

@@ -28,6 +28,7 @@ SECRET_NAME = re.compile(r"TOKEN|SECRET|PASS|KEY|CREDENTIAL|AUTH", re.IGNORECASE
 PASSWORD_IN_URL = re.compile(r"://[^\s:/@]*:(\S+)@")
 SHORTEST_SECRET = 8
 DEFAULT_APP_PORT = 7860
+SIGNS_IN = re.compile(rb"^\s*from space_runtime\.http\.sign_in import", re.MULTILINE)
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 
 
@@ -133,12 +134,16 @@ def file_problems(files: Mapping[str, bytes]) -> Iterator[str]:
     if "README.md" in files:
         readme = files["README.md"].decode("utf-8", "replace")
         dockerfile = files.get("Dockerfile", b"").decode("utf-8", "replace")
-        for problem in front_matter_problems(readme, dockerfile):
+        code = (content for path, content in files.items() if path.startswith("src/"))
+        signs_in = any(SIGNS_IN.search(content) for content in code)
+        for problem in front_matter_problems(readme, dockerfile, signs_in=signs_in):
             yield f"README.md, front matter: {problem}"
 
 
-def front_matter_problems(readme: str, dockerfile: str) -> list[str]:
+def front_matter_problems(readme: str, dockerfile: str, *, signs_in: bool = False) -> list[str]:
     """Return one line for each problem with the YAML block at the top of README.md.
+
+    `signs_in` says whether the code asks for users who are signed in.
 
     Only mistakes that the Hub accepts but that keep the Space from running are checked here. `make
     deploy` asks the Hub about the rest, such as license and colors: a list here would go stale.
@@ -161,4 +166,6 @@ def front_matter_problems(readme: str, dockerfile: str) -> list[str]:
     exposed = re.findall(r"^EXPOSE (\d+)$", dockerfile, re.MULTILINE)
     if exposed and (type(port) is not int or str(port) not in exposed):
         problems.append(f"app_port: not {port!r}, but what the Dockerfile exposes: {exposed[0]}")
+    if signs_in and fields.get("hf_oauth") is not True:
+        problems.append("hf_oauth: true is required, since the code asks who is signed in")
     return problems

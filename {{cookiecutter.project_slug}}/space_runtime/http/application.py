@@ -12,6 +12,7 @@ from space_runtime.http.health import router as health
 from space_runtime.http.metrics import router as metrics
 from space_runtime.http.middleware import RequestMiddleware
 from space_runtime.http.policy import cross_origin_rules, security_headers
+from space_runtime.http.sign_in_pages import attach_sign_in
 from space_runtime.http.status_page import router as status_page
 from space_runtime.observability.logging import configure_logging
 from space_runtime.observability.metrics import BUILD
@@ -38,6 +39,7 @@ def attach(app: FastAPI, runtime: Runtime) -> None:
         app.include_router(router)
     if settings.metrics == "on":
         app.include_router(metrics)
+    attach_sign_in(app, runtime)
     add_error_handlers(app)
     describe(
         app,
