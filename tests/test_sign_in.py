@@ -25,6 +25,8 @@ from tests.support.openid import OpenIDProvider, running_provider
 from tests.support.server import Server
 from tests.support.tls import tls_front
 
+pytestmark = pytest.mark.slow
+
 OWNER, HOST = "example", "example-my-space.hf.space"
 TOKEN = "the-token-of-this-space"  # noqa: S105
 ON_A_SPACE = {"SPACE_ID": f"{OWNER}/my-space", "SPACE_HOST": HOST, "API_TOKEN": TOKEN, "USER_LIMIT": "4/day"}
@@ -35,11 +37,18 @@ LOGIN, CALLBACK, LOGOUT = (f"/oauth/huggingface/{name}" for name in ("login", "c
 def project(bake: Bakery, tmp_path_factory: pytest.TempPathFactory) -> BakedProject:
     """A project with routes that ask who is signed in."""
     project = bake().copy_to(tmp_path_factory.mktemp("project"))
-    shutil.copy(ROOT / "tests" / "data" / "sign_in" / "board.py", project.path / "src")
-    main = project.path / "src" / "main.py"
-    text = main.read_text(encoding="utf-8").replace("    attach(app", "    app.include_router(board)\n    attach(app")
-    main.write_text(f"{text}".replace("\nPROJECT =", "\nfrom src.board import router as board\n\nPROJECT =", 1))
+    add_part(project, "board")
     return project
+
+
+def add_part(project: BakedProject, name: str) -> None:
+    """Add a router of tests/data/sign_in to the project."""
+    shutil.copy(ROOT / "tests" / "data" / "sign_in" / f"{name}.py", project.path / "src")
+    main = project.path / "src" / "main.py"
+    text = main.read_text(encoding="utf-8").replace(
+        "\nPROJECT =", f"\nfrom src.{name} import router as {name}\n\nPROJECT ="
+    )
+    main.write_text(text.replace("    attach(app", f"    app.include_router({name})\n    attach(app"), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -389,15 +398,29 @@ def test_each_user_has_a_quota_of_writes(hub: OpenIDProvider, visitor: Visitor) 
     hub.user = claims("greedy")
     visitor.sign_in(hub)
     assert [visitor.ask("POST", "/notes").status_code for _ in range(5)] == [200, 200, 200, 200, 429]
-    refused = visitor.ask("POST", "/settings")
-    assert refused.status_code == 429
+    refused = visitor.ask("POST", "/notes")
     assert refused.json()["detail"].startswith("More than 4/day by one user; try again in ")
     assert 0 < int(refused.headers["retry-after"]) <= 86_400
     assert visitor.ask("GET", "/me").status_code == 200
     hub.user = claims("modest")
     visitor.sign_in(hub)
-    # Which counts once, although two dependencies of the endpoint ask who it is.
-    assert [visitor.ask("POST", "/settings").status_code for _ in range(4)] == [403] * 4
+    assert visitor.ask("POST", "/notes").status_code == 200
+
+
+@pytest.mark.thorough
+def test_each_user_sees_the_rows_that_are_theirs(bake: Bakery, tmp_path: Path) -> None:
+    project = bake().copy_to(tmp_path)
+    add_part(project, "notes")
+    project.run("alembic", "upgrade", "head")
+    project.run("alembic", "revision", "--autogenerate", "-m", "notes")
+    with project.boot() as server:
+        server.settled()
+        for name in ("owner", "visitor"):
+            someone = Visitor(server, server.url)
+            someone.sign_in(user=name)
+            assert someone.ask("POST", f"/api/notes?text=of+the+{name}").status_code == 201
+            assert someone.ask("GET", "/api/notes").json() == [f"of the {name}"]
+        assert Visitor(server, server.url).ask("GET", "/api/notes").status_code == 401
 
 
 def test_signing_out_ends_it(hub: OpenIDProvider, visitor: Visitor) -> None:
@@ -411,20 +434,22 @@ def test_the_schema_says_which_routes_are_for_users(laptop: Server) -> None:
     schema = laptop.get("/openapi.json").json()
     scheme = schema["components"]["securitySchemes"]["HuggingFace"]
     assert (scheme["type"], scheme["in"], scheme["name"]) == ("apiKey", "cookie", "__Host-user")
-    for method, path in (("get", "/me"), ("post", "/notes"), ("post", "/settings")):
-        assert schema["paths"][path][method]["security"] == [{"HuggingFace": []}], path
+    for method, path, name in (("get", "/me", "HuggingFace"), ("post", "/settings", "SpaceOwner")):
+        assert schema["paths"][path][method]["security"] == [{name: []}], path
     assert not [path for path in schema["paths"] if "oauth" in path]
 
 
 REHEARSAL = {"SPACE_ID": "local/rehearsal", "SPACE_HOST": "127.0.0.1:7860", "API_TOKEN": TOKEN}
 PLACES: dict[str, tuple[dict[str, str], str]] = {
-    "a Space without hf_oauth": (ON_A_SPACE, OFF_ON_A_SPACE),
+    "a Space without hf_oauth": ({name: ON_A_SPACE[name] for name in ("SPACE_ID", "SPACE_HOST")}, OFF_ON_A_SPACE),
     "a server elsewhere": ({"API_TOKEN": TOKEN}, OFF_ELSEWHERE),
     "a rehearsal of a Space": (REHEARSAL, MOCKED),
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place", [*list(PLACES)[:2], pytest.param("a rehearsal of a Space", marks=pytest.mark.thorough)]
+)
 def test_where_nobody_can_sign_in_the_app_says_what_to_do(project: BakedProject, place: str) -> None:
     environ, sentence = PLACES[place]
     with project.boot(environ) as server:
@@ -436,6 +461,9 @@ def test_where_nobody_can_sign_in_the_app_says_what_to_do(project: BakedProject,
         assert sentence == MOCKED or refused.json() == {"detail": sentence}
         signed_in = server.get(f"{CALLBACK}?user=owner&next=/me", follow_redirects=True)
         assert signed_in.status_code == (200 if sentence == MOCKED else 403)
+        forged = SignInService(None, OWNER, "off", "").session(ADA, 60)
+        greeting = server.get("/board", headers={"Cookie": f"user={forged}; __Host-user={forged}"})
+        assert ("ada" in greeting.text) is (sentence == MOCKED)
         server.stop()
         assert server.log().count(sentence) == 1
 

@@ -37,7 +37,7 @@ async def add_note(user: CurrentUser) -> str:
 
 
 @router.post("/settings")
-async def change_settings(user: CurrentUser, owner: SpaceOwner) -> str:
+async def change_settings(owner: SpaceOwner) -> str:
     """Stand for what only the owner may do."""
     return owner.username
 

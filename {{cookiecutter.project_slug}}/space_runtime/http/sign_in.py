@@ -51,7 +51,7 @@ class SignInService:
     def user_of(self, connection: HTTPConnection) -> User | None:
         """Return who is signed in, or None."""
         session = self.read("session", connection.cookies.get(cookie(connection, COOKIE)))
-        if session is None or session.pop("expires") <= time.time():
+        if self.why_off or session is None or session.pop("expires") <= time.time():
             return None
         return User(**session)
 
@@ -111,26 +111,27 @@ def service_of(connection: HTTPConnection) -> SignInService:
 
 
 class SignIn(SecurityBase):
-    """The security scheme behind CurrentUser, and what OpenAPI knows of it."""
+    """The security scheme behind CurrentUser and SpaceOwner, and what OpenAPI knows of it."""
 
-    def __init__(self) -> None:
-        self.scheme_name = "HuggingFace"
+    def __init__(self, name: str, *, owner_only: bool = False) -> None:
+        self.scheme_name = name
+        self._owner_only = owner_only
+        who = "the owner of this Space, who has" if owner_only else "those who have"
+        description = f"The cookie of {who} signed in at {LOGIN}."
         self.model = APIKey.model_validate(
-            {
-                "in": APIKeyIn.cookie,
-                "name": COOKIE,
-                "description": f"The cookie of those who have signed in at {LOGIN}.",
-            }
+            {"in": APIKeyIn.cookie, "name": COOKIE, "description": description}
         )
 
     async def __call__(self, connection: HTTPConnection) -> User:
-        """Return who is signed in; raise HTTPException if nobody is, or they may not write now."""
+        """Return who is signed in; raise HTTPException if nobody is, or they may not do this."""
         service = service_of(connection)
         if service.why_off:
             raise HTTPException(403, service.why_off)
         user = service.user_of(connection)
         if user is None:
             raise _please_sign_in(connection)
+        if self._owner_only and not user.is_owner:
+            raise HTTPException(403, "Only the owner of this Space may do this.")
         if connection.scope.get("method") not in SAFE_METHODS:
             refuse_other_pages(connection)
             if seconds := service.seconds_to_wait(user):
@@ -139,18 +140,10 @@ class SignIn(SecurityBase):
         return user
 
 
-sign_in = SignIn()
-CurrentUser = Annotated[User, Depends(sign_in)]
+CurrentUser = Annotated[User, Depends(SignIn("HuggingFace"))]
 """Who is signed in. Strangers get 401, or are sent to sign in if a browser opens a page."""
 
-
-async def _owner(user: CurrentUser) -> User:
-    if not user.is_owner:
-        raise HTTPException(403, "Only the owner of this Space may do this.")
-    return user
-
-
-SpaceOwner = Annotated[User, Depends(_owner)]
+SpaceOwner = Annotated[User, Depends(SignIn("SpaceOwner", owner_only=True))]
 """The same for the owner of the Space: everybody else who is signed in gets 403.
 
 A Space of an organization is owned by its members with the role write or admin. The Hub only tells

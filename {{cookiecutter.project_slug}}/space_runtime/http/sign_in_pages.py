@@ -16,6 +16,7 @@ import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from string import Template
 from typing import Literal
@@ -37,11 +38,11 @@ from space_runtime.http.policy import content_security_policy
 from space_runtime.http.sign_in import (
     COOKIE,
     LOGIN,
+    SignIn,
     SignInService,
     cookie,
     refuse_other_pages,
     service_of,
-    sign_in,
 )
 from space_runtime.runtime import Runtime
 
@@ -68,7 +69,8 @@ _OWN_PATH = re.compile(r"/(?![/\\])[!-\[\]-~]*")
 
 def attach_sign_in(app: FastAPI, runtime: Runtime) -> None:
     """Add the routes through which users sign in and out, if an endpoint asks who they are."""
-    if not any(sign_in in access_to(route).schemes for route in iter_route_contexts(app.routes)):
+    schemes = (access_to(route).schemes for route in iter_route_contexts(app.routes))
+    if not any(isinstance(scheme, SignIn) for scheme in chain.from_iterable(schemes)):
         return
     space, settings = runtime.space, runtime.settings
     provider = read_provider(os.environ)
