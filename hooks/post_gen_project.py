@@ -72,7 +72,7 @@ COPY --chown={USER}:{USER} src/ src/
 # Bytecode belongs in the image: a container with a read-only root could not keep it, and each start would compile.
 # The import is for what a start needs of the standard library, of which the official image brings none.
 RUN python -m compileall -q migrations space_runtime src \\
-    && python -c "import alembic.command, encodings.idna, src.main, uvicorn"
+    && python -c "import alembic.command, encodings.idna, glob, src.main, uvicorn"
 
 ENV HOME={HOME} \\
     PATH={HOME}/.local/bin:$PATH \\
