@@ -240,7 +240,7 @@ class Rendering:
 
 def cookiecutter_command(
     *arguments: str,
-    template: Path,
+    template: Path | str,
     folder: Path,
     prefix: Sequence[str] = (),
     environ: Mapping[str, str] | None = None,
