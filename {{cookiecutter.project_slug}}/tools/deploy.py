@@ -163,7 +163,10 @@ class Deploy:
     def check(self) -> tuple[dict[str, bytes], dict[str, str]]:
         """Return files and secrets to send; raise DeployError listing all that must be fixed."""
         files = checks.files_to_send(ROOT)
-        secrets = checks.read_secrets(ROOT, self.replaced_secrets)
+        try:
+            secrets = checks.read_secrets(ROOT, self.replaced_secrets)
+        except ValueError as error:
+            raise DeployError(f"Nothing was sent: {error}.", exit_code=2) from None
         token = get_token() or ""
         local = dotenv_values(ROOT / ".env", interpolate=False)
         confidential = {**local, **secrets, "the token of the Hub": token}
