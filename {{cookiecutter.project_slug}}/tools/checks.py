@@ -151,6 +151,9 @@ def leak_problems(files: Mapping[str, bytes], variables: Mapping[str, str | None
 
 def file_problems(files: Mapping[str, bytes]) -> Iterator[str]:
     """Check the two files that every Docker Space needs."""
+    for path in files:
+        if path.encode("utf-8", "replace").decode() != path:
+            yield f"{path!a}: rename this file, because its name is not UTF-8"
     for name in ("README.md", "Dockerfile"):
         if name not in files:
             yield f"{name} is missing here, or ignored"
