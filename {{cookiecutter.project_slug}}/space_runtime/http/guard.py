@@ -4,9 +4,11 @@ import hmac
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from starlette import status
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocketClose
 
 from space_runtime.http.access import SAFE_METHODS, public_mounts_of
 from space_runtime.http.targets import Target, Targets
@@ -96,6 +98,16 @@ class WriteGuard:
         else:
             detail = f"Writing needs the API token, in the header X-API-Token. {open_it}"
         return JSONResponse({"detail": detail}, 401, {"WWW-Authenticate": "Bearer"})
+
+
+async def refuse_websocket(
+    refusal: JSONResponse, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Answer instead of opening it, or where the server cannot do that, close it: that is a 403."""
+    if "websocket.http.response" in scope.get("extensions", {}):
+        await refusal(scope, receive, send)
+    else:
+        await WebSocketClose(status.WS_1008_POLICY_VIOLATION)(scope, receive, send)
 
 
 def refusal_of_long(scope: Scope) -> JSONResponse | None:

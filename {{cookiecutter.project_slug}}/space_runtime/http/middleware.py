@@ -17,9 +17,8 @@ from collections.abc import Awaitable, Callable
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from starlette.websockets import WebSocketClose
 
-from space_runtime.http.guard import WriteGuard, refusal_of_long
+from space_runtime.http.guard import WriteGuard, refusal_of_long, refuse_websocket
 from space_runtime.observability.logging import AccessLog
 from space_runtime.observability.logging import request_id as current_request_id
 from space_runtime.observability.metrics import IN_PROGRESS, REQUESTS
@@ -158,10 +157,8 @@ class RequestMiddleware:
         refusal = self._guard.refusal(scope)
         if refusal is None:
             await self._app(scope, receive, send)
-        elif "websocket.http.response" in scope.get("extensions", {}):
-            await refusal(scope, receive, send)
         else:
-            await WebSocketClose(1008)(scope, receive, send)
+            await refuse_websocket(refusal, scope, receive, send)
 
     def _limited(self, receive: Receive, declared_length: bytes) -> Receive:
         """Return a `receive` that raises a 413 when the body is too large."""

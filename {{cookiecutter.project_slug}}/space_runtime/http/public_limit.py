@@ -43,7 +43,7 @@ def client_of(address: str) -> str:
 
 
 class _Counts(Storage):
-    """Counts in memory, for so many clients at most; the one whose window began first goes first.
+    """_Counts in memory, for so many clients at most; the one whose window began first goes first.
 
     The library's own MemoryStorage starts a thread for a hit, which looks at all keys: a flood from
     many addresses would keep it busy.
