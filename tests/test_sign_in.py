@@ -33,6 +33,12 @@ ON_A_SPACE = {"SPACE_ID": f"{OWNER}/my-space", "SPACE_HOST": HOST, "API_TOKEN": 
 LOGIN, CALLBACK, LOGOUT = (f"/oauth/huggingface/{name}" for name in ("login", "callback", "logout"))
 
 
+# With what the Hub allows it.
+FRAME = f"""<!doctype html><title>The Hub</title><iframe title="Space" src="https://{HOST}/board"
+  sandbox="allow-downloads allow-forms allow-modals allow-popups allow-popups-to-escape-sandbox allow-same-origin
+  allow-scripts"></iframe>"""
+
+
 @pytest.fixture(scope="module")
 def project(bake: Bakery, tmp_path_factory: pytest.TempPathFactory) -> BakedProject:
     """A project with routes that ask who is signed in."""
@@ -54,8 +60,7 @@ def add_part(project: BakedProject, name: str) -> None:
 @pytest.fixture(scope="module")
 def running_hub() -> Iterator[OpenIDProvider]:
     """The Hub, which browsers find at its real address."""
-    page = f'<!doctype html><title>The Hub</title><iframe title="Space" src="https://{HOST}/board"></iframe>'
-    with running_provider("https://huggingface.co", page) as hub:
+    with running_provider("https://huggingface.co", FRAME) as hub:
         yield hub
 
 
@@ -364,6 +369,7 @@ def test_a_hub_that_is_away_is_told_in_a_sentence(hub: OpenIDProvider, visitor: 
     hub.is_broken = True
     answer = visitor.ask("GET", link)
     assert (answer.status_code, "Hugging Face does not say" in answer.text) == (503, True)
+    assert "sign-in failed at the Hub: it answered 502 at /oauth/token" in visitor.server.log()
     hub.is_broken = False
     assert visitor.sign_in(hub).status_code == 303
 
@@ -466,6 +472,17 @@ def test_where_nobody_can_sign_in_the_app_says_what_to_do(project: BakedProject,
         assert ("ada" in greeting.text) is (sentence == MOCKED)
         server.stop()
         assert server.log().count(sentence) == 1
+
+
+def test_away_from_the_hub_users_sign_in_there_too_and_none_of_them_is_the_owner(
+    project: BakedProject, hub: OpenIDProvider
+) -> None:
+    hub.user = claims("owner")
+    with project.boot({"API_TOKEN": TOKEN} | hub.environ) as server:
+        someone = Visitor(server, server.url)
+        assert someone.sign_in(hub).headers["location"] == "/me"
+        assert someone.ask("GET", "/me").json()["is_owner"] is False
+        assert someone.ask("POST", "/settings").status_code == 403
 
 
 def test_a_deploy_asks_for_what_the_sign_in_needs(project: BakedProject) -> None:

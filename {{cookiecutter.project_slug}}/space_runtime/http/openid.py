@@ -131,16 +131,18 @@ class Provider:
         try:
             claims = Claims.model_validate(answer)
         except ValidationError as error:
-            raise ProviderFailed("who this is was not said") from error
+            raise ProviderFailed("its answer names no user") from error
         seconds = token.get("expires_in")
         lifetime = seconds if isinstance(seconds, int) and seconds > 0 else DEFAULT_LIFETIME
         return claims, min(lifetime, MAX_LIFETIME)
 
     async def _endpoint(self, client: "httpx2.AsyncClient", name: str) -> str:
-        if not self._endpoints:
+        if name not in self._endpoints:
             self._endpoints = await _json(
                 client, "GET", f"{self._url}/.well-known/openid-configuration"
             )
+        if name not in self._endpoints:
+            raise ProviderFailed(f"its configuration names no {name}")
         return str(self._endpoints[name])
 
 
@@ -168,10 +170,9 @@ async def _json(
 
     try:
         response = await client.request(method, url, **options)
-        response.raise_for_status()
-        answer = response.json()
+        answer = response.json() if response.is_success else None
     except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:
         raise ProviderFailed(type(error).__name__) from error
     if not isinstance(answer, dict):
-        raise ProviderFailed("no JSON object")
+        raise ProviderFailed(f"it answered {response.status_code} at {response.url.path}")
     return answer

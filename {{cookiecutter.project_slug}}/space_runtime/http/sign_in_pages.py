@@ -78,9 +78,11 @@ def attach_sign_in(app: FastAPI, runtime: Runtime) -> None:
     is_open = settings.api_token is None and not space.is_running_here
     is_rehearsal = space.is_running_here and not space.is_behind_edge
     why_off = OFF_ON_A_SPACE if space.is_running_here else OFF_ELSEWHERE
+    # What is no Space belongs to nobody at the Hub, least of all to a user who is called owner.
+    nobody = "" if provider else "owner"
     app.state.sign_in = SignInService(
         provider,
-        space_owner=space.id.partition("/")[0] if space.id else "owner",
+        space_owner=space.id.partition("/")[0] if space.id else nobody,
         user_limit=settings.user_limit,
         why_off="" if provider or is_open or is_rehearsal else why_off,
     )
@@ -199,7 +201,7 @@ def _set_cookie(request: Request, response: Response, name: str, value: str, sec
 
 
 def _hub_failed(request: Request, target: str, error: ProviderFailed) -> Response:
-    logger.warning("sign-in failed: %s", error)
+    logger.warning("sign-in failed at the Hub: %s", error)
     again = {"Try again": _address(request, LOGIN, next=target)}
     text = "Hugging Face does not say who you are at the moment."
     return _page("You are not signed in", text, again, status=503)
