@@ -16,7 +16,8 @@ from space_runtime.lifecycle.runner import Lifecycle
 from space_runtime.lifecycle.state import Configuration
 from space_runtime.migrations import Migrations
 from space_runtime.project import Project
-from space_runtime.serving.database import Database, SessionFactory
+from space_runtime.serving.database import Database
+from space_runtime.serving.sessions import SessionFactory
 from space_runtime.settings import RuntimeSettings, read_space
 from space_runtime.snapshots.schedule import Snapshots
 from space_runtime.snapshots.store import SnapshotStore
@@ -106,6 +107,7 @@ class Runtime:
         gc.set_threshold(GC_THRESHOLD)
         about = self.project.read_about()
         app.title, app.description = about.title, about.description
+        self.database.loop = asyncio.get_running_loop()
         self.lifecycle.start()
         try:
             yield
