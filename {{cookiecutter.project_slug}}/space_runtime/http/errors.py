@@ -7,7 +7,7 @@ import json
 import logging
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
@@ -18,6 +18,7 @@ from starlette.routing import Match
 
 from space_runtime.backends.errors import (
     DatabaseUnavailable,
+    OutcomeUnknown,
     broken_rule,
     refused_value,
     unavailable,
@@ -121,10 +122,13 @@ def add_error_handlers(app: FastAPI) -> None:
         return JSONResponse({"detail": "The change conflicts with data that is stored."}, 409)
 
     @app.exception_handler(SQLAlchemyError)
-    async def failed(request: Request, error: SQLAlchemyError) -> Response:
+    async def failed(request: Request, error: SQLAlchemyError) -> Response | None:
         if (refusal := unavailable(error)) is not None:
             request.app.state.runtime.database.on_trouble(refusal.reason)
-            return await database_unavailable(request, refusal)
+            detail = (
+                "The database failed: a change may or may not be there. Look before you try again."
+            )
+            return await database_unavailable(request, OutcomeUnknown(detail))
         message = refused_value(error) if isinstance(error, StatementError) else None
         if message is None:
             raise error
@@ -140,7 +144,12 @@ def add_error_handlers(app: FastAPI) -> None:
         ) from error
 
     @app.exception_handler(DatabaseUnavailable)
-    async def database_unavailable(request: Request, error: DatabaseUnavailable) -> Response:
+    async def database_unavailable(
+        request: Request | WebSocket, error: DatabaseUnavailable
+    ) -> Response | None:
+        if isinstance(request, WebSocket):
+            await request.close(1013, error.detail)  # "try again later"
+            return None
         return JSONResponse(
             {"detail": error.detail}, 503, headers={"Retry-After": str(error.retry_after)}
         )

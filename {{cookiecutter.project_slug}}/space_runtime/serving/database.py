@@ -21,7 +21,12 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from space_runtime.backends.errors import DatabaseUnavailable, running_reason, unavailable
+from space_runtime.backends.errors import (
+    DatabaseUnavailable,
+    OutcomeUnknown,
+    running_reason,
+    unavailable,
+)
 from space_runtime.observability.metrics import THREADS, THREADS_BUSY, WAITING
 from space_runtime.serving.sessions import (
     OnDemandSession,
@@ -131,7 +136,7 @@ class Database:
             expire_on_commit=False,
             execution_options={"bounded": True},
         )
-        with self._trouble_reported(), outcome_known(session):
+        with _stored_part_told(session), self._trouble_reported(), outcome_known(session):
             try:
                 async with _limited_in_time(session):
                     yield session
@@ -193,6 +198,21 @@ class Database:
         """Return a figure of the pool of this name; 0 while there is none."""
         pools = self._serving.pools if self._serving else ()
         return sum(getattr(pool.limiter, figure) for pool in pools if pool.name == name)
+
+
+@contextlib.contextmanager
+def _stored_part_told(session: OnDemandSession) -> Iterator[None]:
+    """Raise OutcomeUnknown instead of a refusal, if the session has committed before."""
+    try:
+        yield
+    except DatabaseUnavailable as refusal:
+        if not session.has_committed or isinstance(refusal, OutcomeUnknown):
+            raise
+        raise OutcomeUnknown(
+            "A part of the change was stored; the rest may or may not be there."
+            " Look before you try again.",
+            reason=refusal.reason,
+        ) from refusal
 
 
 @contextlib.asynccontextmanager

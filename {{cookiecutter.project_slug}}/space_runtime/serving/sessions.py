@@ -43,6 +43,8 @@ class WriteSession(Session):
     """Knows whether COMMIT was sent, even by the work itself: then the work must not run again."""
 
     sent_commit = False
+    has_written = True
+    """Whether COMMIT would be about something."""
 
     def finish(self, backend: Backend) -> None:
         """Commit, unless a statement has failed: PostgreSQL would silently roll back."""
@@ -55,7 +57,7 @@ class WriteSession(Session):
 def _note_commit(session: WriteSession) -> None:
     if not session.in_nested_transaction():
         session.flush()
-        session.sent_commit = True
+        session.sent_commit = session.sent_commit or session.has_written
 
 
 @contextlib.contextmanager
@@ -101,6 +103,8 @@ class OnDemandSession(WriteSession):
         super().__init__(bind, **options)
         self.writes_since: float | None = None
         """When its transaction began, if it is in one."""
+        self.has_committed = False
+        """Whether something is stored."""
         self.refusal: Exception | None = None
         """Why nothing can be written any more."""
         self.is_reading = False
@@ -122,8 +126,12 @@ class OnDemandSession(WriteSession):
     @property
     def has_changes(self) -> bool:
         """Whether something is left to be committed."""
-        is_clean = self.writes_since is None and not (self.new or self.dirty or self.deleted)
-        return not is_clean
+        return self.has_written or bool(self.new or self.dirty or self.deleted)
+
+    @property
+    def has_written(self) -> bool:  # type: ignore[override]
+        """Whether it has the writer's turn."""
+        return self.writes_since is not None
 
     def get_bind(self, mapper: Any = None, *, bind: Any = None, **_options: Any) -> Any:
         """Return the engine for what is to be executed now; take the writer's turn if need be."""
@@ -215,6 +223,8 @@ class OnDemandSession(WriteSession):
     def _read_once(self, state: ORMExecuteState) -> Result[Any]:
         self._take_place(self._admitted(writes=False).readers)
         self.is_reading = True
+        # A cursor on the server would need a transaction.
+        state.update_execution_options(yield_per=None, stream_results=False)
         try:
             return _read_as_a_whole(state.invoke_statement())
         finally:
@@ -259,7 +269,7 @@ def _read(state: ORMExecuteState) -> Result[Any] | None:
     if not isinstance(session, OnDemandSession):
         return None
     result = session.read(state)
-    if result is None and _locks(state.statement):
+    if result is None and _locks(state.statement) and (session.autoflush or not session.dirty):
         # The rows may have been read before, without a lock.
         state.update_execution_options(populate_existing=True)
     return result
@@ -269,6 +279,11 @@ def _read(state: ORMExecuteState) -> Result[Any] | None:
 def _refuse_late_changes(session: OnDemandSession, transaction: SessionTransaction) -> None:
     if session.refusal is not None and not session.is_reading:
         raise session.refusal
+
+
+@event.listens_for(OnDemandSession, "after_commit")
+def _note_success(session: OnDemandSession) -> None:
+    session.has_committed = session.has_committed or session.has_written
 
 
 @event.listens_for(OnDemandSession, "after_transaction_end")
