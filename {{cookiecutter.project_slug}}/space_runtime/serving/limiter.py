@@ -8,6 +8,7 @@ from contextvars import ContextVar
 
 MAX_WAITING = 1_000
 MAX_WAIT_SECONDS = 5.0
+BLOCKING_SECONDS = 0.2
 
 arrived_at: ContextVar[float] = ContextVar("arrived_at")
 """When the current request arrived, on the monotonic clock. All its waits share one deadline,
@@ -101,11 +102,12 @@ class ConcurrencyLimiter:
     def enter_while_blocking(self) -> None:
         """Take a place before those who wait, without returning to the event loop; raise NoPlace.
 
-        Whoever has a place may need the event loop to give it back, so this does not take long.
+        Whoever has a place may need the event loop to give it back, so this takes BLOCKING_SECONDS
+        at most.
         """
         with self._lock:
             self._blocking += 1
-            is_free = self._left.wait_for(self._can_enter, MAX_WAIT_SECONDS / 5)
+            is_free = self._left.wait_for(self._can_enter, BLOCKING_SECONDS)
             self._blocking -= 1
             if not is_free:
                 raise NoPlace("blocked")
