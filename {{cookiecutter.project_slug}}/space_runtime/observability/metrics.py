@@ -75,7 +75,7 @@ THREADS_BUSY = Gauge("database_threads_busy", "Database threads at work.", ["poo
 WAITING = Gauge("database_requests_waiting", "Requests waiting for a thread.", ["pool"])
 REFUSED = Counter(
     "database_requests_refused",
-    "Requests refused for lack of room: full, waited, blocked.",
+    "Requests refused for lack of room; why.",
     ["reason"],
 )
 
