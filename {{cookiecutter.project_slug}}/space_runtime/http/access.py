@@ -46,9 +46,10 @@ def public_mount(app: FastAPI, path: str) -> None:
     app.state.public_mounts = public_mounts_of(app) | {path.rstrip("/")}
 
 
-def public_mounts_of(app: Starlette) -> frozenset[str]:
+def public_mounts_of(app: Starlette | Router) -> frozenset[str]:
     """Return the paths that public_mount() was called with."""
-    paths: frozenset[str] = getattr(app.state, "public_mounts", frozenset())
+    state = getattr(app, "state", None)
+    paths: frozenset[str] = getattr(state, "public_mounts", frozenset())
     return paths
 
 

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
-from space_runtime.http.access import SAFE_METHODS, public_mounts_of
+from space_runtime.http.access import SAFE_METHODS
 from space_runtime.http.targets import Target, Targets
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ class WriteGuard:
         self, app: Starlette, *, token: str | None, on_space: bool, public_limit: str
     ) -> None:
         """`public_limit` is a value of PUBLIC_LIMIT."""
-        self._app = app
         self._targets = Targets(app)
         self._token = token.encode() if token else None
         self._on_space = on_space
@@ -50,7 +49,7 @@ class WriteGuard:
             return None
         if self._token is not None and self._has_token(scope, self._token):
             return None
-        target = self._targets.find(scope, public_mounts_of(self._app))
+        target = self._targets.find(scope)
         if target.access.is_public:
             return self._refusal_of_many(scope)
         if target.access.is_left_to_its_own_check(scope):

@@ -6,6 +6,7 @@ Imported only with the first such call, because the library takes 70 ms to load.
 import ipaddress
 import math
 import time
+from functools import lru_cache
 
 from limits import parse
 from limits.storage import Storage
@@ -31,6 +32,7 @@ class PublicLimit:
         return max(math.ceil(end - time.monotonic()), 1)
 
 
+@lru_cache(maxsize=1024)
 def client_of(address: str) -> str:
     """Return what counts as one client: an IPv4 address, or the /64 that one IPv6 customer gets."""
     try:

@@ -19,6 +19,7 @@ from space_runtime.http.access import (
     access_to,
     is_mount,
     mounted_in,
+    public_mounts_of,
 )
 
 Matches = Callable[[Scope], tuple[Match, Scope]]
@@ -39,14 +40,17 @@ _NOTHING = Target(Access(), "nothing", "")
 class Targets:
     """The routes of an application that may write; read anew when routes were added."""
 
-    def __init__(self, app: Starlette | Router, prefix: str = "") -> None:
-        """`prefix` is where the application is mounted."""
+    def __init__(
+        self, app: Starlette | Router, prefix: str = "", outermost: Starlette | Router | None = None
+    ) -> None:
+        """`prefix` is where the application is mounted in the outermost one."""
         self._app = app
         self._prefix = prefix
+        self._outermost = outermost or app
         self._seen: list[BaseRoute] = []
         self._routes: list[tuple[Matches, Target, Targets | None]] = []
 
-    def find(self, scope: Scope, public_mounts: frozenset[str]) -> Target:
+    def find(self, scope: Scope) -> Target:
         """Return what answers this request, whose method is not a safe one."""
         routes = self._app.routes
         if len(routes) != len(self._seen) or any(
@@ -61,9 +65,8 @@ class Targets:
             if match is not Match.FULL:
                 continue
             if mounted:
-                inner = mounted.find({**scope, **child_scope}, public_mounts)
-                target = replace(target, access=inner.access)
-            if target.path in public_mounts and target.kind == "mount":
+                target = replace(target, access=mounted.find({**scope, **child_scope}).access)
+            if target.kind == "mount" and target.path in public_mounts_of(self._outermost):
                 target = replace(target, access=replace(target.access, is_public=True))
             return target
         return _NOTHING
@@ -78,5 +81,5 @@ class Targets:
             is_websocket = isinstance(route.original_route, WebSocketRoute)
             kind: Any = "mount" if is_mount(route) else "WebSocket" if is_websocket else "route"
             app = mounted_in(route)
-            mounted = Targets(app, path) if app else None
+            mounted = Targets(app, path, self._outermost) if app else None
             self._routes.append((route.matches, Target(access_to(route), kind, path), mounted))
