@@ -11,6 +11,7 @@ from space_runtime.http.errors import add_error_handlers
 from space_runtime.http.health import router as health
 from space_runtime.http.metrics import router as metrics
 from space_runtime.http.middleware import RequestMiddleware
+from space_runtime.http.pages import add_pages
 from space_runtime.http.policy import cross_origin_rules, security_headers
 from space_runtime.http.status_page import router as status_page
 from space_runtime.observability.logging import configure_logging
@@ -38,11 +39,12 @@ def attach(app: FastAPI, runtime: Runtime) -> None:
         app.include_router(router)
     if settings.metrics == "on":
         app.include_router(metrics)
+    add_pages(app, runtime.project.folder)
     add_error_handlers(app)
     describe(app, needs_token=token is not None)
     app.add_middleware(
         RequestMiddleware,
-        headers=security_headers(space),
+        headers=security_headers(space, page_policy=settings.page_policy),
         headers_of_data=security_headers(space, of_data=True),
         behind_edge=space.is_running_here,
         max_body_bytes=settings.max_body_bytes,
