@@ -44,6 +44,7 @@ ROOT = Path(__file__).resolve().parents[1]
 REQUEST_TIMEOUT = 60.0
 POLLS_FOR_NEW_STAGE = 12
 POLLS_FOR_HEALTH = 120
+NAMED = 5
 LOG_LINES, LOG_SECONDS = 20, 10
 
 # The stages that a Space does not leave by itself, with the log that says why and what to do.
@@ -182,6 +183,9 @@ class Deploy:
         self.api.token = token
         self.validate_front_matter(files["README.md"])
         self.output.step("check", f"front matter, token, {len(files)} files")
+        if left := list(checks.left_out(ROOT, files)):
+            more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
+            self.output.step("check", f"stays here: {', '.join(left[:NAMED])}{more}")
         return files, secrets
 
     def validate_front_matter(self, readme: bytes) -> None:
