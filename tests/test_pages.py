@@ -196,7 +196,9 @@ def test_an_address_without_its_slash_leads_to_the_one_with_it(built: Server, ta
 
 def test_files_are_counted_without_their_names(built: Server) -> None:
     built.get("/assets/plain.css")
-    assert "plain.css" not in built.get("/metrics").text
+    metrics = built.get("/metrics").text
+    assert 'route="/{page}"' in metrics
+    assert "plain" not in metrics
 
 
 # ---- what browsers may do ----

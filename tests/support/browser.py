@@ -23,15 +23,15 @@ WIDTHS = {"wide": 1280, "narrow": 360}
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
-    """Yield a browser that finds the app's servers at HOST, or skip."""
+def chromium(rules: str = f"MAP {HOST} 127.0.0.1") -> Iterator[Browser]:
+    """Yield a browser that finds the app's servers at HOST, or where Chromium's `rules` for names say; or skip."""
     program = need("chromium", "it opens the status page and the API docs")
     with (
         sync_playwright() as playwright,
         playwright.chromium.launch(
             executable_path=program,
             # Chromium's sandbox refuses root and containers; only our own pages are opened.
-            args=["--no-sandbox", "--no-proxy-server", f"--host-resolver-rules=MAP {HOST} 127.0.0.1"],
+            args=["--no-sandbox", "--no-proxy-server", f"--host-resolver-rules={rules}"],
             # a slow machine may need long for its first start
             timeout=120_000,
         ) as browser,

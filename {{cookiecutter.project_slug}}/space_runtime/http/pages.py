@@ -8,6 +8,7 @@ import os
 import re
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
@@ -18,7 +19,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from space_runtime.http.status_page import not_found_page, status_page
 
 # What bundlers write gets another name with every change, so it need not be asked for again.
-_HASHED = re.compile(r"/assets/.*[.-](?=\w*\d)(?=\w*[A-Za-z])\w{8,}\.[\w.]+")
+_HASHED = re.compile(r"/assets/.*[.-](?=\w*[A-Z\d])(?=\w*[A-Za-z])\w{8,}\.[\w.]+")
+# Names of files would make a metric of each.
+_AS_LOGGED = SimpleNamespace(path="/{page}")
 _FOR_A_YEAR = "public, max-age=31536000, immutable"
 
 
@@ -53,6 +56,8 @@ class Remainder:
             raise _slash_added(scope)
         # Looked for each time, so that a page which is built while the server runs is shown.
         folder = own_page(self._project)
+        if folder:
+            scope["route"] = _AS_LOGGED
         try:
             await (_files(folder) if folder else self._status)(scope, receive, send)
         except HTTPException as error:
