@@ -207,7 +207,7 @@ def test_files_are_counted_without_their_names(built: Server) -> None:
 @pytest.mark.parametrize(
     ("setting", "policy"),
     [
-        ("default", f"base-uri 'self'; object-src 'none'; {FRAMING} https://a-b.hf.space"),
+        ("default", f"base-uri 'self'; object-src 'self' blob: data:; {FRAMING} https://a-b.hf.space"),
         ("strict", f"{STRICT}; {FRAMING} https://a-b.hf.space"),
         ("off", None),
         ("frame-ancestors *", "frame-ancestors *"),

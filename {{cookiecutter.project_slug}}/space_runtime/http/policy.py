@@ -8,10 +8,10 @@ from starlette.types import ASGIApp
 
 from space_runtime.settings import Space, read_space
 
-# What ordinary pages do without. Scripts, styles and everything else are allowed from wherever the
-# page takes them: half of all pages have scripts of their own inside, or a library from a CDN, and
-# a list that allows both keeps out nothing that gets into such a page.
-_ORDINARY = "base-uri 'self'; object-src 'none'"
+# What ordinary pages do without: plugins of other hosts, though not previews of PDF files. Scripts,
+# styles and all else may come from wherever the page takes them: most pages have scripts inside or
+# from a CDN, and a policy that allows both stops no script that somebody got into the page.
+_ORDINARY = "base-uri 'self'; object-src 'self' blob: data:"
 _OURS = "default-src 'self'; base-uri 'none'; form-action 'self'; object-src 'none'"
 _NOTHING = "default-src 'none'"
 
