@@ -92,6 +92,7 @@ def test_what_is_built_is_shown_rather_than_its_source(tmp_path: Path, files: li
     assert own_page(tmp_path) == (tmp_path / folder if folder else None)
 
 
+@pytest.mark.slow
 def test_a_page_is_shown_as_soon_as_it_is_there(project: BakedProject) -> None:
     with project.boot(in_place=True) as server:
         assert 'id="state"' in server.get("/").text
@@ -241,6 +242,7 @@ def test_a_policy_that_browsers_would_not_understand_stops_the_start(value: str,
     assert [sentence.split(" must be ")[0] for sentence in sentences] == ([] if understood else ["PAGE_POLICY"])
 
 
+@pytest.mark.slow
 def test_a_policy_of_ones_own_reaches_pages_and_neither_data_nor_our_pages(project: BakedProject) -> None:
     (project.path / "web" / "index.html").write_text("mine")
     with project.boot({"PAGE_POLICY": "off"}, in_place=True) as server:
