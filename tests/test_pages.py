@@ -28,6 +28,17 @@ from starlette.responses import PlainTextResponse
 
 app.mount("/ui", PlainTextResponse("mounted"))
 """
+BY_HAND = """\
+    from fastapi.staticfiles import StaticFiles
+    from starlette.responses import PlainTextResponse
+
+    app.mount("/", StaticFiles(directory=PROJECT_ROOT / "web", html=True))
+
+    @app.exception_handler(404)
+    async def missing(request, error):
+        return PlainTextResponse(f"mine: {request.url.path}", 404)
+
+"""
 BUILT = {
     "index.html": "<!doctype html><title>Built</title>",
     "assets/index-B2cD4fGh.js": "window.built = 1",
@@ -193,6 +204,19 @@ def test_an_address_without_its_slash_leads_to_the_one_with_it(built: Server, ta
         assert (answer.status, answer.headers["location"]) == (307, location)
     assert built.get("/ui/").text == built.get("/ui/x").text == "mounted"
     assert built.post("/ui").status_code == 404
+
+
+@pytest.mark.slow
+def test_what_an_owner_does_without_us_is_theirs(project: BakedProject) -> None:
+    (project.path / "web" / "own.html").write_text("by hand")
+    main = project.path / "src" / "main.py"
+    main.write_text(main.read_text().replace("    attach(app", BY_HAND + "    attach(app"))
+    with project.boot(in_place=True) as server:
+        server.settled()
+        assert server.get("/own.html", headers=BROWSER).text == "by hand"
+        assert server.get("/docs").status_code == 200
+        missing = server.get("/nothing", headers=BROWSER)
+        assert (missing.status_code, missing.text) == (404, "mine: /nothing")
 
 
 def test_files_are_counted_without_their_names(built: Server) -> None:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
+from fastapi.exception_handlers import http_exception_handler
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -26,7 +27,11 @@ _FOR_A_YEAR = "public, max-age=31536000, immutable"
 
 
 def add_pages(app: FastAPI, project: Path) -> None:
-    """Let the owner's page and the status page answer what no route of the application does."""
+    """Let the owner's page and the status page answer what no route of the application does.
+
+    A mount at / answers everything, so it comes after all routes, wherever it was added.
+    """
+    app.router.routes.sort(key=lambda route: isinstance(route, Mount) and not route.path)
     app.router.default = Remainder(app.router.default, project)
 
 
@@ -61,7 +66,7 @@ class Remainder:
         try:
             await (_files(folder) if folder else self._status)(scope, receive, send)
         except HTTPException as error:
-            if error.status_code != 404 or not _wants_a_page(scope):
+            if error.status_code != 404 or not _wants_a_page(scope) or _has_own_404(scope["app"]):
                 raise
             await not_found_page(Request(scope))(scope, receive, send)
 
@@ -103,6 +108,11 @@ def _slash_added(scope: Scope) -> HTTPException:
     if query := scope["query_string"].decode("latin-1"):
         location += f"?{query}"
     return HTTPException(307, headers={"Location": location})
+
+
+def _has_own_404(app: FastAPI) -> bool:
+    handlers = app.exception_handlers
+    return 404 in handlers or handlers[HTTPException] is not http_exception_handler
 
 
 def _wants_a_page(scope: Scope) -> bool:
