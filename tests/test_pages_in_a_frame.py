@@ -33,6 +33,7 @@ FRAME = """<!doctype html><title>The Hub</title><link rel="icon" href="data:,">
 GRADIO_VERSION = "6.31.0"
 GRADIO = """
 import gradio
+from space_runtime.http.access import public_mount
 from src.main import app
 
 with gradio.Blocks(analytics_enabled=False) as blocks:
@@ -40,6 +41,7 @@ with gradio.Blocks(analytics_enabled=False) as blocks:
     answer = gradio.Textbox(label="Answer")
     gradio.Button("Submit").click(lambda name: f"Hello {name}", name, answer)
 gradio.mount_gradio_app(app, blocks, path="/ui")
+public_mount(app, "/ui")
 """
 
 
@@ -126,17 +128,16 @@ def works_as_an_application(page: Page | FrameLocator) -> None:
 
 
 @pytest.mark.thorough
-def test_gradio_works_below_a_path(project: BakedProject, browsing: Browsing) -> None:
+def test_visitors_can_use_gradio_below_a_path(project: BakedProject, browsing: Browsing) -> None:
     (project.path / "with_gradio.py").write_text(GRADIO)
     environ = {
         "PYTHONPATH": str(gradio_packages()),
-        "API_TOKEN": TOKEN,
         "HF_HUB_OFFLINE": "1",
         "GRADIO_ANALYTICS_ENABLED": "False",
     }
     with (
         project.boot(ON_A_SPACE | environ, in_place=True, app="with_gradio:app") as server,
-        visit_space(browsing, server, headers={"X-API-Token": TOKEN}) as opened,
+        visit_space(browsing, server, headers={}) as opened,
     ):
         answer = server.get("/ui")
         assert (answer.status_code, answer.headers["Location"]) == (307, "./ui/")

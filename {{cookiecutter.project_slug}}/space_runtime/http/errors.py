@@ -47,15 +47,17 @@ class InvalidRequest(BaseModel):
 
 DESCRIPTIONS = {
     400: "The body cannot be read",
-    401: "The token is missing or wrong",
-    403: "Writes are off: no token is set on this Space",
+    401: "The token or other credentials are missing or wrong",
+    403: "Not allowed, or writes are off: no token is set on this Space",
     404: "There is no such thing",
     409: "The change conflicts with stored data",
     413: "The body is too large",
     422: "Values were refused",
+    429: "Too many requests from one client",
     500: "Something went wrong; the log has the details under the X-Request-ID",
     503: "No database serves now",
 }
+RETRY_AFTER = {"description": "Seconds to wait", "schema": {"type": "integer"}}
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -68,9 +70,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
         model = InvalidRequest if status == 422 else Problem
         responses[status] = {"model": model, "description": DESCRIPTIONS[status]}
         if status == 503:
-            responses[status]["headers"] = {
-                "Retry-After": {"description": "Seconds to wait", "schema": {"type": "integer"}}
-            }
+            responses[status]["headers"] = {"Retry-After": RETRY_AFTER}
     return responses
 
 

@@ -13,10 +13,12 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exception_handlers import http_exception_handler
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from space_runtime.http.access import is_mount
 from space_runtime.http.status_page import not_found_page, status_page
 
 # What bundlers write gets another name with every change, so it need not be asked for again.
@@ -97,8 +99,8 @@ def _is_a_mount_without_its_slash(scope: Scope) -> bool:
         return False
     with_slash = {**scope, "path": f"{scope['path']}/"}
     return any(
-        isinstance(route, Mount) and route.matches(with_slash)[0] is Match.FULL
-        for route in scope["app"].routes
+        is_mount(route) and route.matches(with_slash)[0] is Match.FULL
+        for route in iter_route_contexts(scope["app"].routes)
     )
 
 
