@@ -7,22 +7,32 @@ import json
 import logging
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import IntegrityError, StatementError
-from sqlalchemy.orm.exc import StaleDataError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError, StatementError
+from sqlalchemy.orm.exc import DetachedInstanceError, StaleDataError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from space_runtime.backends.errors import DatabaseUnavailable, refused_value
+from space_runtime.backends.errors import (
+    DatabaseUnavailable,
+    OutcomeUnknown,
+    broken_rule,
+    refused_value,
+    unavailable,
+)
 
 logger = logging.getLogger(__name__)
 
 
 class NotFound(Exception):
     """What a client asked for does not exist; the message is sent to the client."""
+
+
+class BrokenRule(Exception):
+    """The application's own code made a row that the database refuses; no value is in its text."""
 
 
 class Problem(BaseModel):
@@ -105,20 +115,41 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(IntegrityError)
     @app.exception_handler(StaleDataError)
     async def conflict(request: Request, error: IntegrityError | StaleDataError) -> Response:
+        if isinstance(error, IntegrityError) and (rule := broken_rule(error)) is not None:
+            # The driver's own text may contain the row.
+            raise BrokenRule(rule).with_traceback(error.__traceback__) from None
         logger.info("conflict: %s", type(error).__name__)
         return JSONResponse({"detail": "The change conflicts with data that is stored."}, 409)
 
-    @app.exception_handler(StatementError)
-    async def refused(request: Request, error: StatementError) -> Response:
-        message = refused_value(error)
+    @app.exception_handler(SQLAlchemyError)
+    async def failed(request: Request, error: SQLAlchemyError) -> Response | None:
+        if (refusal := unavailable(error)) is not None:
+            request.app.state.runtime.database.on_trouble(refusal.reason)
+            detail = (
+                "The database failed: a change may or may not be there. Look before you try again."
+            )
+            return await database_unavailable(request, OutcomeUnknown(detail))
+        message = refused_value(error) if isinstance(error, StatementError) else None
         if message is None:
             raise error
         logger.info("refused: %s", message)
         problem = {"type": "value_error", "loc": ["body"], "msg": message}
         return JSONResponse({"detail": [problem]}, 422)
 
+    @app.exception_handler(DetachedInstanceError)
+    async def not_loaded(request: Request, error: DetachedInstanceError) -> Response:
+        raise RuntimeError(
+            "a value was not loaded before database.read() or write() returned: load it inside, for"
+            " related rows with selectinload()"
+        ) from error
+
     @app.exception_handler(DatabaseUnavailable)
-    async def database_unavailable(request: Request, error: DatabaseUnavailable) -> Response:
+    async def database_unavailable(
+        request: Request | WebSocket, error: DatabaseUnavailable
+    ) -> Response | None:
+        if isinstance(request, WebSocket):
+            await request.close(1013, error.detail)  # "try again later"
+            return None
         return JSONResponse(
             {"detail": error.detail}, 503, headers={"Retry-After": str(error.retry_after)}
         )
