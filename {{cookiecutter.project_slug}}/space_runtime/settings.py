@@ -16,6 +16,16 @@ _ORIGIN = r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[1-9][0-9]{0,4})?"
 _ORIGINS = rf"(?i)^(?:\*|{_ORIGIN}(?:\s*,\s*{_ORIGIN})*)?$"
 Origins = Annotated[str, StringConstraints(strip_whitespace=True, to_lower=True, pattern=_ORIGINS)]
 
+# Browsers ignore a directive that they do not know, which would leave a page open in silence.
+_DIRECTIVE = (
+    r"(?:(?:child|connect|default|fenced-frame|font|frame|img|manifest|media|object|worker)-src"
+    r"|(?:script|style)-src(?:-elem|-attr)?|base-uri|form-action|frame-ancestors|report-to"
+    r"|report-uri|sandbox|trusted-types|require-trusted-types-for|upgrade-insecure-requests)"
+    r"(?: +[!-~&&[^,;]]+)*"
+)
+_POLICY = rf"^(?:default|strict|off|{_DIRECTIVE}(?: *; *{_DIRECTIVE})*(?: *;)?)$"
+PagePolicy = Annotated[str, StringConstraints(strip_whitespace=True, pattern=_POLICY)]
+
 
 def _between(least: float, most: float, what: str, *, default: float | None) -> Any:
     return Field(default, ge=least, le=most, description=f"{what} from {least} to {most}")
@@ -58,6 +68,11 @@ class RuntimeSettings(BaseSettings):
     cors_origins: Origins = Field(
         default="",
         description="comma-separated origins such as https://example.com, without a path, or *",
+    )
+    page_policy: PagePolicy = Field(
+        default="default",
+        description="default, strict, off or a Content-Security-Policy such as "
+        "default-src 'self'; img-src *",
     )
     port: int = _between(1, 65535, "a whole number", default=7860)
     public_limit: str = _limit("120/minute")

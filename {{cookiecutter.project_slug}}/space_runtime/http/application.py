@@ -11,6 +11,7 @@ from space_runtime.http.guard import WriteGuard
 from space_runtime.http.health import router as health
 from space_runtime.http.metrics import router as metrics
 from space_runtime.http.middleware import RequestMiddleware
+from space_runtime.http.pages import add_pages
 from space_runtime.http.policy import cross_origin_rules, security_headers
 from space_runtime.http.sign_in_pages import attach_sign_in
 from space_runtime.http.status_page import router as status_page
@@ -40,6 +41,7 @@ def attach(app: FastAPI, runtime: Runtime) -> None:
     if settings.metrics == "on":
         app.include_router(metrics)
     attach_sign_in(app, runtime)
+    add_pages(app, runtime.project.folder)
     add_error_handlers(app)
     describe(
         app,
@@ -48,7 +50,7 @@ def attach(app: FastAPI, runtime: Runtime) -> None:
     )
     app.add_middleware(
         RequestMiddleware,
-        headers=security_headers(space),
+        headers=security_headers(space, page_policy=settings.page_policy),
         headers_of_data=security_headers(space, of_data=True),
         behind_edge=space.is_behind_edge,
         max_body_bytes=settings.max_body_bytes,

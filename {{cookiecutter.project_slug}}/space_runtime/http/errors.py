@@ -104,8 +104,8 @@ def add_error_handlers(app: FastAPI) -> None:
             scope = {**request.scope, "method": method}
             if any(route.matches(scope)[0] is Match.FULL for route in app.routes):
                 known.append(method)
-        # Every GET route also answers HEAD.
-        allow = ", ".join(known).replace("GET", "GET, HEAD")
+        # Every GET route also answers HEAD. Pages are no routes, and only know GET.
+        allow = ", ".join(known or ["GET"]).replace("GET", "GET, HEAD")
         return JSONResponse({"detail": error.detail}, 405, headers={"Allow": allow})
 
     @app.exception_handler(NotFound)

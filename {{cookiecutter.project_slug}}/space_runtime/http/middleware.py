@@ -183,7 +183,8 @@ class RequestMiddleware:
 def _has_to_wait(scope: Scope) -> bool:
     """Return False for health checks and the status page, and for preflight requests."""
     path = _path(scope)
-    return path != "/" and not path.startswith("/health") and scope["method"] != "OPTIONS"
+    is_state = path in ("/", "/status") or path.startswith("/health")
+    return not is_state and scope["method"] != "OPTIONS"
 
 
 def _path(scope: Scope) -> str:
