@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -124,6 +124,14 @@ class PostgreSQL(Backend):
             split = {name: options[name].split(",") for name in _BY_HOST & options.keys()}
             turned = {name: ",".join(some[first:] + some[:first]) for name, some in split.items()}
             return dialect.connect(*arguments, **options | turned)
+
+    def reads_in_loop(self, engine: Engine) -> bool:
+        """Return False: even a short read waits for the network."""
+        return False
+
+    def interrupt(self, connection: Connection, is_to_stop: Callable[[], bool]) -> None:
+        """Raise NotImplementedError, since no read runs in the event loop."""
+        raise NotImplementedError
 
     def begin(self, connection: Connection, *, reading: bool, bounded: bool) -> None:
         """Make the driver begin a transaction at the first statement, where one is needed."""

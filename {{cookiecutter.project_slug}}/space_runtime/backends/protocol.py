@@ -1,6 +1,6 @@
 """The interface through which the rest of the runtime uses a database."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
 
@@ -33,6 +33,12 @@ class Backend(Protocol):
 
     def begin(self, connection: Connection, *, reading: bool, bounded: bool) -> None:
         """Begin a transaction if `reading` needs one; `bounded` limits how long statements run."""
+
+    def reads_in_loop(self, engine: Engine) -> bool:
+        """Return whether short reads may run in the event loop, since nothing makes them wait."""
+
+    def interrupt(self, connection: Connection, is_to_stop: Callable[[], bool]) -> None:
+        """Stop a statement of this connection when is_to_stop() says so, or if it had to wait."""
 
     def begin_by_options(self, engine: Engine) -> None:
         """Call begin() for every transaction, with the execution options `reading`, `bounded`."""

@@ -4,7 +4,7 @@ import contextlib
 import math
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +40,7 @@ LARGEST_CHECKED_BYTES = 2**30
 _COPY = "_alembic_tmp_"
 """How Alembic names the copy of a table that it recreates; it cuts the name at 50 characters."""
 _INSTRUCTIONS_BETWEEN_CLOCK_READINGS = 20_000
+_INSTRUCTIONS_BETWEEN_LOOKS = 200
 _NETWORK_FILE_SYSTEMS = ("fuse", "nfs", "cifs", "smb", "9p", "ceph", "lustre", "gcsfuse")
 
 
@@ -113,6 +114,17 @@ class SQLite(Backend):
             info["reading"] = reading
         if not reading:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    def reads_in_loop(self, engine: Engine) -> bool:
+        """Return True for a file on a local disk, where a read never waits for a writer."""
+        return not _is_in_memory(engine.url) and journal_mode(engine.url.database) == "WAL"
+
+    def interrupt(self, connection: Connection, is_to_stop: Callable[[], bool]) -> None:
+        """Ask every few microseconds, in the sum of all runs of a statement."""
+        driver_connection: Any = connection.connection.driver_connection
+        driver_connection.set_progress_handler(is_to_stop, _INSTRUCTIONS_BETWEEN_LOOKS)
+        connection.exec_driver_sql("PRAGMA busy_timeout = 0")
+        connection.rollback()
 
     def refuse_failed_transaction(self, session: Session) -> None:
         """Do nothing: SQLite keeps a transaction usable after an error."""

@@ -70,7 +70,7 @@ FALLBACKS = Counter("database_fallbacks", "Times that SQLite took over from Post
 FAILBACKS = Counter("database_failbacks", "SQLite files whose rows were moved to PostgreSQL.")
 FAILBACK_ROWS = Counter("database_failback_rows", "Rows of failbacks: moved, refused.", ["outcome"])
 
-THREADS = Gauge("database_threads", "Database threads, a connection each.", ["pool"])
+THREADS = Gauge("database_threads", "Database threads; loop: the event loop itself.", ["pool"])
 THREADS_BUSY = Gauge("database_threads_busy", "Database threads at work.", ["pool"])
 WAITING = Gauge("database_requests_waiting", "Requests waiting for a thread.", ["pool"])
 REFUSED = Counter(

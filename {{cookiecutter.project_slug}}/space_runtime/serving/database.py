@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -27,14 +27,16 @@ from space_runtime.backends.errors import (
     running_reason,
     unavailable,
 )
+from space_runtime.backends.protocol import Backend
 from space_runtime.observability.metrics import THREADS, THREADS_BUSY, WAITING
+from space_runtime.serving.loop_reader import RunInThread
+from space_runtime.serving.pools import Serving
 from space_runtime.serving.sessions import (
     OnDemandSession,
     SessionFactory,
     WriteSession,
     outcome_known,
 )
-from space_runtime.serving.worker_pool import Serving
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -68,7 +70,7 @@ class Database:
         """In which requests are served, and sessions of SessionLocal queue; None in a script."""
         self.on_trouble: Callable[[str | None], None] = lambda reason: None
         for gauge, figure in ((THREADS, "places"), (THREADS_BUSY, "inside"), (WAITING, "waiting")):
-            for name in ("read", "write", "work"):
+            for name in ("read", "write", "work", "loop"):
                 gauge.labels(name).set_function(partial(self._figure, name, figure))
 
     def use(self, engine: Engine, pool_size: int) -> None:
@@ -104,9 +106,22 @@ class Database:
         pooler. Raise DatabaseUnavailable if no database serves or no thread becomes free in time.
         """
         serving = self._admitted(writes=False)
-        return await serving.readers.run(
-            lambda: self._run(_read, serving, lambda session: work(session, *args, **kwargs))
-        )
+
+        def job(session: Session) -> Result:
+            return work(session, *args, **kwargs)
+
+        def in_thread() -> Result:
+            return self._run(_read, serving, job)
+
+        reader = serving.loop_reader
+        if reader is None:
+            return await serving.readers.run(in_thread)
+        if reader.takes(work):
+            with contextlib.suppress(RunInThread):
+                return await reader.read(
+                    work, lambda connection: _read_on(connection, serving.backend, job)
+                )
+        return await serving.readers.run(lambda: reader.observe(work, in_thread))
 
     async def write(
         self, work: Work[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
@@ -257,8 +272,14 @@ _READ_THAT_WRITES = "database.read() was given work that writes: use write()"
 
 
 def _read(serving: Serving, work: Callable[[Session], Result]) -> Result:
-    with Session(serving.for_reading, expire_on_commit=False) as session:
-        serving.backend.begin(session.connection(), reading=True, bounded=True)
+    return _read_on(serving.for_reading, serving.backend, work)
+
+
+def _read_on(
+    bind: Engine | Connection, backend: Backend, work: Callable[[Session], Result]
+) -> Result:
+    with Session(bind, expire_on_commit=False) as session:
+        backend.begin(session.connection(), reading=True, bounded=True)
         try:
             result = _result(work, session)
         except DBAPIError as error:

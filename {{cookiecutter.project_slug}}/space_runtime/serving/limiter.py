@@ -49,7 +49,7 @@ class ConcurrencyLimiter:
         self._lock = threading.Lock()
         self._left = threading.Condition(self._lock)
         self._blocking = 0
-        self._is_closed = False
+        self.is_closed = False
         self._is_empty = threading.Event()
 
     @property
@@ -63,7 +63,7 @@ class ConcurrencyLimiter:
         From any thread.
         """
         with self._lock:
-            if self._is_closed:
+            if self.is_closed:
                 raise Closed
             if self._queue or self.inside >= self.places:
                 return False
@@ -111,7 +111,7 @@ class ConcurrencyLimiter:
             self._blocking -= 1
             if not is_free:
                 raise NoPlace("blocked")
-            if self._is_closed:
+            if self.is_closed:
                 raise Closed
             self.inside += 1
 
@@ -124,7 +124,7 @@ class ConcurrencyLimiter:
         """Give a place back, from any thread; call let_in() afterwards in the event loop's."""
         with self._lock:
             self.inside -= 1
-            if self._is_closed and not self.inside:
+            if self.is_closed and not self.inside:
                 self._is_empty.set()
             if self._blocking:
                 self._left.notify()
@@ -136,7 +136,7 @@ class ConcurrencyLimiter:
     def close(self) -> None:
         """Let nobody in any more, from any thread; later, let_in() turns away those who wait."""
         with self._lock:
-            self._is_closed = True
+            self.is_closed = True
             if not self.inside:
                 self._is_empty.set()
 
@@ -145,17 +145,17 @@ class ConcurrencyLimiter:
         return self._is_empty.wait(max(seconds, 0.0))
 
     def _can_enter(self) -> bool:
-        return self._is_closed or self.inside < self.places
+        return self.is_closed or self.inside < self.places
 
     def _let_in(self, places: int) -> None:
         while self._queue:
             with self._lock:
-                if self.inside >= places and not self._is_closed:
+                if self.inside >= places and not self.is_closed:
                     return
                 turn, _ = self._queue.popitem(last=False)
                 if turn.done():
                     continue
-                if self._is_closed:
+                if self.is_closed:
                     turn.set_exception(Closed())
                 else:
                     self.inside += 1

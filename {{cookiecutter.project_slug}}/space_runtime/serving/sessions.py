@@ -27,7 +27,8 @@ from sqlalchemy.orm import (
 
 from space_runtime.backends.errors import DatabaseUnavailable, OutcomeUnknown, running_reason
 from space_runtime.backends.protocol import Backend
-from space_runtime.serving.worker_pool import Serving, WorkerPool
+from space_runtime.serving.pools import Serving
+from space_runtime.serving.worker_pool import WorkerPool
 
 _REPLACED = "Another database serves since this request began; nothing was stored."
 _ENDED = (

@@ -9,9 +9,7 @@ from contextvars import copy_context
 from typing import TypeVar
 
 from anyio.to_thread import current_default_thread_limiter
-from sqlalchemy import Engine
 
-from space_runtime.backends import backend_of
 from space_runtime.backends.errors import DatabaseUnavailable
 from space_runtime.observability.metrics import REFUSED
 from space_runtime.serving.limiter import Closed, ConcurrencyLimiter, NoPlace
@@ -105,23 +103,6 @@ class WorkerPool:
         finally:
             # In the thread, because the event loop may end before the job does.
             self.limiter.give_back()
-
-
-class Serving:
-    """An engine and its worker pools. Each thread uses one connection; checks have one more."""
-
-    def __init__(self, engine: Engine, pool_size: int) -> None:
-        self.for_writing = engine
-        # A second Engine without event listeners, which would slow down every read.
-        self.for_reading = Engine(engine.pool, engine.dialect, engine.url, hide_parameters=True)
-        self.for_reading_on_demand = engine.execution_options(reading=True)
-        self.backend = backend_of(engine)
-        if self.backend.has_one_writer and pool_size > 1:
-            self.readers = WorkerPool("read", pool_size - 1)
-            self.writers = WorkerPool("write", 1)
-        else:
-            self.readers = self.writers = WorkerPool("work", pool_size)
-        self.pools = {self.readers, self.writers}
 
 
 def _refusal(error: NoPlace | Closed) -> DatabaseUnavailable:
