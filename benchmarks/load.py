@@ -8,8 +8,21 @@ import selectors
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 SECONDS_FOR_AN_ANSWER = 30
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How many came a second, and how long each took, in milliseconds, the shortest first."""
+
+    per_second: float
+    milliseconds: list[float]
+
+    def percentile(self, percent: int) -> float:
+        """The time within which so many of a hundred came."""
+        return self.milliseconds[len(self.milliseconds) * percent // 100]
 
 
 class _Connection:
@@ -21,8 +34,10 @@ class _Connection:
         self._request = request
         self._received = b""
         self._length = 0
+        self.sent = 0.0
 
     def send(self) -> None:
+        self.sent = time.perf_counter()
         self.socket.sendall(self._request())
 
     def receive(self) -> bool:
@@ -49,11 +64,17 @@ class _Connection:
 
 
 def answers_per_second(port: int, clients: int, seconds: float, request: Callable[[], bytes]) -> float:
-    """Return how many requests the server on `port` answers a second while `clients` keep asking.
+    """Return how many requests the server on `port` answers a second while `clients` keep asking."""
+    return load(port, clients, seconds, request).per_second
+
+
+def load(port: int, clients: int, seconds: float, request: Callable[[], bytes]) -> Answers:
+    """Return what `clients` that keep asking the server on `port` get.
 
     Every answer is waited for, so that no work is left over for the time in which another server is asked.
     """
-    answered, unanswered = 0, clients
+    unanswered = clients
+    milliseconds: list[float] = []
     with selectors.DefaultSelector() as selector:
         connections = [_Connection(port, request) for _ in range(clients)]
         started = time.perf_counter()
@@ -68,11 +89,13 @@ def answers_per_second(port: int, clients: int, seconds: float, request: Callabl
                 connection = key.data
                 if not connection.receive():
                     continue
-                if time.perf_counter() < started + seconds:
-                    answered += 1
+                now = time.perf_counter()
+                milliseconds.append((now - connection.sent) * 1000)
+                if now < started + seconds:
                     connection.send()
                 else:
                     unanswered -= 1
+        elapsed = time.perf_counter() - started
         for connection in connections:
             connection.socket.close()
-    return answered / seconds
+    return Answers(len(milliseconds) / elapsed, sorted(milliseconds))
