@@ -88,13 +88,20 @@ def run(*steps: Callable[[], Awaitable[object]]) -> None:
 
 async def until_short(database: Database, work: Callable[..., object], *args: object) -> None:
     """Run the work until it is known to be short."""
-    while not reader_of(database).takes(work):
+    while not is_short(database, work):
         await database.read(work, *args)
+
+
+def is_short(database: Database, work: Callable[..., object]) -> bool:
+    """Whether the event loop takes the work, although there are threads."""
+    assert database._serving
+    return reader_of(database).takes(work, database._serving.readers)
 
 
 def test_work_runs_in_a_thread_until_it_is_known_to_be_short(database: Database) -> None:
     async def reads() -> None:
         assert not await database.read(is_here)
+        await until_short(database, is_here)
         assert await database.read(is_here)
         assert not await database.read(lambda session: is_here(session))
 
@@ -113,7 +120,7 @@ def test_work_that_takes_too_long_is_run_again_in_a_thread_with_the_same_answer(
             number, thread = await database.read(highest, 100_000)
             assert (number, thread == here) == (100_000, False)
         # it is long again and again, so it is not even tried
-        assert not reader_of(database).takes(highest)
+        assert not is_short(database, highest)
 
     run(reads)
 
@@ -266,6 +273,31 @@ def test_slow_reads_keep_neither_short_ones_nor_anything_else_from_going_on(data
         slow = [asyncio.create_task(database.read(lambda session: go.wait(SOON))) for _ in range(4)]
         await asyncio.sleep(0)
         assert all(await asyncio.gather(*(database.read(is_here) for _ in range(20))))
+        assert not any(task.done() for task in slow)
+        go.set()
+        assert await asyncio.gather(*slow) == [True] * 4
+
+    run(reads)
+
+
+def test_work_that_was_once_short_does_not_wait_behind_slow_reads_though_it_was_long_lately(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+
+    def blocks(session: Session) -> bool:
+        return go.wait(SOON)
+
+    async def reads() -> None:
+        await until_short(database, is_here)
+        last_for(0, monkeypatch)
+        while is_short(database, is_here):
+            await database.read(is_here)
+        last_for(SOON, monkeypatch)
+        assert not await database.read(is_here)
+        slow = [asyncio.create_task(database.read(blocks)) for _ in range(4)]
+        await asyncio.sleep(0)
+        assert await database.read(is_here)
         assert not any(task.done() for task in slow)
         go.set()
         assert await asyncio.gather(*slow) == [True] * 4

@@ -39,7 +39,9 @@ STATEMENT_TIMEOUT_SECONDS = 10
 LARGEST_CHECKED_BYTES = 2**30
 _COPY = "_alembic_tmp_"
 """How Alembic names the copy of a table that it recreates; it cuts the name at 50 characters."""
-_INSTRUCTIONS_BETWEEN_CLOCK_READINGS = 20_000
+# Some milliseconds. Each reading needs the GIL, for which the event loop would have to wait.
+_INSTRUCTIONS_BETWEEN_CLOCK_READINGS = 200_000
+# Some microseconds, in the event loop, which has the GIL anyway.
 _INSTRUCTIONS_BETWEEN_LOOKS = 200
 _NETWORK_FILE_SYSTEMS = ("fuse", "nfs", "cifs", "smb", "9p", "ceph", "lustre", "gcsfuse")
 

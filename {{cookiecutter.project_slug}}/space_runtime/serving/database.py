@@ -116,7 +116,7 @@ class Database:
         reader = serving.loop_reader
         if reader is None:
             return await serving.readers.run(in_thread)
-        if reader.takes(work):
+        if reader.takes(work, serving.readers):
             with contextlib.suppress(RunInThread):
                 return await reader.read(
                     work, lambda connection: _read_on(connection, serving.backend, job)

@@ -23,13 +23,14 @@ Result = TypeVar("Result")
 
 SHORT_SECONDS = 0.003
 """Of processor time, since what another thread takes meanwhile is not the work's fault."""
-HOLDING_SECONDS = 0.015
-"""Of any time, for work that waits for something."""
+HOLDING_SECONDS = 0.1
+"""Of any time, for work that waits. Longer, since a busy machine pauses the whole process."""
 
-# One slow run is no reason to use threads from now on: the whole machine may have paused.
+# A long run is a strike, and a short one takes back a fifth of them. So a single long run, which
+# may have met a garbage collection, changes nothing; one in two does.
 _LONG = 3.0
-_MOST_STRIKES = 8.0
-_FORGIVEN_BY_A_SHORT_RUN = 0.25
+_UNKNOWN = 8.0
+_LEFT_AFTER_A_SHORT_RUN = 0.8
 
 
 class RunInThread(Exception):
@@ -67,9 +68,14 @@ class LoopReader(WorkerPool):
         self._stint = _Stint()
         self._strikes: dict[object, float] = {}
 
-    def takes(self, work: Callable[..., Any]) -> bool:
-        """Return whether the work is known to be short."""
-        return self._connection is not None and self._strikes.get(_key(work), _LONG) < _LONG
+    def takes(self, work: Callable[..., Any], others: WorkerPool) -> bool:
+        """Return whether the work is known to be short; a few times is enough if `others` are full.
+
+        Otherwise, work that was found long by mistake would wait there for work that is.
+        """
+        strikes = self._strikes.get(_key(work), _UNKNOWN)
+        most = _UNKNOWN if others.limiter.inside >= others.limiter.places else _LONG
+        return self._connection is not None and strikes < most
 
     async def read(self, work: Callable[..., Any], job: Callable[[Connection], Result]) -> Result:
         """Return what the job returns, which is the work on a connection; raise RunInThread."""
@@ -134,11 +140,11 @@ class LoopReader(WorkerPool):
             connection.close()
 
     def _note(self, work: Callable[..., Any], stint: _Stint) -> None:
-        strikes = self._strikes.get(_key(work), _LONG)
+        strikes = self._strikes.get(_key(work), _UNKNOWN)
         if stint.was_stopped or stint.is_over():
-            strikes = min(strikes + 1, _MOST_STRIKES)
+            strikes = min(strikes + 1, _UNKNOWN)
         else:
-            strikes = max(strikes - _FORGIVEN_BY_A_SHORT_RUN, 0)
+            strikes *= _LEFT_AFTER_A_SHORT_RUN
         self._strikes[_key(work)] = strikes
 
 
