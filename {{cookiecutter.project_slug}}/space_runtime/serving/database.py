@@ -1,11 +1,12 @@
-"""How requests use the database: one function, in one thread, on one connection.
+"""How requests use the database: one function, in one go, on one connection.
 
     item = await database.read(service.get_item, item_id)
     item = await database.write(service.create_item, data)
 
 The function receives a Session, then the other arguments. A write is committed, and the connection
 returned to the pool, before the response is validated and sent. If the connection turns out to be
-dead, the function runs a second time, so it must have no side effects outside the database.
+dead, the function runs a second time, so it must have no side effects outside the database. It runs
+in a thread; on SQLite a short read runs in the event loop itself (see LoopReader).
 """
 
 import asyncio

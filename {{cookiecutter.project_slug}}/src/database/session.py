@@ -50,8 +50,8 @@ async def get_database(connection: HTTPConnection) -> Database:
 
 
 DatabaseDep = Annotated[Database, Depends(get_database)]
-"""The database, for `async def` endpoints: `await database.read(f, ...)`, or `write`, runs f in a
-worker thread, with a Session as its first argument. When write() returns, it is committed."""
+"""The database, for `async def` endpoints: `await database.read(f, ...)`, or `write`, runs f, with
+a Session as its first argument, and holds nobody up. When write() returns, it is committed."""
 
 
 async def get_session(database: DatabaseDep) -> AsyncIterator[Session]:
