@@ -581,10 +581,11 @@ def test_an_application_without_snapshots_imports_nothing_for_them(bake: Bakery)
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[dict[str, str]]:
-    """What makes s3fs use an S3 on loopback, with the bucket `example`."""
+    """What makes s3fs use an S3 on loopback, with the buckets `example` and `lenient`."""
     port = free_port()
     process = subprocess.Popen(  # noqa: S603
-        [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)],
+        [sys.executable, "-m", "tests.support.s3", str(port)],
+        cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -596,7 +597,8 @@ def s3() -> Iterator[dict[str, str]]:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         url = f"http://127.0.0.1:{port}"
-        assert httpx2.put(f"{url}/example", timeout=60, trust_env=False).status_code == 200
+        for bucket in ("example", "lenient"):
+            assert httpx2.put(f"{url}/{bucket}", timeout=60, trust_env=False).status_code == 200
         yield {
             "AWS_ENDPOINT_URL": url,
             "AWS_DEFAULT_REGION": "us-east-1",
@@ -609,8 +611,25 @@ def s3() -> Iterator[dict[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("url", [pytest.param("s3://example", marks=pytest.mark.thorough), "s3://example/in/a/folder"])
-def test_s3_keeps_snapshots_and_gives_them_back(s3: dict[str, str], url: str, tmp_path: Path) -> None:
+def test_an_s3_that_refuses_checksums_keeps_snapshots_and_gives_them_back(s3: dict[str, str], url: str, tmp_path: Path) -> None:
     assert run(play_through, url, str(tmp_path), environ=s3) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_checksums_are_sent_where_they_are_asked_for(s3: dict[str, str], tmp_path: Path) -> None:
+    asked = s3 | {"AWS_REQUEST_CHECKSUM_CALCULATION": "when_supported"}
+    assert run(play_through, "s3://lenient", str(tmp_path), environ=asked) == ""
+    told = run(be_refused, "s3://example", str(tmp_path), environ=asked)
+    assert "the store answers InvalidArgument; check AWS_ENDPOINT_URL and AWS_DEFAULT_REGION." in told
+
+
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "FSSPEC_S3_ENDPOINT_URL"])
+def test_an_endpoint_without_a_scheme_is_named_and_not_shown(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, f"{SECRET}.example.com:9000")
+    with pytest.raises(SnapshotError, match=f"{name} must begin with https:// or http://") as caught:
+        SnapshotStore("s3://example").series("app")
+    assert SECRET not in str(caught.value)
 
 
 @pytest.mark.slow
