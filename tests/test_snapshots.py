@@ -11,15 +11,17 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec  # type: ignore[import-untyped]
 import httpx2
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
-from space_runtime.snapshots.store import KEPT, DamagedSnapshot, Snapshot, SnapshotError, SnapshotStore
+from space_runtime.snapshots.folder import Folder, SnapshotError
+from space_runtime.snapshots.store import KEPT, BelongsToAnother, DamagedSnapshot, Snapshot, SnapshotStore
 
 from tests.support.bakery import ROOT, TEMPLATE_FOLDER, Bakery
 from tests.support.hub import READ_ONLY_TOKEN, TOKEN, Hub, Repository, running_hub
@@ -392,6 +394,133 @@ def test_fallback_files_are_told_apart_by_their_ids(store: SnapshotStore, ledger
     assert restored(store, "app", tmp_path / "back") is None
 
 
+# whose folder it is
+
+
+def of(deployment: str, place: Path) -> SnapshotStore:
+    """The snapshots of a deployment in a directory, as one of its processes sees them."""
+    return SnapshotStore(str(place), deployment=lambda: deployment)
+
+
+def owners(place: Path) -> list[str]:
+    return sorted(name for name in os.listdir(place) if name.startswith("owner-"))
+
+
+def test_another_deployment_takes_nothing_from_a_folder_and_leaves_it_as_it_is(
+    ledger: Ledger, place: Path, tmp_path: Path
+) -> None:
+    mine = of("me/mine", place)
+    mine.attend()
+    take(mine, ledger)
+    take(mine, ledger, FALLBACK)
+    before = sorted(os.listdir(place))
+    (owner,) = owners(place)
+    assert "me/mine" in (place / owner).read_text()
+
+    attempts: list[Callable[[SnapshotStore], object]] = [
+        lambda store: store.restore("app", tmp_path / "restored.db"),
+        lambda store: store.series("fallback"),
+        lambda store: store.attend(),
+        lambda store: store.take(ledger.path, LATER_APP),
+        lambda store: store.add_tombstone(FALLBACK),
+        lambda store: store.remove_tombstone(FALLBACK),
+    ]
+    for attempt in attempts:
+        with pytest.raises(BelongsToAnother, match=f"a folder of its own.* delete {owner} there and restart"):
+            attempt(of("me/copy", place))
+    assert sorted(os.listdir(place)) == before
+    assert not (tmp_path / "restored.db").exists()
+
+
+def test_a_folder_without_an_owner_is_taken_over_by_the_first_that_comes(
+    store: SnapshotStore, ledger: Ledger, place: Path, tmp_path: Path
+) -> None:
+    take(store, ledger)
+    for mark in owners(place):
+        (place / mark).unlink()
+    assert restored(of("first", place), "app", tmp_path / "back") == [1]
+    with pytest.raises(BelongsToAnother):
+        of("second", place).restore("app", tmp_path / "restored.db")
+    # an empty one is not claimed by a look
+    assert of("second", tmp_path / "empty").series("app") == {}
+    of("first", tmp_path / "empty").attend()
+
+
+def test_a_process_that_was_refused_stays_so_until_a_restart(ledger: Ledger, place: Path, tmp_path: Path) -> None:
+    take(of("old name", place), ledger)
+    running = of("new name", place)
+    with pytest.raises(BelongsToAnother):
+        running.restore("app", tmp_path / "restored.db")
+    (place / owners(place)[0]).unlink()
+    # it began without the rows, and its snapshots would hide them
+    with pytest.raises(BelongsToAnother):
+        running.take(ledger.path, LATER_APP)
+    assert restored(of("new name", place), "app", tmp_path / "back") == [1]
+
+
+def test_the_mark_of_the_owner_is_never_pruned(ledger: Ledger, place: Path) -> None:
+    mine = of("me/mine", place)
+    mine.attend()
+    before = owners(place)
+    for amount in range(2, KEPT + 4):
+        ledger.write(amount)
+        take(mine, ledger)
+        mine.attend()
+    assert owners(place) == before
+
+
+def test_of_two_deployments_that_claim_a_folder_at_once_one_has_it(
+    ledger: Ledger, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    neither_has_put, put = threading.Barrier(2), Folder.put
+    place.mkdir(parents=True)
+
+    def put_together(folder: Folder, name: str, content: BinaryIO) -> dict[str, int]:
+        if name.startswith("owner-"):
+            neither_has_put.wait(30)
+        return put(folder, name, content)
+
+    monkeypatch.setattr(Folder, "put", put_together)
+    stores = [of("one", place), of("other", place)]
+
+    def has_it(store: SnapshotStore) -> bool:
+        try:
+            store.attend()
+            return True
+        except BelongsToAnother:
+            return False
+
+    with ThreadPoolExecutor(2) as both:
+        list(both.map(has_it, stores))
+    # one that looked before the other had put its mark learns it now
+    assert sorted(map(has_it, stores)) == [False, True]
+    assert len(owners(place)) == 1
+    with pytest.raises(BelongsToAnother):
+        stores[[has_it(store) for store in stores].index(False)].take(ledger.path, APP)
+
+
+def test_two_copies_of_a_deployment_notice_each_other_while_both_run(place: Path) -> None:
+    of("it", place).attend()
+    first, second = of("it", place), of("it", place)
+    # what is left over of a process that has ended is none
+    assert not any(first.attend() for _ in range(3))
+    second.attend()
+    assert [first.attend(), second.attend(), first.attend(), second.attend()] == [True] * 4
+    # the second one ends, and its last mark is removed
+    assert [first.attend(), first.attend()] == [True, False]
+    assert len(kept(place)) == 1
+
+
+@pytest.mark.parametrize("word", ["backup", "true", "s3:/bucket/folder", "bucket/folder"])
+def test_a_word_that_is_no_folder_is_no_place_for_snapshots(word: str, ledger: Ledger, tmp_path: Path) -> None:
+    before = os.listdir(tmp_path)
+    with pytest.raises(SnapshotError, match=r"neither a URL .* write \./NAME"):
+        SnapshotStore(word, tmp_path).take(ledger.path, APP)
+    assert os.listdir(tmp_path) == before
+    (tmp_path / word).mkdir(parents=True)
+    take(SnapshotStore(word, tmp_path), ledger)
+
+
 # file systems of others
 
 
@@ -549,6 +678,22 @@ def test_no_error_tells_the_url(url: str, ledger: Ledger, caplog: pytest.LogCapt
     assert str(caught.value).endswith(".")
 
 
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("unheard-of://bucket", "a protocol that nothing here knows: use hf://, s3://"),
+        ("hf://nothing", "write hf://buckets/USER/BUCKET/FOLDER or hf://datasets/USER/DATASET/FOLDER"),
+        ("s3://", "write s3://BUCKET/FOLDER"),
+        ("ftp://127.0.0.1:1/x", "its server cannot be reached; check the network"),
+        ("/proc/nowhere/x", "it does not exist, or it cannot be made"),
+    ],
+)
+def test_what_is_wrong_with_a_url_is_told_with_what_to_do(url: str, told: str, ledger: Ledger) -> None:
+    with pytest.raises(SnapshotError) as caught:
+        SnapshotStore(url).take(ledger.path, APP)
+    assert told in str(caught.value)
+
+
 def test_a_missing_package_is_named() -> None:
     with pytest.raises(SnapshotError, match=r"requirements\.txt.*webdav4"):
         SnapshotStore("webdav://example.com/x").series("app")
@@ -611,7 +756,9 @@ def s3() -> Iterator[dict[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("url", [pytest.param("s3://example", marks=pytest.mark.thorough), "s3://example/in/a/folder"])
-def test_an_s3_that_refuses_checksums_keeps_snapshots_and_gives_them_back(s3: dict[str, str], url: str, tmp_path: Path) -> None:
+def test_an_s3_that_refuses_checksums_keeps_snapshots_and_gives_them_back(
+    s3: dict[str, str], url: str, tmp_path: Path
+) -> None:
     assert run(play_through, url, str(tmp_path), environ=s3) == ""
 
 

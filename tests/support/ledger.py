@@ -13,7 +13,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Self
 
-from space_runtime.snapshots.store import KEPT, Snapshot, SnapshotError, SnapshotStore
+from space_runtime.snapshots.folder import SnapshotError
+from space_runtime.snapshots.store import KEPT, Snapshot, SnapshotStore
 
 APP = "app-00000001"
 FALLBACK = f"fallback-{'1' * 32}"

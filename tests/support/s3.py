@@ -1,6 +1,6 @@
 """An S3 on loopback that keeps buckets in memory, and is as strict as those of other makers than Amazon.
 
-To all buckets but `lenient`, it refuses what many of them do not know: checksums other than MD5, in headers or trailers.
+In all buckets but `lenient` it refuses what many of them do not know: checksums in headers or trailers.
 """
 
 import sys

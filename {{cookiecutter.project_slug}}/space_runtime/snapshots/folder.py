@@ -57,6 +57,8 @@ class Folder:
                 ) from None
             options = _s3_options() if self._protocol in _S3 else {}
             self._files, path = url_to_fs(url, skip_instance_cache=True, **options)
+            if self._protocol in _FORMS and not path:
+                raise Misconfigured(f"SNAPSHOT_URL names no place: {_FORMS[self._protocol]}.")
         self._path = path.rstrip("/")
 
     def listing(self) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """When snapshots are taken and restored, within time limits; store.py says how."""
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -142,7 +143,8 @@ class _Timer:
         self.trouble: str | None = None
         self.taken_at: float | None = None
         self._store = store
-        self._file = file
+        # Not a link to it: SQLite's log, which tells of changes, is beside the file itself.
+        self._file = Path(os.path.realpath(file))
         self._series = series
         self._interval_seconds = interval_seconds
         # Only one of the processes that serve a file takes its snapshots.
@@ -176,13 +178,12 @@ class _Timer:
     def _run(self) -> None:
         self._attempt(self._attend)
         while not self._stopping.wait(self._interval_seconds):
-            self._attempt(self._attend, self._take)
+            self._attempt(self._attend_and_take)
 
-    def _attempt(self, *steps: Callable[[], None]) -> None:
+    def _attempt(self, step: Callable[[], None]) -> None:
         try:
             self._lock.take_exclusively()
-            for step in steps:
-                step()
+            step()
         except Busy:
             pass
         except SnapshotError as error:
@@ -205,6 +206,12 @@ class _Timer:
             self._intervals_alone += 1
         if self.is_trying and self._store.path:
             logger.info("snapshots go to the folder %s", self._store.path)
+
+    def _attend_and_take(self) -> None:
+        self._attend()
+        # The file may be another's by the time that SNAPSHOT_URL answers.
+        if not self._stopping.is_set():
+            self._take()
 
     def _take(self) -> None:
         self.has_tried = True
