@@ -84,6 +84,7 @@ def play_through(url: str, folder: str) -> None:
     store, back = SnapshotStore(url), Path(folder, "back")
     assert restored(store, "app", back) is None
     assert store.series("app") == {}
+    assert [one.attend() for one in (store, SnapshotStore(url), store)] == [False, False, True]
 
     with Ledger(Path(folder, "app.db")) as ledger:
         first = take(store, ledger, FALLBACK)
