@@ -15,10 +15,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import fsspec  # type: ignore[import-untyped]
+import fsspec
 import httpx2
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
+from fsspec.implementations.memory import MemoryFileSystem
 from space_runtime.snapshots.store import KEPT, DamagedSnapshot, Snapshot, SnapshotError, SnapshotStore
 
 from tests.support.bakery import ROOT, TEMPLATE_FOLDER, Bakery

@@ -47,7 +47,9 @@ def attach(app: FastAPI, runtime: Runtime) -> None:
         behind_edge=space.is_running_here,
         max_body_bytes=settings.max_body_bytes,
         guard=WriteGuard(token=token, on_space=space.is_running_here),
-        cors=cross_origin_rules(settings.cors_origins),
+        cors=cross_origin_rules(
+            settings.cors_origins, credentials=settings.cors_credentials == "on"
+        ),
         is_fallback=lambda: runtime.database.admission.is_fallback,
         log=configure_logging(settings, on_space=space.is_running_here),
     )

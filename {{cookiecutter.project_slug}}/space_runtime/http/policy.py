@@ -38,16 +38,18 @@ def content_security_policy(
     return f"{directives}; {extra}" if extra else directives
 
 
-def cross_origin_rules(origins: str) -> Callable[[ASGIApp], ASGIApp]:
+def cross_origin_rules(origins: str, *, credentials: bool) -> Callable[[ASGIApp], ASGIApp]:
     """Return a wrapper for an application that lets pages of these origins use it.
 
-    `origins` is separated by commas; "" allows no other origin.
+    `origins` is separated by commas; "" allows no other origin. With `credentials`, browsers send
+    cookies along.
     """
     if not origins:
         return lambda app: app
     return partial(
         CORSMiddleware,
         allow_origins=[origin.strip() for origin in origins.split(",")],
+        allow_credentials=credentials,
         allow_methods=["*"],
         allow_headers=["*"],
         expose_headers=["Location", "Retry-After", "X-Database", "X-Request-ID"],
