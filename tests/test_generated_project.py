@@ -49,7 +49,7 @@ BREACHES = {
     "space_runtime/settings.py": ("from space_runtime.runtime import Runtime", "let the part above pass in"),
     "space_runtime/runtime.py": ("SQLITE = 'sqlite' == engine.dialect.name", "ask backend_of(engine) instead"),
     "src/items/models.py": ("import src.main", "nothing may import it"),
-    "src/items/service.py": ("from fastapi import HTTPException", "raise an error of your own"),
+    "src/items/service.py": ("from fastapi import HTTPException", "raise NotFound of space_runtime.http.errors"),
 }
 
 

@@ -18,7 +18,7 @@ RUNTIME = Path(space_runtime.__file__).parent
 RUNTIME_SOURCES = sorted(RUNTIME.rglob("*.py"))
 # Layers of the runtime's parts; each part may import its own layer and the layers listed before it.
 LAYERS = (
-    {"reasons", "time_limit", "file_locks", "project", "settings", "columns"},
+    {"reasons", "port", "time_limit", "file_locks", "project", "settings", "columns"},
     {"url"},
     {"observability"},
     {"records"},

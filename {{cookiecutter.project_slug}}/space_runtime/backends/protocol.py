@@ -22,6 +22,9 @@ class Backend(Protocol):
     """Whether only one write runs at a time. If so, waiting writes must not block the readers'
     threads."""
 
+    def describe(self, url: URL) -> str:
+        """Return which database this is, for its owner's eyes: the host, but no user or secret."""
+
     def create_engine(self, url: URL, secrets: Secrets, pool_size: int) -> Engine:
         """Return an engine that passes the secrets to the driver; nothing is opened yet."""
 

@@ -152,7 +152,7 @@ class _Folder:
         os.environ.setdefault("HF_XET_CACHE", f"{tempfile.gettempdir()}/xet-{os.getuid()}")
         with _errors_named("opened"):
             # Imported here because it is slow, and only applications with snapshots need it.
-            from fsspec.core import url_to_fs
+            from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
             self._files, path = url_to_fs(url, skip_instance_cache=True)
         self._path = path.rstrip("/")

@@ -22,7 +22,7 @@ def _now() -> datetime:
 
 
 def _created_at(context: DefaultExecutionContext) -> datetime:
-    created_at: datetime = context.get_current_parameters()["created_at"]  # type: ignore[no-untyped-call]
+    created_at: datetime = context.get_current_parameters()["created_at"]
     return created_at
 
 
