@@ -22,9 +22,9 @@ from tests.support.machine import container_engine
 from tests.support.processes import is_listening, reserved
 
 PORT = 7860
-VERSIONS = ["3.13", "3.11"]
-# Of the older one, `make test` looks whether it serves.
-IMAGES = [VERSIONS[0], pytest.param(VERSIONS[1], marks=pytest.mark.thorough)]
+VERSIONS = ["3.14", "3.15", "3.13"]
+# Of the others, `make test` looks whether they serve.
+IMAGES = [VERSIONS[0], *(pytest.param(version, marks=pytest.mark.thorough) for version in VERSIONS[1:])]
 WITH_TEMP = ("--tmpfs", "/tmp")
 # The Hub hands all variables of a Space to the build.
 BUILD_ARGUMENT = "a-variable-of-the-space"

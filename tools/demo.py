@@ -92,7 +92,7 @@ def copy_template(destination: Path) -> Path:
     """Copy the template without caches: a test or a tool may be writing them, and files that vanish stop a render."""
     destination.mkdir(exist_ok=True)
     shutil.copy(ROOT / "cookiecutter.json", destination)
-    for folder in ("hooks", "{{cookiecutter.project_slug}}"):
+    for folder in ("hooks", "templates", "{{cookiecutter.project_slug}}"):
         caches = shutil.ignore_patterns("__pycache__", ".*_cache")
         shutil.copytree(ROOT / folder, destination / folder, ignore=caches)
     return destination
