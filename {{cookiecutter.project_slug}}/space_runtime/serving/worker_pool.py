@@ -44,8 +44,9 @@ class WorkerPool:
 
     def run_last(self, job: Callable[[], Result]) -> asyncio.Future[Result]:
         """Run a job that gives the caller's place back when it ends; return its future."""
+        context = copy_context()
         work = asyncio.get_running_loop().run_in_executor(
-            self._executor, copy_context().run, self._run_and_give_back, job
+            self._executor, lambda: context.run(self._run_and_give_back, job)
         )
         work.add_done_callback(lambda _: self.limiter.let_in())
         return work
