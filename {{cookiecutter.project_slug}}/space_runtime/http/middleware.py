@@ -98,11 +98,11 @@ class RequestMiddleware:
         length = received_headers.get(b"content-length", b"0")
         if length != b"0" or b"transfer-encoding" in received_headers:
             receive = self._limited(receive, length)
-        status = 0
+        status, is_answered = 0, False
 
         # A plain function, because an `async def` would add a coroutine to every message.
         def send_with_headers(message: Message) -> Awaitable[None]:
-            nonlocal status
+            nonlocal status, is_answered
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = [*message["headers"], (b"x-request-id", request_id)]
@@ -115,6 +115,8 @@ class RequestMiddleware:
                 headers += own
                 if _path(scope).startswith("/api/") and self._is_fallback():
                     headers.append((b"x-database", b"fallback"))
+            else:
+                is_answered = not message.get("more_body", False)
             return send(message)
 
         current_request_id.set(request_id.decode())
@@ -138,6 +140,9 @@ class RequestMiddleware:
             await answer(scope, receive, send_with_headers)
         except Exception as error:
             logger.exception("request failed")
+            # A mounted application answers by itself, and raises afterwards.
+            if is_answered:
+                return
             if status:
                 raise
             failed = await answer_of_own_handler(app, Request(scope, receive), error)
