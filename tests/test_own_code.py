@@ -134,7 +134,7 @@ def add_pages(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return JSONResponse({"invalid": len(error.errors())}, 422)
+        return JSONResponse({"detail": [{"loc": problem["loc"]} for problem in error.errors()]}, 422)
 
     @app.get("/fails")
     async def fails(kind: str = "ours") -> None:
@@ -308,8 +308,8 @@ def test_own_settings_parts_dependencies_and_a_lifespan_that_passes_something_on
 
 def test_own_handlers_of_errors_are_called_whether_added_before_or_after_ours(seen: Seen) -> None:
     told = {name: (answer.status_code, answer.text) for name, answer in seen.answers.items()}
-    assert told["invalid"] == (422, '{"invalid":2}')
-    assert told["refused"] == (422, '{"invalid":1}')
+    assert told["invalid"] == (422, '{"detail":[{"loc":["path","id"]},{"loc":["body","voiceName"]}]}')
+    assert told["refused"] == (422, '{"detail":[{"loc":["path","item_id"]}]}')
     assert told["fails"] == (500, "own ZeroDivisionError")
     assert told["gone"] == (410, "own gone")
     assert told["upload"] == (418, "own That is no number.")

@@ -115,7 +115,7 @@ class RequestMiddleware:
                 headers += own
                 if _path(scope).startswith("/api/") and self._is_fallback():
                     headers.append((b"x-database", b"fallback"))
-            else:
+            elif message["type"] == "http.response.body":
                 is_answered = not message.get("more_body", False)
             return send(message)
 
