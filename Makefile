@@ -83,12 +83,12 @@ clean: ## Remove what these verbs fetched and rendered
 		{ echo "Python 3.11 or later is needed, and $(PYTHON) is older. Name another: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "$(PYTHON) has no venv module. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	@echo "Fetching tools into .tools"
+	@echo "Fetching uv into .tools, once ..."
 	@$(PYTHON) -m venv --clear .tools
 	@.tools/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 
 .venv/ready: requirements-dev.lock | .tools/bin/uv
-	@echo "Installing the requirements into .venv"
+	@echo "Installing the requirements into .venv, once; up to a minute ..."
 	@rm -rf .venv
 	@$(UV) venv --quiet --python $(PYTHON) .venv
 	@$(UV) pip install --quiet --python .venv --require-hashes --requirement requirements-dev.lock

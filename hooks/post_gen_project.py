@@ -154,7 +154,7 @@ def main() -> None:
     write("README.md", front_matter(answers) + readme)
     write("Dockerfile", dockerfile(answers))
     write("src/config/about.json", about(answers))
-    print(next_steps(answers))
+    print(next_steps(answers), end="")
 
 
 if __name__ == "__main__":

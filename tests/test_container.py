@@ -327,6 +327,27 @@ def test_with_no_disk_to_write_to_memory_serves_and_says_so(image: Image) -> Non
         assert space.post("/api/items", json={"title": "In memory"}).status_code == 201
 
 
+def test_a_volume_of_somebody_else_is_told_and_what_goes_with_the_container_is_never_called_persistent(
+    image: Image, tmp_path: Path
+) -> None:
+    volume = tmp_path / "volume"
+    volume.mkdir(mode=0o755)
+    options = ("--read-only=false", f"--volume={volume}:/home/user/app/data")
+    with image.serve(*options) as container, container.client() as space:
+        report = settled(space)
+        assert (report["status"], report["database"]["reason"]) == ("degraded", "no_writable_path")
+        assert report["database"]["persistent"] is False
+        assert space.post("/api/items", json={"title": "Elsewhere"}).status_code == 201
+        assert "data cannot be written to: SQLite is kept elsewhere" in container.log()
+    volume.chmod(0o777)
+    with image.serve(*options) as container, container.client() as space:
+        report = settled(space)
+        assert (report["status"], report["database"]["persistent"]) == ("ok", True)
+    with image.serve("--read-only=false") as container, container.client() as space:
+        report = settled(space)
+        assert (report["status"], report["database"]["persistent"]) == ("ok", False)
+
+
 def test_any_other_user_may_run_it(image: Image) -> None:
     with image.serve(*WITH_TEMP, "--user", "12345:0") as container, container.client() as space:
         assert settled(space)["status"] == "ok"
