@@ -24,5 +24,5 @@ def _mount(scope: Scope) -> str:
     mount = root_path.removeprefix(scope.get("app_root_path", root_path))
     if not mount or not scope.get("path_params"):
         return mount
-    names = {str(value): name for name, value in scope["path_params"].items()}
-    return "/".join(f"{{{names[part]}}}" if part in names else part for part in mount.split("/"))
+    names = {str(value): "{" + name + "}" for name, value in scope["path_params"].items()}
+    return "/".join(names.get(part, part) for part in mount.split("/"))
