@@ -15,10 +15,13 @@ import time
 from collections.abc import Awaitable, Callable
 
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from space_runtime.http.errors import answer_of_own_handler
 from space_runtime.http.guard import WriteGuard, refusal_of_long, refuse_websocket
+from space_runtime.http.route_names import name_of_route
 from space_runtime.observability.logging import AccessLog
 from space_runtime.observability.logging import request_id as current_request_id
 from space_runtime.observability.metrics import IN_PROGRESS, REQUESTS
@@ -83,6 +86,8 @@ class RequestMiddleware:
             self._log.flush()
             return
         started = time.monotonic()
+        # A mounted application puts itself in its place.
+        app = scope["app"]
         method = scope["method"]
         if method == "HEAD":
             # Routes only know GET. The server looks at its own scope, so it still sends no body.
@@ -96,11 +101,11 @@ class RequestMiddleware:
         length = received_headers.get(b"content-length", b"0")
         if length != b"0" or b"transfer-encoding" in received_headers:
             receive = self._limited(receive, length)
-        status = 0
+        status, is_answered = 0, False
 
         # A plain function, because an `async def` would add a coroutine to every message.
         def send_with_headers(message: Message) -> Awaitable[None]:
-            nonlocal status
+            nonlocal status, is_answered
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = [*message["headers"], (b"x-request-id", request_id)]
@@ -113,6 +118,8 @@ class RequestMiddleware:
                 headers += own
                 if _path(scope).startswith("/api/") and self._is_fallback():
                     headers.append((b"x-database", b"fallback"))
+            elif message["type"] == "http.response.body":
+                is_answered = not message.get("more_body", False)
             return send(message)
 
         current_request_id.set(request_id.decode())
@@ -134,20 +141,25 @@ class RequestMiddleware:
             if refusal is not None:
                 answer = self._cors(refusal)
             await answer(scope, receive, send_with_headers)
-        except Exception:
+        except Exception as error:
             logger.exception("request failed")
+            # A mounted application answers by itself, and raises afterwards.
+            if is_answered:
+                return
             if status:
                 raise
-            detail = f"Internal error. The log tells more under the id {request_id.decode()}."
-            answer = self._cors(JSONResponse({"detail": detail}, 500))
-            await answer(scope, receive, send_with_headers)
+            failed = await answer_of_own_handler(app, Request(scope, receive), error)
+            if failed is None:
+                detail = f"Internal error. The log tells more under the id {request_id.decode()}."
+                failed = JSONResponse({"detail": detail}, 500)
+            await self._cors(failed)(scope, receive, send_with_headers)
         finally:
             self._in_progress -= 1
             if is_inside:
                 self._limiter.leave()
             seconds = time.monotonic() - started
             method = method if method in _METHODS else "other"
-            route = getattr(scope.get("route"), "path", "none")
+            route = name_of_route(scope)
             REQUESTS.add(method, route, status, seconds)
             self._log.add(method, route, status, seconds, request_id)
 
