@@ -8,6 +8,7 @@ import logging
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
@@ -97,6 +98,13 @@ def add_error_handlers(app: FastAPI) -> None:
         # Every GET route also answers HEAD.
         allow = ", ".join(known).replace("GET", "GET, HEAD")
         return JSONResponse({"detail": error.detail}, 405, headers={"Allow": allow})
+
+    @app.exception_handler(400)
+    async def unreadable_body(request: Request, error: HTTPException) -> Response:
+        # FastAPI calls it the client's fault, too, if an upload finds no room on the disk.
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__
+        return await http_exception_handler(request, error)
 
     @app.exception_handler(NotFound)
     async def not_found(request: Request, error: NotFound) -> Response:
