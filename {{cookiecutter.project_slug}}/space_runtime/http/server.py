@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 KEEP_ALIVE_SECONDS = 75
 GRACEFUL_SECONDS = 15
 HEAD_SECONDS = 30.0
-HEAD_BYTES = 64 * 1024
 # Fewer than the 1,024 files that many systems let a process open.
 MAX_WITHOUT_REQUEST = 500
 
@@ -55,12 +54,10 @@ def find_server() -> Server | None:
 
 def complete(config: Config) -> None:
     """Set what neither a flag nor the environment has set; new connections will follow it."""
-    from uvicorn.protocols.http.h11_impl import H11Protocol
+    from space_runtime.http.protocol import HEAD_BYTES, Protocol
 
     if config.http == "auto":
-        # httptools keeps a head that never ends, and loses the body of a request that offers
-        # another protocol, as Java's client does.
-        config.http_protocol_class = H11Protocol
+        config.http_protocol_class = Protocol
     if config.h11_max_incomplete_event_size is None:
         config.h11_max_incomplete_event_size = HEAD_BYTES
     if config.timeout_keep_alive == 5:
