@@ -79,7 +79,7 @@ class Protocol(HttpToolsProtocol):
         if is_answering or not self.url:
             self.transport.close()
             return
-        # The application answers what it has to say of long heads, and waits a moment for the body: a
+        # The application says what it has to say of long heads, and waits a moment for the body: a
         # client whose connection is closed while it sends may never see the answer.
         self._is_refused = True
         self.url = self.url[: HEAD_BYTES // 2]
