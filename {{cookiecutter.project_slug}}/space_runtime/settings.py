@@ -52,6 +52,11 @@ class RuntimeSettings(BaseSettings):
         description="comma-separated origins such as https://example.com, without a path, or *",
     )
     port: int = _between(1, 65535, "a whole number", default=7860)
+    public_limit: str = Field(
+        default="120/minute",
+        pattern=r"^(?:off|[1-9][0-9]{0,6}/(?:second|minute|hour|day))$",
+        description="off, or a number for each second, minute, hour or day, such as 120/minute",
+    )
     max_body_bytes: int = _between(1024, 1024**3, "a number of bytes", default=1024**2)
 
     @model_validator(mode="before")
@@ -74,6 +79,11 @@ class Space:
     def is_running_here(self) -> bool:
         """Whether this process runs on a Space."""
         return self.id is not None
+
+    @property
+    def is_behind_edge(self) -> bool:
+        """Whether the Hub's proxy is in front; it is not where `make dev SPACE=1` plays a Space."""
+        return self.is_running_here and not (self.host or "").startswith("127.0.0.1")
 
 
 Settings = TypeVar("Settings", bound=RuntimeSettings)

@@ -361,7 +361,7 @@ class Deploy:
             self.output.step("log", f"| {line}")
 
     def check_health(self) -> None:
-        """Print which database serves, and where; raise DeployError if none does."""
+        """Print which database serves, and where; raise DeployError if the app cannot be used."""
         info = self.api.space_info(self.space)
         url = info.host or f"https://{info.subdomain}.hf.space"
         # A private Space answers only with the token; the app of a public one must not receive it.
@@ -371,7 +371,7 @@ class Deploy:
         self.output.step("health", f"{status}: {detail}")
         self.output.step("online", url)
         if status == "unavailable":
-            raise DeployError(f"No database serves: see DATABASE_URL at {self.page}/settings.")
+            raise DeployError(f"{detail} See {self.page}/settings.")
 
     def wait_for_health(self, client: httpx2.Client, url: str) -> tuple[str, str]:
         """Return status and detail as soon as the app is no longer starting."""

@@ -4,10 +4,10 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from space_runtime.http.access import WriteGuard
 from space_runtime.http.docs import describe
 from space_runtime.http.docs import router as docs
 from space_runtime.http.errors import add_error_handlers
+from space_runtime.http.guard import WriteGuard
 from space_runtime.http.health import router as health
 from space_runtime.http.metrics import router as metrics
 from space_runtime.http.middleware import RequestMiddleware
@@ -39,14 +39,23 @@ def attach(app: FastAPI, runtime: Runtime) -> None:
     if settings.metrics == "on":
         app.include_router(metrics)
     add_error_handlers(app)
-    describe(app, needs_token=token is not None)
+    describe(
+        app,
+        writes_are_open=token is None and not space.is_running_here,
+        is_limited=settings.public_limit != "off",
+    )
     app.add_middleware(
         RequestMiddleware,
         headers=security_headers(space),
         headers_of_data=security_headers(space, of_data=True),
-        behind_edge=space.is_running_here,
+        behind_edge=space.is_behind_edge,
         max_body_bytes=settings.max_body_bytes,
-        guard=WriteGuard(token=token, on_space=space.is_running_here),
+        guard=WriteGuard(
+            app,
+            token=token,
+            on_space=space.is_running_here,
+            public_limit=settings.public_limit,
+        ),
         cors=cross_origin_rules(settings.cors_origins),
         is_fallback=lambda: runtime.database.admission.is_fallback,
         log=configure_logging(settings, on_space=space.is_running_here),

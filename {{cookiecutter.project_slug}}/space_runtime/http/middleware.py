@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
-from space_runtime.http.access import WriteGuard, refusal_of_long
+from space_runtime.http.guard import WriteGuard, refusal_of_long, refuse_websocket
 from space_runtime.http.request_body import RequestBody
 from space_runtime.http.server import attended
 from space_runtime.observability.logging import AccessLog
@@ -91,7 +91,7 @@ class RequestMiddleware:
             return
         task = _current_task()
         if scope["type"] == "websocket":
-            await self._converse(scope, receive, send, task)
+            await self._open_websocket(scope, receive, send, task)
             return
         started = time.monotonic()
         loop = asyncio.get_running_loop()
@@ -198,9 +198,14 @@ class RequestMiddleware:
             REQUESTS.add(method, route, status, seconds)
             self._log.add(method, route, status, seconds, request_id)
 
-    async def _converse(
+    async def _open_websocket(
         self, scope: Scope, receive: Receive, send: Send, task: asyncio.Task[Any]
     ) -> None:
+        if self._behind_edge:
+            _believe_the_edge(scope, dict(scope["headers"]))
+        if refusal := self._guard.refusal(scope):
+            await refuse_websocket(refusal, scope, receive, send)
+            return
         self._sockets.add(task)
         try:
             await self._app(scope, receive, send)
@@ -248,7 +253,7 @@ def _believe_the_edge(scope: Scope, headers: dict[bytes, bytes]) -> None:
 
     The proxy accepts only https, and appends the real client to any X-Forwarded-For it receives.
     """
-    scope["scheme"] = "https"
+    scope["scheme"] = "wss" if scope["type"] == "websocket" else "https"
     address = headers.get(b"x-forwarded-for", b"").rpartition(b",")[2].strip()
     if _ADDRESS.fullmatch(address):
         scope["client"] = (address.decode(), 0)

@@ -18,6 +18,7 @@ from space_runtime.http.health import Health, RuntimeDep, health
 from space_runtime.http.policy import content_security_policy
 from space_runtime.project import About
 from space_runtime.reasons import REASONS
+from space_runtime.runtime import Runtime
 from space_runtime.settings import read_space
 
 router = APIRouter(include_in_schema=False)
@@ -56,10 +57,14 @@ async def status_page(
     """Return the page, which says in words what /health says in JSON."""
     page, policy = _page()
     theme = request.query_params.get("__theme")  # Set by the Hub when it embeds the page.
-    values = _values(report, runtime.project.read_about()) | {
-        "color_scheme": theme if theme in ("light", "dark") else "light dark",
-        "hide_metrics": "" if runtime.settings.metrics == "on" else "hidden",
-    }
+    values = (
+        _values(report, runtime.project.read_about())
+        | _about_hooks(runtime)
+        | {
+            "color_scheme": theme if theme in ("light", "dark") else "light dark",
+            "hide_metrics": "" if runtime.settings.metrics == "on" else "hidden",
+        }
+    )
     return HTMLResponse(
         page.substitute({name: html.escape(value) for name, value in values.items()}),
         headers={"Content-Security-Policy": policy, "Cache-Control": "no-store"},
@@ -95,6 +100,17 @@ def _values(report: Health, about: About) -> dict[str, str]:
         "repairs": ", ".join(map(_repair, database.repairs)),
         "hide_repairs": "" if database.repairs else "hidden",
     }
+
+
+def _about_hooks(runtime: Runtime) -> dict[str, str]:
+    """Return what the page says instead because of a hook that runs or has failed."""
+    progress = runtime.hooks.progress
+    if progress.failure:
+        remedy = "Read the log, mend the cause, and restart the application."
+        return {"headline": "A part of the application could not start", "remedy": remedy}
+    if progress.running and runtime.status == "starting":
+        return {"headline": "A part of the application is not ready yet"}
+    return {}
 
 
 def _headline(report: Health) -> str:
