@@ -69,6 +69,7 @@ RUN PYTHONDONTWRITEBYTECODE=1 pip install --no-cache-dir --root-user-action=igno
 COPY --chown={USER}:{USER} alembic.ini ./
 COPY --chown={USER}:{USER} migrations/ migrations/
 COPY --chown={USER}:{USER} space_runtime/ space_runtime/
+COPY --chown={USER}:{USER} web/ web/
 COPY --chown={USER}:{USER} src/ src/
 # Bytecode belongs in the image: a container with a read-only root could not keep it, and each start would compile.
 # The import is for what a start needs of the standard library, of which the official image brings none.

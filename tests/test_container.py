@@ -275,7 +275,7 @@ def test_the_image_holds_no_test_cache_secret_or_database(image: Image) -> None:
     app = "/home/user/app/"
     files = {line.removeprefix(app) for line in listing.splitlines() if line.startswith(app)}
     assert {name.split("/")[0] for name in files} == {
-        "alembic.ini", "data", "migrations", "requirements.lock", "space_runtime", "src"
+        "alembic.ini", "data", "migrations", "requirements.lock", "space_runtime", "src", "web"
     }  # fmt: skip
     assert "src/main.py" in files
     unwanted = re.compile(r"test|\.git|\.env|\.db|\.sqlite|secret|_cache|/\.cache|left")

@@ -43,6 +43,7 @@ from tools import checks, network
 ROOT = Path(__file__).resolve().parents[1]
 POLLS_FOR_NEW_STAGE = 12
 POLLS_FOR_HEALTH = 120
+NAMED = 5
 LOG_LINES, LOG_SECONDS = 20, 10
 
 # The stages that a Space does not leave by itself, with the log that says why and what to do.
@@ -186,6 +187,11 @@ class Deploy:
         self.api.token = token
         self.validate_front_matter(files["README.md"])
         self.output.step("check", f"front matter, token, {len(files)} files")
+        if left := list(checks.left_out(ROOT, files)):
+            more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
+            # A name may be no UTF-8, and then it could not be printed.
+            names = ", ".join(left[:NAMED]).encode("utf-8", "replace").decode()
+            self.output.step("check", f"stays here: {names}{more}")
         return files, secrets
 
     def validate_front_matter(self, readme: bytes) -> None:

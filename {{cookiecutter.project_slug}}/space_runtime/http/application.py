@@ -11,7 +11,9 @@ from space_runtime.http.guard import WriteGuard
 from space_runtime.http.health import router as health
 from space_runtime.http.metrics import router as metrics
 from space_runtime.http.middleware import RequestMiddleware
+from space_runtime.http.pages import add_pages
 from space_runtime.http.policy import cross_origin_rules, security_headers
+from space_runtime.http.sign_in_pages import attach_sign_in
 from space_runtime.http.status_page import router as status_page
 from space_runtime.observability.logging import configure_logging
 from space_runtime.observability.metrics import BUILD
@@ -38,6 +40,8 @@ def attach(app: FastAPI, runtime: Runtime) -> None:
         app.include_router(router)
     if settings.metrics == "on":
         app.include_router(metrics)
+    attach_sign_in(app, runtime)
+    add_pages(app, runtime.project.folder)
     add_error_handlers(app)
     describe(
         app,
@@ -46,7 +50,7 @@ def attach(app: FastAPI, runtime: Runtime) -> None:
     )
     app.add_middleware(
         RequestMiddleware,
-        headers=security_headers(space),
+        headers=security_headers(space, page_policy=settings.page_policy),
         headers_of_data=security_headers(space, of_data=True),
         behind_edge=space.is_behind_edge,
         max_body_bytes=settings.max_body_bytes,
@@ -56,7 +60,9 @@ def attach(app: FastAPI, runtime: Runtime) -> None:
             on_space=space.is_running_here,
             public_limit=settings.public_limit,
         ),
-        cors=cross_origin_rules(settings.cors_origins),
+        cors=cross_origin_rules(
+            settings.cors_origins, credentials=settings.cors_credentials == "on"
+        ),
         is_fallback=lambda: runtime.database.admission.is_fallback,
         log=configure_logging(settings, on_space=space.is_running_here),
     )

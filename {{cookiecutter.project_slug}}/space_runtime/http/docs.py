@@ -30,7 +30,7 @@ _PAGE = """<!doctype html>
 <link rel="stylesheet" href="docs/swagger-ui.css">
 </head>
 <body>
-<nav class="swagger-ui"><p class="wrapper"><a href="./">&larr; Status of {title}</a></p></nav>
+<nav class="swagger-ui"><p class="wrapper"><a href="status">&larr; Status of {title}</a></p></nav>
 <main id="swagger-ui"></main>
 <script src="docs/swagger-ui-bundle.js"></script>
 <script src="docs/start.js"></script>

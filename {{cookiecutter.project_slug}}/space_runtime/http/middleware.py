@@ -16,12 +16,15 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
+from space_runtime.http.errors import answer_of_own_handler
 from space_runtime.http.guard import WriteGuard, refusal_of_long, refuse_websocket
 from space_runtime.http.request_body import RequestBody
+from space_runtime.http.route_names import name_of_route
 from space_runtime.http.server import attended
 from space_runtime.observability.logging import AccessLog
 from space_runtime.observability.logging import request_id as current_request_id
@@ -95,6 +98,8 @@ class RequestMiddleware:
             return
         started = time.monotonic()
         loop = asyncio.get_running_loop()
+        # A mounted application puts itself in its place.
+        app = scope["app"]
         method = scope["method"]
         if method == "HEAD":
             # Routes only know GET. The server looks at its own scope, so it still sends no body.
@@ -112,7 +117,7 @@ class RequestMiddleware:
         ):
             body = RequestBody(scope, receive, received_headers, self._max_body_bytes)
             receive = body.receive
-        status = 0
+        status, is_answered = 0, False
         is_event_stream = False
         hold: asyncio.TimerHandle | None = None
 
@@ -125,7 +130,7 @@ class RequestMiddleware:
 
         # A plain function, because an `async def` would add a coroutine to every message.
         def send_with_headers(message: Message) -> Awaitable[None]:
-            nonlocal status, is_event_stream
+            nonlocal status, is_answered, is_event_stream
             if body is not None:
                 message = body.explained(message)
             if message["type"] == "http.response.start":
@@ -148,8 +153,10 @@ class RequestMiddleware:
                         task.cancel()
                 if body is not None and not body.is_complete:
                     headers.append((b"connection", b"close"))
-            elif body is not None and not body.is_complete and not message.get("more_body"):
-                return body.end_answer(send, message)
+            elif message["type"] == "http.response.body":
+                is_answered = not message.get("more_body", False)
+                if is_answered and body is not None and not body.is_complete:
+                    return body.end_answer(send, message)
             return send(message)
 
         current_request_id.set(request_id.decode())
@@ -181,20 +188,25 @@ class RequestMiddleware:
                 detail = "The server stops. Look whether this was done before you send it again."
                 answer = self._cors(JSONResponse({"detail": detail}, 503, {"Retry-After": "2"}))
                 await answer(scope, receive, send_with_headers)
-        except Exception:
+        except Exception as error:
             logger.exception("request failed")
+            # A mounted application answers by itself, and raises afterwards.
+            if is_answered:
+                return
             if status:
                 raise
-            detail = f"Internal error. The log tells more under the id {request_id.decode()}."
-            answer = self._cors(JSONResponse({"detail": detail}, 500))
-            await answer(scope, receive, send_with_headers)
+            failed = await answer_of_own_handler(app, Request(scope, receive), error)
+            if failed is None:
+                detail = f"Internal error. The log tells more under the id {request_id.decode()}."
+                failed = JSONResponse({"detail": detail}, 500)
+            await self._cors(failed)(scope, receive, send_with_headers)
         finally:
             self._in_progress -= 1
             self._event_streams.discard(task)
             leave()
             seconds = time.monotonic() - started
             method = method if method in _METHODS else "other"
-            route = getattr(scope.get("route"), "path", "none")
+            route = name_of_route(scope)
             REQUESTS.add(method, route, status, seconds)
             self._log.add(method, route, status, seconds, request_id)
 
@@ -239,7 +251,8 @@ def _current_task() -> asyncio.Task[Any]:
 def _has_to_wait(scope: Scope) -> bool:
     """Return False for health checks and the status page, and for preflight requests."""
     path = _path(scope)
-    return path != "/" and not path.startswith("/health") and scope["method"] != "OPTIONS"
+    is_state = path in ("/", "/status") or path.startswith("/health")
+    return not is_state and scope["method"] != "OPTIONS"
 
 
 def _path(scope: Scope) -> str:
