@@ -74,7 +74,7 @@ class Database:
 
     def reasons(self) -> list[tuple[str, str]]:
         """Return the tables of the refused rows, and why PostgreSQL refused them."""
-        query = "SELECT table_name, coalesce(sqlstate, reason) FROM space_runtime_refused_rows ORDER BY file_id, number"
+        query = "SELECT table_name, coalesce(error, reason) FROM space_runtime_refused_rows ORDER BY number"
         return [(table, reason) for table, reason in self.run(query)]
 
 

@@ -7,7 +7,7 @@ table of failbacks in PostgreSQL show what is left to do.
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from uuid import UUID
@@ -22,9 +22,10 @@ from space_runtime.failback.outcome import MoveFailed, Outcome
 from space_runtime.file_locks import Busy
 from space_runtime.files import names
 from space_runtime.files.contents import count_rows, read_only
-from space_runtime.migrations import Migrations, current_revision
+from space_runtime.migrations import Migrations, current_revisions
 from space_runtime.observability.metrics import FAILBACK_ROWS, FAILBACKS
 from space_runtime.records import failbacks
+from space_runtime.records.failbacks import RefusedRow
 from space_runtime.snapshots.schedule import Snapshots
 from space_runtime.time_limit import while_progressing
 
@@ -141,9 +142,27 @@ class Failback:
         with _transaction(self._target) as connection:
             source = RefusedSource(failbacks.take_refused(connection, file_id))
             moved = failbacks.moved_ids(connection)
-            is_copy = _is_copy(file_id, moved)
-            move = Move(source, connection, self._models, file_id, is_copy=is_copy)
+            copy_of = _originals(file_id, moved)
+            move = Move(source, connection, self._models, file_id, copy_of=copy_of)
             return move.run(source.changed_seeds)
+
+    def find_refused(self, number: int) -> list[RefusedRow]:
+        """Return the refused row with this number and all that refer to it; raise LookupError.
+
+        Without it, those must not be tried again: they might find a stranger's row in its place.
+        """
+        from space_runtime.failback.behind import with_those_that_refer
+        from space_runtime.failback.schema import read_references, read_schema
+
+        with self._target.connect() as connection:
+            for file_id in failbacks.files_with_refused(connection):
+                rows = {row.number: row for row in failbacks.read_refused(connection, file_id)}
+                if number in rows:
+                    present = {row.table_name for row in rows.values()}
+                    tables = read_schema(connection, self._models, present)
+                    references = read_references(tables, self._models, present)
+                    return with_those_that_refer(rows[number], rows.values(), references, tables)
+        raise LookupError(number)
 
     def _move_rows(self, file: Path, file_id: UUID, on_progress: Callable[[], None]) -> Outcome:
         """Move every row of a file and record its id, in one transaction.
@@ -159,14 +178,14 @@ class Failback:
             moved = failbacks.moved_ids(connection)
             if file_id in moved:
                 raise AlreadyMoved
-            if current_revision(rows) != current_revision(connection):
+            if current_revisions(rows) != current_revisions(connection):
                 raise SchemasDiffer
             outcome = Move(
                 FileSource(rows),
                 connection,
                 self._models,
                 file_id,
-                is_copy=_is_copy(file_id, moved),
+                copy_of=_originals(file_id, moved),
                 on_progress=on_progress,
             ).run()
             failbacks.record_move(connection, file_id, outcome.moved)
@@ -192,8 +211,8 @@ class Failback:
         """
         known, newest = self._migrations.revisions()
         with read_only(file).connect() as connection:
-            revision = current_revision(connection)
-        if revision not in known - newest:
+            revisions = current_revisions(connection)
+        if not revisions or revisions == newest or not revisions <= known:
             return
         engine = SQLITE.create_engine(URL.create("sqlite", database=str(file)), {}, 1)
         try:
@@ -206,8 +225,10 @@ class Failback:
         checkpoint(file)
 
 
-def _is_copy(file_id: UUID, moved: Iterable[UUID]) -> bool:
-    return any(names.copy_of(one) == file_id for one in moved)
+def _originals(file_id: UUID, moved: Collection[UUID]) -> list[UUID]:
+    """Return the files that this one is a copy of, also by way of another copy."""
+    found = [one for one in moved if names.copy_of(one) == file_id]
+    return found + [older for one in found for older in _originals(one, moved)]
 
 
 def is_moved(target: Engine, file_id: UUID) -> bool:
