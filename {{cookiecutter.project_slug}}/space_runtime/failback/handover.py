@@ -32,6 +32,8 @@ from space_runtime.time_limit import while_progressing
 logger = logging.getLogger(__name__)
 
 _SECONDS_OF_SILENCE = 20.0
+ROWS_FOLLOW = "it moves its rows to PostgreSQL or migrates it, and these rows follow"
+"""What another process does that keeps PostgreSQL locked."""
 
 
 class SchemasDiffer(Exception):
@@ -81,10 +83,15 @@ class Failback:
             logger.error("rows could not be moved: %s", failed.detail)
             reason = running_reason(failed.error) or "rows_not_moved"
             raise CannotServe(reason, is_there=False, detail=failed.detail) from None
-        except (SQLAlchemyError, DatabaseUnavailable, sqlite3.Error, OSError) as error:
+        except DatabaseUnavailable as error:
+            detail = ROWS_FOLLOW if error.reason == "locked" else ""
+            raise CannotServe(
+                error.reason or "rows_not_moved", is_there=False, detail=detail
+            ) from None
+        except (SQLAlchemyError, sqlite3.Error, OSError) as error:
             code = getattr(getattr(error, "orig", error), "sqlstate", None)
             logger.error("rows could not be moved: %s %s", type(error).__name__, code or "")
-            reason = getattr(error, "reason", None) or running_reason(error) or "rows_not_moved"
+            reason = running_reason(error) or "rows_not_moved"
             raise CannotServe(reason, is_there=False) from None
 
     def move(self, file: Path, on_progress: Callable[[], None] = lambda: None) -> Outcome:
@@ -101,7 +108,7 @@ class Failback:
         self._snapshots.add_tombstone(series)
         try:
             if not count_rows(read_only(handed_over), at_most=1):
-                self._record_empty(file_id)
+                self._record_empty(file_id, on_progress)
                 names.remove(handed_over)
                 return Outcome()
             if not is_moved(self._target, file_id):
@@ -173,7 +180,10 @@ class Failback:
         from space_runtime.failback.move import Move
         from space_runtime.failback.sources import FileSource
 
-        with read_only(file).connect() as rows, _transaction(self._target) as connection:
+        with (
+            read_only(file).connect() as rows,
+            _transaction(self._target, on_progress) as connection,
+        ):
             self._create_records(connection)
             moved = failbacks.moved_ids(connection)
             if file_id in moved:
@@ -191,9 +201,9 @@ class Failback:
             failbacks.record_move(connection, file_id, outcome.moved)
         return outcome
 
-    def _record_empty(self, file_id: UUID) -> None:
+    def _record_empty(self, file_id: UUID, on_progress: Callable[[], None]) -> None:
         """Record that a file without rows was moved, so that no snapshot of it is restored."""
-        with _transaction(self._target) as connection:
+        with _transaction(self._target, on_progress) as connection:
             self._create_records(connection)
             if file_id not in failbacks.moved_ids(connection):
                 failbacks.record_move(connection, file_id, 0)
@@ -267,14 +277,17 @@ def finish(file: Path) -> Path:
 
 
 @contextmanager
-def _transaction(target: Engine) -> Iterator[Connection]:
+def _transaction(
+    target: Engine, on_wait: Callable[[], None] = lambda: None
+) -> Iterator[Connection]:
     """Yield a connection that holds the migrations' lock; commit at the end.
 
     Raise OutcomeUnknown if the connection is lost during COMMIT.
     """
     is_committing = False
     try:
-        with backend_of(target).lock_migrations(target) as connection, connection.begin():
+        lock = backend_of(target).lock_migrations(target, on_wait)
+        with lock as connection, connection.begin():
             yield connection
             is_committing = True
     except BaseException as error:

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import JSON, Connection, MetaData, Table, Text, cast, func, inspect, select, text
 from sqlalchemy import Sequence as NamedSequence
 from sqlalchemy.dialects import sqlite
-from sqlalchemy.dialects.postgresql import CITEXT, JSONB
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.types import TypeEngine
 
@@ -27,6 +27,11 @@ from space_runtime.records.tables import quote
 _TRIGGERED = text(
     "SELECT relname FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid"
     " WHERE NOT tgisinternal AND tgtype & 7 = 7 AND pg_table_is_visible(tgrelid)"
+)
+_WITHOUT_CASE = text(
+    "SELECT relname, attname FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid"
+    " JOIN pg_type ON pg_type.oid = atttypid LEFT JOIN pg_collation c ON c.oid = attcollation"
+    " WHERE pg_table_is_visible(attrelid) AND (typname = 'citext' OR NOT collisdeterministic)"
 )
 _NEXT_VALUE = re.compile(r"nextval\('(?P<sequence>.+)'::regclass\)")
 
@@ -89,10 +94,8 @@ class TableSchema:
     has_trigger: bool
     """Whether a trigger may change a row before it is inserted."""
 
-    @property
-    def without_case(self) -> frozenset[str]:
-        """Return the columns for which `A` is the same as `a`."""
-        return frozenset(one.name for one in self.columns.values() if isinstance(one.kind, CITEXT))
+    without_case: frozenset[str]
+    """The columns for which `A` is taken to be the same as `a`."""
 
     def read(self, stored: StoredRow) -> dict[str, Any]:
         """Return the values that PostgreSQL gets for a row; raise Unmovable."""
@@ -124,6 +127,7 @@ def read_schema(
     unique = inspector.get_multi_unique_constraints(filter_names=names)
     indexes = inspector.get_multi_indexes(filter_names=names)
     triggered = set(target.scalars(_TRIGGERED))
+    without_case = {tuple(row) for row in target.execute(_WITHOUT_CASE)}
     tables = {}
     for name in names:
         at, model = (None, name), models.tables.get(name)
@@ -172,6 +176,7 @@ def read_schema(
             _own_numbers_from(model, key, written),
             any(_is_always_generated(info) for info in columns[at]),
             name in triggered,
+            frozenset(column for column in written if (name, column) in without_case),
         )
     return tables
 

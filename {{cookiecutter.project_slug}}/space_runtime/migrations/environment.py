@@ -5,6 +5,7 @@ drop what no model describes, so it is only shown what a model or an own migrati
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def run(connection: Connection, models: MetaData) -> None:
         include_object=include_object,
         compare_type=compare_type,
         render_item=render_item,
-        process_revision_directives=add_enum_operations,
+        process_revision_directives=partial(add_enum_operations, own.enums),
     )
     with context.begin_transaction():
         if not _changes_schema():
