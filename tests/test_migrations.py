@@ -87,7 +87,7 @@ down_revision = "1"
 def upgrade():
     op.drop_table("gone")
     op.execute("ALTER TYPE status ADD VALUE IF NOT EXISTS 'it''s over'")
-    op.execute(sa.text('alter type public."status" add value \'last\''))
+    op.execute(sa.text('alter type public."status" add value ' "'last'"))
     op.rename_table("old", "new")
     op.create_table(table_name="last")
     op.create_index(index_name="ix_new_b", table_name="new", columns=["b"])
