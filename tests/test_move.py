@@ -456,21 +456,24 @@ def test_every_row_that_got_another_key_is_recorded(database: Database) -> None:
 
 def test_references_follow_a_key_of_any_type_that_a_trigger_made(database: Database) -> None:
     database.run(
-        "CREATE TABLE owners (id uuid PRIMARY KEY, name text, slug text UNIQUE)",
+        "CREATE TABLE owners (id uuid PRIMARY KEY, name text, slug text UNIQUE, boss_id uuid REFERENCES owners)",
         "CREATE TABLE pets (id int PRIMARY KEY, owner_id uuid REFERENCES owners, of text REFERENCES owners (slug))",
         "CREATE FUNCTION make_key() RETURNS trigger LANGUAGE plpgsql AS"
         " $$ BEGIN NEW.id := gen_random_uuid(); NEW.slug := lower(NEW.slug); RETURN NEW; END $$",
         "CREATE TRIGGER make_key BEFORE INSERT ON owners FOR EACH ROW EXECUTE FUNCTION make_key()",
     )
     moved = database.move(
-        "CREATE TABLE owners (id text PRIMARY KEY, name text, slug text UNIQUE)",
+        "CREATE TABLE owners (id text PRIMARY KEY, name text, slug text UNIQUE, boss_id text REFERENCES owners)",
         "CREATE TABLE pets (id integer PRIMARY KEY, owner_id text REFERENCES owners, of text REFERENCES owners (slug))",
-        f"INSERT INTO owners VALUES ('{UUID(int=1).hex}', 'one', 'ONE'), ('{UUID(int=2).hex}', 'two', 'TWO')",
+        f"INSERT INTO owners VALUES ('{UUID(int=1).hex}', 'one', 'ONE', NULL)",
+        f"INSERT INTO owners VALUES ('{UUID(int=2).hex}', 'two', 'TWO', '{UUID(int=1).hex}')",
         f"INSERT INTO pets VALUES (1, '{UUID(int=1).hex}', 'TWO'), (2, '{UUID(int=2).hex}', 'ONE')",
     )
     assert moved == (4, 0)
     found = database.run("SELECT pets.id, name, of FROM pets JOIN owners ON owners.id = owner_id ORDER BY 1")
     assert found == [(1, "one", "two"), (2, "two", "one")]
+    bosses = "SELECT one.name, boss.name FROM owners one JOIN owners boss ON boss.id = one.boss_id"
+    assert database.run(bosses) == [("two", "one")]
 
 
 def test_a_copy_does_not_move_rows_again_that_got_another_number(database: Database) -> None:

@@ -102,7 +102,7 @@ class Move:
         """Of moved rows of one batch: the table, the key that it had, the one that it has."""
         self._keys_of_copied = {
             (row.table_name, row.old_key): row.new_key
-            for row in failbacks.read_new_keys(target, copy_of)
+            for row in (failbacks.read_new_keys(target, copy_of) if copy_of else ())
         }
         self._seeds: dict[str, set[Locator]] = {}
         self._missing_seeds: dict[tuple[str, tuple[str, ...], tuple[Any, ...]], StoredRow] = {}
@@ -226,10 +226,7 @@ class Move:
 
     def _move_rows(self, schema: TableSchema, stored: Sequence[StoredRow]) -> None:
         """Move rows, of which each comes after those of them that it refers to."""
-        rows = self._prepared(schema, stored)
-        for row in rows:
-            self._follow_references(schema, row)
-        self._insert(schema, rows)
+        self._insert(schema, self._prepared(schema, stored))
         self._record_batch()
         if time.monotonic() > self._reported + SECONDS_BETWEEN_REPORTS:
             self._reported = time.monotonic()
@@ -240,8 +237,10 @@ class Move:
         left = list(rows)
         with self._target.attempts():
             while left:
-                # Rows of the same batch, or what they refer to, may have been refused just now.
                 some = left[: self._rows_at_once]
+                # What they refer to may have been refused just now, or got a key from a trigger.
+                for row in some:
+                    self._follow_references(schema, row)
                 moving = [row for row in some if not self._stays_with_another(schema, row)]
                 if moving and (refused := self._insert_some(schema, moving)):
                     if len(moving) > 1:
