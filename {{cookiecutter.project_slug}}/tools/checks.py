@@ -3,10 +3,11 @@
 import os
 import re
 from collections.abc import Iterator, Mapping
+from io import StringIO
 from pathlib import Path, PurePosixPath
 
 import yaml
-from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -24,6 +25,7 @@ NEVER_SENT = GitIgnoreSpec.from_lines(
     """.split()
 )
 SECRETS_FILE = ".env.space"
+USABLE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASS|KEY|CREDENTIAL|AUTH", re.IGNORECASE)
 PASSWORD_IN_URL = re.compile(r"://[^\s:/@]*:(\S+)@")
 SHORTEST_SECRET = 8
@@ -68,10 +70,32 @@ def is_ignored(
 
 
 def read_secrets(folder: Path, names: list[str]) -> dict[str, str]:
-    """Return the secrets in SECRETS_FILE; these names may also come from the environment."""
-    secrets = {name: os.environ.get(name) for name in names}
-    secrets |= dotenv_values(folder / SECRETS_FILE, interpolate=False)
-    return {name: value or "" for name, value in secrets.items()}
+    """Return the secrets in SECRETS_FILE; these names may also come from the environment.
+
+    Raise ValueError, which names the line and nothing that stands in it, if the file contains
+    anything but secrets: of a key that was pasted without quotes, each line looks like something
+    else, and one may even look like a name.
+    """
+    secrets = {name: os.environ.get(name, "") for name in names}
+    file = folder / SECRETS_FILE
+    if not file.exists():
+        return secrets
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{SECRETS_FILE} is not UTF-8: save it as that") from None
+    for binding in parse_stream(StringIO(text)):
+        name, content = binding.key or "", binding.original.string
+        if binding.key is None and not binding.error:
+            continue  # A comment, or the end.
+        if binding.value is None or not USABLE_NAME.fullmatch(name):
+            blank_lines = content[: len(content) - len(content.lstrip())].count("\n")
+            raise ValueError(
+                f"{SECRETS_FILE}, line {binding.original.line + blank_lines}: not NAME=value. A"
+                " value of several lines, such as a key, goes into quotes"
+            )
+        secrets[name] = binding.value
+    return secrets
 
 
 def secret_values(variables: Mapping[str, str | None]) -> Iterator[tuple[str, str]]:
@@ -127,6 +151,9 @@ def leak_problems(files: Mapping[str, bytes], variables: Mapping[str, str | None
 
 def file_problems(files: Mapping[str, bytes]) -> Iterator[str]:
     """Check the two files that every Docker Space needs."""
+    for path in files:
+        if path.encode("utf-8", "replace").decode() != path:
+            yield f"{path!a}: rename this file, because its name is not UTF-8"
     for name in ("README.md", "Dockerfile"):
         if name not in files:
             yield f"{name} is missing here, or ignored"
