@@ -192,8 +192,9 @@ def _render_add(autogen: AutogenContext, operation: AddEnumValues) -> list[str]:
     name = ".".join(map(_postgresql.identifier_preparer.quote, parts))
     quoted = (value.replace("'", "''") for value in operation.values)
     statements = [f"ALTER TYPE {name} ADD VALUE IF NOT EXISTS '{value}'" for value in quoted]
+    database = "op.get_bind().dialect.name"
     return [
-        'if op.get_bind().dialect.name == "postgresql":',
+        f'if {database} == "postgresql":',
         # Such a value can be used only after a COMMIT.
         "with op.get_context().autocommit_block():",
         *(f"op.execute({statement!r})" for statement in statements),
