@@ -467,6 +467,35 @@ def test_ignored_folders_of_its_owner_stay_here(hub: Hub, project: BakedProject)
     }  # fmt: skip
 
 
+def test_a_built_page_is_sent_although_its_own_gitignore_names_it(hub: Hub, project: BakedProject) -> None:
+    (project.path / "web" / ".gitignore").write_text("node_modules\ndist\ndist-ssr\n*.local\n")
+    names = ["dist/index.html", "dist/assets/app.js", "dist/.env", "dist-ssr/a.js", "dist-ssr/b.js", "x.local"]
+    for name in [*names, "node_modules/react/index.js", "src/app.tsx", "package.json"]:
+        (project.path / "web" / name).parent.mkdir(parents=True, exist_ok=True)
+        (project.path / "web" / name).write_text("x")
+    (project.path / "src" / "model.db").touch()
+    (project.path / "src" / "linked").symlink_to(project.path / "migrations")
+    done = deploy(project, hub)
+    files = set(hub.repositories[f"spaces/{SPACE}"].files)
+    assert {name.removeprefix("web/") for name in files if name.startswith("web/")} == {
+        ".gitignore", "README.md", "dist/assets/app.js", "dist/index.html", "package.json", "src/app.tsx"
+    }  # fmt: skip
+    told = next(line for line in done.stdout.splitlines() if "stays here: " in line)
+    assert sorted(told.partition("stays here: ")[2].split(", ")) == [
+        "src/linked/", "src/model.db", "web/dist-ssr/", "web/dist/.env", "web/x.local"
+    ]  # fmt: skip
+
+
+def test_what_the_image_would_lack_is_said_before_anything_is_sent(hub: Hub, project: BakedProject) -> None:
+    (project.path / "web" / "README.md").rename(project.path / "web" / "package.json")
+    (project.path / "web" / "package.json").write_text('{"scripts": {"build": "vite build"}}')
+    (project.path / "migrations" / ".gitignore").write_text("*\n")
+    done = deploy(project, hub)
+    assert (done.returncode, hub.calls) == (2, [])
+    assert "web/dist/index.html is missing: npm --prefix web run build" in done.stdout
+    assert "migrations/, which the Dockerfile copies, is empty here" in done.stdout
+
+
 # what the Hub refuses
 
 REFUSALS: list[tuple[str, Refused, str]] = [

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 from fastapi import FastAPI
 
 from space_runtime.http.application import FASTAPI_OPTIONS, attach
+from space_runtime.port import usable_port
 from space_runtime.project import Project
 from space_runtime.runtime import Runtime
 from space_runtime.serving.database import Database
@@ -23,6 +24,8 @@ PROJECT = Project(
     metadata=Base.metadata,
     about_file=PROJECT_ROOT / "src" / "config" / "about.json",
 )
+"""What the runtime is told. `on_start=[load_model]` calls a function of yours once the server
+listens, and `on_ready=[...]` one that needs the database: see Project."""
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -35,7 +38,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Choose the database in the background, while the application already answers."""
+    """Choose the database in the background, while the application already answers.
+
+    A task that is started here waits with `await app.state.runtime.database.ready()`.
+    """
     async with app.state.runtime.lifespan(app):
         yield
 
@@ -65,7 +71,7 @@ if __name__ == "__main__":
     uvicorn.run(
         app,
         host="0.0.0.0",  # noqa: S104
-        port=load_settings().port,
+        port=usable_port(load_settings().port, "0.0.0.0"),  # noqa: S104
         log_config=None,
         access_log=False,
     )

@@ -43,6 +43,7 @@ from tools import checks, network
 ROOT = Path(__file__).resolve().parents[1]
 POLLS_FOR_NEW_STAGE = 12
 POLLS_FOR_HEALTH = 120
+NAMED = 5
 LOG_LINES, LOG_SECONDS = 20, 10
 
 # The stages that a Space does not leave by itself, with the log that says why and what to do.
@@ -186,6 +187,11 @@ class Deploy:
         self.api.token = token
         self.validate_front_matter(files["README.md"])
         self.output.step("check", f"front matter, token, {len(files)} files")
+        if left := list(checks.left_out(ROOT, files)):
+            more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
+            # A name may be no UTF-8, and then it could not be printed.
+            names = ", ".join(left[:NAMED]).encode("utf-8", "replace").decode()
+            self.output.step("check", f"stays here: {names}{more}")
         return files, secrets
 
     def validate_front_matter(self, readme: bytes) -> None:
@@ -361,7 +367,7 @@ class Deploy:
             self.output.step("log", f"| {line}")
 
     def check_health(self) -> None:
-        """Print which database serves, and where; raise DeployError if none does."""
+        """Print which database serves, and where; raise DeployError if the app cannot be used."""
         info = self.api.space_info(self.space)
         url = info.host or f"https://{info.subdomain}.hf.space"
         # A private Space answers only with the token; the app of a public one must not receive it.
@@ -371,7 +377,7 @@ class Deploy:
         self.output.step("health", f"{status}: {detail}")
         self.output.step("online", url)
         if status == "unavailable":
-            raise DeployError(f"No database serves: see DATABASE_URL at {self.page}/settings.")
+            raise DeployError(f"{detail} See {self.page}/settings.")
 
     def wait_for_health(self, client: httpx2.Client, url: str) -> tuple[str, str]:
         """Return status and detail as soon as the app is no longer starting."""

@@ -48,6 +48,13 @@ class PostgreSQL(Backend):
         self._open_connections: WeakKeyDictionary[Engine, WeakSet[Any]] = WeakKeyDictionary()
         self._attempts_in_vain = 0
 
+    def describe(self, url: URL) -> str:
+        """Name the database and its server; with several in the URL, all of them."""
+        hosts = url.host or url.query.get("host") or "this machine"
+        return (
+            f"PostgreSQL, {url.database} on {hosts if isinstance(hosts, str) else ','.join(hosts)}"
+        )
+
     def create_engine(self, url: URL, secrets: Secrets, pool_size: int) -> Engine:
         """Return an engine; connections that are five minutes old are replaced."""
         engine = create_engine(

@@ -50,6 +50,10 @@ class SQLite(Backend):
     default_pool_size = 3
     has_one_writer = True
 
+    def describe(self, url: URL) -> str:
+        """Name the file."""
+        return f"SQLite, {'in memory' if _is_in_memory(url) else url.database}"
+
     def create_engine(self, url: URL, secrets: Secrets, pool_size: int) -> Engine:
         """Return an engine with a WAL on a local disk, foreign keys, and writers that queue.
 

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from space_runtime.backends import backend_of
 from space_runtime.backends.errors import (
     DatabaseUnavailable,
     OutcomeUnknown,
@@ -99,7 +100,7 @@ def _move(runtime: Runtime, target: Engine, arguments: argparse.Namespace) -> in
     chosen = arguments.files or [file for file in configured if os.path.exists(file)]
     migrations = Migrations(runtime.project.folder)
     is_behind = migrations.is_behind(target)
-    print(f"To the database {_place(target)}:")
+    print(f"To {backend_of(target).describe(target.url)}:")
     if is_behind:
         print("its schema is older than this project's, or it has none yet: it would be migrated")
     _print_plan([*files, *chosen], target)
@@ -132,12 +133,6 @@ def _move(runtime: Runtime, target: Engine, arguments: argparse.Namespace) -> in
     elif not left_alone:
         print("Done." if refused_before or files else "There is nothing to move.")
     return 1 if refused or left_alone else 0
-
-
-def _place(target: Engine) -> str:
-    """Return the name of the database and its server, which tell the wrong from the right one."""
-    host = target.url.host or target.url.query.get("host", "this machine")
-    return f"{target.url.database} on {host if isinstance(host, str) else ', '.join(host)}"
 
 
 def _confirm(question: str, *, yes: bool) -> bool:

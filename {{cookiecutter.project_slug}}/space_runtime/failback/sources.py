@@ -46,18 +46,22 @@ class Source(Protocol):
 
     def tables(self) -> list[str]:
         """Return the names of the tables."""
+        ...
 
     def seeds(self, table: str) -> Iterable[Seed]:
         """Return the rows of the table that migrations inserted."""
+        ...
 
     def deleted_seeds(self, table: str) -> Iterable[StoredRow]:
         """Return the rows of the table that migrations inserted and people deleted."""
 
     def rows(self, table: str) -> Iterator[StoredRow]:
         """Yield all rows of the table, in the order in which they were inserted."""
+        ...
 
     def fetch(self, table: str, locators: Sequence[Locator]) -> Iterator[StoredRow]:
         """Yield these rows, in this order."""
+        ...
 
     def highest(
         self, table: str, column: str, *, below: int, without: Collection[Locator]
@@ -75,10 +79,12 @@ class FileSource:
 
     def tables(self) -> list[str]:
         """Return the names of the tables."""
+        ...
         return data_tables(self._connection)
 
     def seeds(self, table: str) -> Iterable[Seed]:
         """Return the rows of the table that migrations inserted."""
+        ...
         return seeds.read(self._connection, table)
 
     def deleted_seeds(self, table: str) -> Iterable[StoredRow]:
@@ -94,6 +100,7 @@ class FileSource:
 
     def fetch(self, table: str, locators: Sequence[Locator]) -> Iterator[StoredRow]:
         """Yield these rows, in this order."""
+        ...
         condition = " AND ".join(f"{quote(name)} = ?" for name in self._shape(table).locator)
         for locator in locators:
             yield from self._select(table, f"WHERE {condition}", locator)
@@ -142,6 +149,7 @@ class RefusedSource:
 
     def tables(self) -> list[str]:
         """Return the names of the tables."""
+        ...
         return list(self._tables)
 
     def seeds(self, table: str) -> Iterable[Seed]:
@@ -165,6 +173,7 @@ class RefusedSource:
 
     def fetch(self, table: str, locators: Sequence[Locator]) -> Iterator[StoredRow]:
         """Yield these rows, in this order."""
+        ...
         for locator in locators:
             row = self._tables[table][locator]
             yield StoredRow(locator, row.key, row.content, row.settled)

@@ -389,6 +389,7 @@ class Lifecycle:
 
     def _problem_of_failback(self, engine: Engine) -> str:
         """Return why rows of an outage could not be moved to this database, or ""."""
+        problem = ""
         try:
             with engine.connect() as connection:
                 problem = failbacks.problem(connection)

@@ -219,7 +219,6 @@ def _render_drop(autogen: AutogenContext, operation: CreateEnum) -> str:
 def add_enum_operations(
     known: Mapping[str, Set[str]],
     migration_context: MigrationContext,
-    revision: object,
     scripts: list[MigrationScript],
 ) -> None:
     """Create each enum before the first column that has it, and drop it after the last one.

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 
 MAX_WAITING = 1_000
 MAX_WAIT_SECONDS = 5.0
+BLOCKING_SECONDS = 0.2
 
 arrived_at: ContextVar[float] = ContextVar("arrived_at")
 """When the current request arrived, on the monotonic clock. All its waits share one deadline,
@@ -16,7 +17,10 @@ called a slow model would be refused whenever another request is writing."""
 
 
 class NoPlace(Exception):
-    """No place: `full` if too many are waiting already, `waited` if none became free in time."""
+    """No place: `full` if too many are waiting already, `waited` if none became free in time.
+
+    Or `blocked`, if nobody else could be let in meanwhile.
+    """
 
 
 class Closed(Exception):
@@ -26,9 +30,6 @@ class Closed(Exception):
 class ConcurrencyLimiter:
     """Lets up to `places` in at a time; the others wait until one leaves.
 
-    With `hold_seconds`, slow requests do not block the queue: every `hold_seconds`, as many more
-    are let in as there are places, even if nobody has left.
-
     Work that needs a database thread waits here, not in the executor's queue. From there, threads
     would take one job after another without a pause, and the event loop would get the GIL so
     rarely that /health would take seconds.
@@ -36,13 +37,13 @@ class ConcurrencyLimiter:
     Methods must be called in the event loop's thread, unless they say otherwise.
     """
 
-    def __init__(self, places: int, *, hold_seconds: float | None = None) -> None:
+    def __init__(self, places: int) -> None:
         self.places = places
         self.inside = 0
-        self._hold_seconds = hold_seconds
         self._queue: OrderedDict[asyncio.Future[None], None] = OrderedDict()
-        self._timer: asyncio.TimerHandle | None = None
         self._lock = threading.Lock()
+        self._left = threading.Condition(self._lock)
+        self._blocking = 0
         self._is_closed = False
         self._is_empty = threading.Event()
 
@@ -52,7 +53,10 @@ class ConcurrencyLimiter:
         return len(self._queue)
 
     def try_to_enter(self) -> bool:
-        """Take a place and return True, or return False because none is free; raise Closed."""
+        """Take a place and return True, or return False because none is free; raise Closed.
+
+        From any thread.
+        """
         with self._lock:
             if self._is_closed:
                 raise Closed
@@ -74,7 +78,6 @@ class ConcurrencyLimiter:
         self._queue[turn] = None
         # Another thread may have given its place back in the meantime.
         self.let_in()
-        self._watch()
         # Not asyncio.timeout(), which would cost every request that waits some microseconds more.
         timer = loop.call_later(seconds, _give_up, turn)
         try:
@@ -86,9 +89,22 @@ class ConcurrencyLimiter:
         finally:
             timer.cancel()
             self._queue.pop(turn, None)
-            if self._timer is not None and not self._queue:
-                self._timer.cancel()
-                self._timer = None
+
+    def enter_while_blocking(self) -> None:
+        """Take a place before those who wait, without returning to the event loop; raise NoPlace.
+
+        Whoever has a place may need the event loop to give it back, so this takes BLOCKING_SECONDS
+        at most.
+        """
+        with self._lock:
+            self._blocking += 1
+            is_free = self._left.wait_for(self._can_enter, BLOCKING_SECONDS)
+            self._blocking -= 1
+            if not is_free:
+                raise NoPlace("blocked")
+            if self._is_closed:
+                raise Closed
+            self.inside += 1
 
     def leave(self) -> None:
         """Give a place back, and let the next one in."""
@@ -101,10 +117,23 @@ class ConcurrencyLimiter:
             self.inside -= 1
             if self._is_closed and not self.inside:
                 self._is_empty.set()
+            if self._blocking:
+                self._left.notify()
 
     def let_in(self) -> None:
         """Let in as many of those who wait as there are free places."""
-        self._let_in(self.places)
+        while self._queue:
+            with self._lock:
+                if self.inside >= self.places and not self._is_closed:
+                    return
+                turn, _ = self._queue.popitem(last=False)
+                if turn.done():
+                    continue
+                if self._is_closed:
+                    turn.set_exception(Closed())
+                else:
+                    self.inside += 1
+                    turn.set_result(None)
 
     def close(self) -> None:
         """Let nobody in any more, from any thread; later, let_in() turns away those who wait."""
@@ -117,29 +146,8 @@ class ConcurrencyLimiter:
         """Wait, after close() and in another thread; return whether all inside have left."""
         return self._is_empty.wait(max(seconds, 0.0))
 
-    def _let_in(self, places: int) -> None:
-        while self._queue:
-            with self._lock:
-                if self.inside >= places and not self._is_closed:
-                    return
-                turn, _ = self._queue.popitem(last=False)
-                if turn.done():
-                    continue
-                if self._is_closed:
-                    turn.set_exception(Closed())
-                else:
-                    self.inside += 1
-                    turn.set_result(None)
-
-    def _watch(self) -> None:
-        if self._hold_seconds is not None and self._timer is None and self._queue:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._hold_seconds / self.places, self._let_one_more_in)
-
-    def _let_one_more_in(self) -> None:
-        self._timer = None
-        self._let_in(max(self.inside + 1, self.places))
-        self._watch()
+    def _can_enter(self) -> bool:
+        return self._is_closed or self.inside < self.places
 
 
 def _give_up(turn: asyncio.Future[None]) -> None:
