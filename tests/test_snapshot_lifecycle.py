@@ -131,15 +131,14 @@ def test_what_a_timer_kept_comes_back_after_a_kill_and_the_loss_of_the_disk(
         assert "kept" in server.titles()
 
 
-def test_the_last_snapshot_at_the_stop_holds_every_acknowledged_row(
-    project: BakedProject, environ: dict[str, str]
-) -> None:
-    environ = environ | {"SNAPSHOT_INTERVAL": "3600"}
+def test_the_last_snapshot_at_the_stop_holds_every_acknowledged_row(project: BakedProject) -> None:
+    environ = {"SNAPSHOT_URL": "./copies", "SNAPSHOT_INTERVAL": "3600"}
     with project.boot(environ, in_place=True) as server:
         server.settled()
         for number in range(20):
             create(server, str(number))
         assert server.stop() == -signal.SIGTERM
+        assert f"snapshots go to the folder {project.path}/copies" in server.log()
     lose_the_disk(project)
     with project.boot(environ, in_place=True) as server:
         server.settled()
@@ -534,6 +533,23 @@ def test_rows_in_a_folder_that_is_a_link_move_to_postgresql(
         server.health_when(lambda report: report["status"] == "ok", within=30)
         assert server.titles() == ["on the volume"]
     assert [file.name.partition("-")[0] for file in (tmp_path / "volume").glob("*.db")] == ["moved"]
+
+
+@THOROUGH
+def test_a_file_for_postgresql_that_is_a_symbolic_link_is_kept_as_any_other(
+    project: BakedProject, store: Path, fallback: dict[str, str], tmp_path: Path
+) -> None:
+    with project.boot(fallback, in_place=True) as server:
+        assert server.settled()["status"] == "degraded"
+        server.stop()
+    (file,) = (project.path / "data").glob("fallback-*.db")
+    file.rename(tmp_path / "real.db")
+    file.symlink_to(tmp_path / "real.db")
+    with project.boot(fallback, in_place=True) as server:
+        assert server.settled()["status"] == "degraded"
+        for title in ("one", "two"):
+            create(server, title)
+            wait_for_snapshot_of(store, title)
 
 
 def relabel(project: BakedProject, title: str) -> None:

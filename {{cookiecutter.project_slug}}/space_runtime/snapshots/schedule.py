@@ -205,8 +205,8 @@ class _Timer:
             self._intervals_alone = 0
         else:
             self._intervals_alone += 1
-        if self.is_trying and self._store.path:
-            logger.info("snapshots go to the folder %s", self._store.path)
+        if self.is_trying and (folder := self._store.found_folder):
+            logger.info("snapshots go to the folder %s", folder)
 
     def _attend_and_take(self) -> None:
         self._attend()

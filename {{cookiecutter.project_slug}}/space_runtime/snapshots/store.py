@@ -92,10 +92,10 @@ class SnapshotStore:
         self._refusal: str | None = None
 
     @property
-    def path(self) -> str:
-        """The absolute path of the folder, or "" if it is not on this machine."""
+    def found_folder(self) -> str:
+        """Where a path leads that does not begin at the root, or "" if it is no such path."""
         url = resolve(self._url, self._project_folder)
-        return url if os.path.isabs(url) else ""
+        return url if os.path.isabs(url) and not os.path.isabs(self._url) else ""
 
     def attend(self) -> bool:
         """Try the URL, claim its folder, and leave a mark that this process uses it.
