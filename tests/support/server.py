@@ -2,7 +2,6 @@
 
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -128,7 +127,7 @@ def serve(
         secrets.update(secrets_in_headers(request.headers))
 
     port = port or free_port()
-    arguments = [app, "--host", "127.0.0.1", "--port", str(port)]
+    command = command or ["python", "-m", "uvicorn", app, "--host", "127.0.0.1", "--port", str(port)]
     with tempfile.TemporaryDirectory(prefix="served-") as private:
         home, log_file = Path(private, "home"), Path(private, "log")
         home.mkdir()
@@ -136,11 +135,11 @@ def serve(
         full_environ = bare_environment(home) | LOOKING_OFTEN | dict(environ)
         process: Process
         with log_file.open("wb") as log:
-            if command is None and not prefix and can_be_forked(environ):
-                process = fork(arguments, folder, full_environ, log.fileno())
+            if not prefix and can_be_forked(command, environ):
+                process = fork(command, folder, full_environ, log.fileno())
             else:
                 process = subprocess.Popen(  # noqa: S603
-                    [*prefix, *(command or [sys.executable, "-m", "uvicorn", *arguments])],
+                    [*prefix, *command],
                     cwd=folder,
                     env=full_environ,
                     stdin=subprocess.DEVNULL,
