@@ -454,8 +454,8 @@ def test_numbers_and_times_that_sqlite_took_in_an_outage_are_the_same_on_postgre
         environment.read_text().replace(imports, f"from src import entries  # noqa: F401\n{imports}")
     )
     # as `make migration` does, on SQLite
-    project.run("alembic", "upgrade", "head")
-    project.run("alembic", "revision", "--autogenerate", "-m", "add entries")
+    project.run("python", "-m", "alembic", "upgrade", "head")
+    project.run("python", "-m", "alembic", "revision", "--autogenerate", "-m", "add entries")
     (migration,) = (project.path / "migrations" / "versions").glob("*_add_entries.py")
     assert "space_runtime" not in migration.read_text()
     entry = {
@@ -490,4 +490,4 @@ def test_numbers_and_times_that_sqlite_took_in_an_outage_are_the_same_on_postgre
         assert server.get("/entries").json() == stored
         # what both databases refuse gets the same answer from both
         assert [server.post("/entries", json=unsound).status_code for unsound in refused[1:]] == [422, 422]
-    project.run("alembic", "check", environ={"DATABASE_URL": login.url})
+    project.run("python", "-m", "alembic", "check", environ={"DATABASE_URL": login.url})

@@ -42,8 +42,8 @@ LIBRARIES = (
     "uvloop",
     "yaml",
 )
-# What people start as `python -m`, and what behaves the same with those libraries in it.
-MODULES = ("alembic", "space_runtime.failback", "tools.deploy", "uvicorn")
+# These look at the project from outside, and should not find more than a person's interpreter has.
+FROM_NOTHING = ("mypy", "pytest", "ruff")
 # An interpreter reads these when it begins, or whoever loads a program does.
 READ_AT_THE_BEGINNING = ("LD_", "PYTHON", "WEB_CONCURRENCY")
 PARENT = Path(__file__).with_name("warm_parent.py")
@@ -96,16 +96,20 @@ class Fork:
 
 
 def can_be_forked(command: Sequence[str], environ: Mapping[str, str]) -> bool:
-    """Whether a command behaves the same when its interpreter began without it and without this environment."""
+    """Whether a command is `python` with code or a module that may begin as a fork, in this environment.
+
+    Who wants an interpreter that begins from nothing names it: `sys.executable`.
+    """
     at_the_beginning = any(name.startswith(READ_AT_THE_BEGINNING) for name in environ)
-    return tuple(command[:2]) == ("python", "-m") and command[2] in MODULES and not at_the_beginning
+    python = command[0] == "python" and command[1] in ("-c", "-m") and command[2] not in FROM_NOTHING
+    return python and not at_the_beginning
 
 
 def fork(command: Sequence[str], folder: Path, environ: Mapping[str, str], output: int) -> Fork:
-    """Run `python -m MODULE ARGUMENT...` in this folder and environment; it prints to this descriptor."""
+    """Run `python -m MODULE` or `python -c CODE` in this folder and environment; it prints to this descriptor."""
     ours, theirs = socket.socketpair()
     with theirs:
-        message = json.dumps({"arguments": list(command[2:]), "folder": str(folder), "environ": dict(environ)})
+        message = json.dumps({"arguments": list(command[1:]), "folder": str(folder), "environ": dict(environ)})
         socket.send_fds(parent(), [message.encode()], [output, theirs.fileno()])
     return Fork(ours)
 

@@ -34,8 +34,8 @@ def await_request(requests: socket.socket) -> tuple[dict[str, Any], int, int]:
         os.waitpid(between, 0)
 
 
-def become_a_program(request: dict[str, Any], output: int, replies: int) -> None:
-    """Take on what a process that begins gets from who starts it, and tell the id."""
+def become_a_program(request: dict[str, Any], output: int, replies: int) -> tuple[str, str]:
+    """Take on what a process that begins gets from who starts it, tell the id, and return what to run."""
     os.setsid()
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (output, 1), (output, 2)):
@@ -47,19 +47,24 @@ def become_a_program(request: dict[str, Any], output: int, replies: int) -> None
     os.environ.update(request["environ"])
     os.write(replies, b"%d\n" % os.getpid())
     os.close(replies)
-    sys.argv = request["arguments"]
+    option, what, *others = request["arguments"]
+    sys.argv = [option, *others]
     sys.dont_write_bytecode = "PYTHONDONTWRITEBYTECODE" in os.environ
-    # as with `python -m`: the folder that the process is in
+    # the folder that the process is in
     sys.path[0] = ""
+    return option, what
 
 
-def run(module: str) -> None:
-    """Run it as `python -m` does, and end as that would, but for what takes half a second of a fork.
+def run(option: str, what: str) -> None:
+    """Run it as `python -m` or `python -c` does, and end as that would, but for what takes half a second of a fork.
 
     At its end, an interpreter takes all apart that it has, which would have to be copied before.
     """
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if option == "-m":
+            runpy.run_module(what, run_name="__main__", alter_sys=True)
+        else:
+            exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})  # noqa: S102
     except SystemExit as end:
         if isinstance(end.code, str):
             raise
@@ -88,8 +93,8 @@ if __name__ == "__main__":
     # who looks through all of it for garbage would copy it
     gc.freeze()
     try:
-        become_a_program(*await_request(socket.socket(fileno=int(sys.argv[1]))))
+        program = become_a_program(*await_request(socket.socket(fileno=int(sys.argv[1]))))
     except ValueError:
         # no descriptors came with a message: nobody is left who asks
         sys.exit()
-    run(sys.argv[0])
+    run(*program)
