@@ -90,8 +90,21 @@ class Server:
         return titles
 
     def log(self) -> str:
-        """Everything that the process printed."""
+        """What the process has printed by now: a line follows, sometimes much later, what it tells of."""
         return self.log_file.read_text(encoding="utf-8", errors="replace")
+
+    def log_at_the_end(self) -> str:
+        """Stop the process, and return everything that it printed."""
+        self.stop()
+        return self.log()
+
+    def log_when_it_tells(self, text: str, within: float = 20) -> str:
+        """The log, as soon as this is in it."""
+        deadline = time.monotonic() + within
+        while text not in (log := self.log()):
+            assert time.monotonic() < deadline, f"After {within} s the log did not tell {text!r}, but:\n{log}"
+            time.sleep(0.02)
+        return log
 
     def stop(self, patience: float = 30) -> int:
         """Send SIGTERM and return the exit code, which is negative where a signal ended the process."""
