@@ -15,7 +15,7 @@ LOCK = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-ha
 	--custom-compile-command "make lock" --upgrade
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test rest test-all oracle chaos flaky soak lint check fix states lock bench clean
+.PHONY: release help demo test rest test-all oracle chaos flaky soak lint check fix states lock bench clean
 
 help: ## List these verbs
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -64,6 +64,9 @@ lock: .tools/bin/uv ## Pin the newest versions that the ranges allow, with hashe
 	cd "$(PROJECT)" && $(LOCK) requirements.txt --output-file requirements.lock
 	$(LOCK) --constraint "$(PROJECT)/requirements.lock" requirements-dev.txt --output-file requirements-dev.lock
 
+release: .venv/ready ## Tag VERSION=1.2.0 with its section of CHANGELOG.md, and push it
+	@$(VENV)/python tools/release.py $(VERSION)
+
 bench: .venv/ready ## Measure rendering against an empty template, serving against a textbook's application, a failback against a plain copy, the image against a naive one
 	@status=0; for part in render serving failback image; do $(VENV)/python -m benchmarks.$$part || status=1; done; exit $$status
 
@@ -80,12 +83,12 @@ clean: ## Remove what these verbs fetched and rendered
 		{ echo "Python 3.11 or later is needed, and $(PYTHON) is older. Name another: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "$(PYTHON) has no venv module. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	@echo "Fetching tools into .tools"
+	@echo "Fetching uv into .tools, once ..."
 	@$(PYTHON) -m venv --clear .tools
 	@.tools/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 
 .venv/ready: requirements-dev.lock | .tools/bin/uv
-	@echo "Installing the requirements into .venv"
+	@echo "Installing the requirements into .venv, once; up to a minute ..."
 	@rm -rf .venv
 	@$(UV) venv --quiet --python $(PYTHON) .venv
 	@$(UV) pip install --quiet --python .venv --require-hashes --requirement requirements-dev.lock

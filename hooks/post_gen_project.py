@@ -15,6 +15,8 @@ ANSWERS = r"""
 {{ cookiecutter | tojson }}
 """
 
+# What stands in cookiecutter.json until somebody answers.
+PLACEHOLDER = "your-username"
 PORT = 7860
 USER = 1000
 HOME = "/home/user"
@@ -66,11 +68,12 @@ RUN PYTHONDONTWRITEBYTECODE=1 pip install --no-cache-dir --root-user-action=igno
 COPY --chown={USER}:{USER} alembic.ini ./
 COPY --chown={USER}:{USER} migrations/ migrations/
 COPY --chown={USER}:{USER} space_runtime/ space_runtime/
+COPY --chown={USER}:{USER} web/ web/
 COPY --chown={USER}:{USER} src/ src/
 # Bytecode belongs in the image: a container with a read-only root could not keep it, and each start would compile.
 # The import is for what a start needs of the standard library, of which the official image brings none.
 RUN python -m compileall -q migrations space_runtime src \\
-    && python -c "import alembic.command, encodings.idna, src.main, uvicorn"
+    && python -c "import alembic.command, encodings.idna, glob, src.main, uvicorn"
 
 ENV HOME={HOME} \\
     PATH={HOME}/.local/bin:$PATH \\
@@ -103,9 +106,30 @@ def without_front_matter(readme: str) -> str:
     return readme.split("\n---\n\n", 1)[1] if readme.startswith("---\n") else readme
 
 
-def remove_caches() -> None:
-    """Whoever works in the template leaves caches in it, which cookiecutter copies like everything else."""
-    for folder, subfolders, _ in os.walk("."):
+def next_steps(answers: "dict[str, str]") -> str:
+    """What the terminal says last."""
+    slug = answers["project_slug"]
+    deploy, remark = "make deploy", ""
+    if answers["hf_username"] == PLACEHOLDER:
+        deploy += f" SPACE=<your user name>/{slug}"
+        remark = f"Makefile, README.md and LICENSE still name {PLACEHOLDER}.\n"
+    return f"""
+Next:
+  cd {slug}
+  make dev
+  {deploy}   (README.md, "Put it online")
+{remark}"""
+
+
+def tidy() -> None:
+    """Undo what a render takes over from the template's files besides their text.
+
+    Whoever works in the template leaves caches in it. And in a checkout that is read-only, so are the rendered files.
+    """
+    for folder, subfolders, files in os.walk("."):
+        for name in files:
+            path = os.path.join(folder, name)
+            os.chmod(path, os.stat(path).st_mode | 0o200)
         for name in list(subfolders):
             if name == "__pycache__" or (name.startswith(".") and name.endswith("_cache")):
                 import shutil  # only here, because clones hold no caches
@@ -123,12 +147,15 @@ def write(path: str, text: str) -> None:
 def main() -> None:
     """Complete the project in the working directory."""
     answers = json.loads(ANSWERS)
-    remove_caches()
+    tidy()
+    if answers["license"] == "other":
+        os.remove("LICENSE")
     with open("README.md", encoding="utf-8") as file:
         readme = without_front_matter(file.read())
     write("README.md", front_matter(answers) + readme)
     write("Dockerfile", dockerfile(answers))
     write("src/config/about.json", about(answers))
+    print(next_steps(answers), end="")
 
 
 if __name__ == "__main__":

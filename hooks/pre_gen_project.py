@@ -26,7 +26,7 @@ CHOICES = {
     "color_from": COLORS,
     "color_to": COLORS,
     "license": LICENSES,
-    "python_version": ["3.13", "3.11"],
+    "python_version": ["3.14", "3.15", "3.13"],
 }
 TITLE_LENGTH = 200
 DESCRIPTION_LENGTH = 60

@@ -22,7 +22,7 @@ GOOD = {
     "color_from": "blue",
     "color_to": "green",
     "license": "mit",
-    "python_version": "3.13",
+    "python_version": "3.14",
 }
 BAD = {
     "project_slug": [

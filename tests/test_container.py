@@ -22,9 +22,9 @@ from tests.support.machine import container_engine
 from tests.support.processes import is_listening, reserved
 
 PORT = 7860
-VERSIONS = ["3.13", "3.11"]
-# Of the older one, `make test` looks whether it serves.
-IMAGES = [VERSIONS[0], pytest.param(VERSIONS[1], marks=pytest.mark.thorough)]
+VERSIONS = ["3.14", "3.15", "3.13"]
+# Of the others, `make test` looks whether they serve.
+IMAGES = [VERSIONS[0], *(pytest.param(version, marks=pytest.mark.thorough) for version in VERSIONS[1:])]
 WITH_TEMP = ("--tmpfs", "/tmp")
 # The Hub hands all variables of a Space to the build.
 BUILD_ARGUMENT = "a-variable-of-the-space"
@@ -234,7 +234,7 @@ def test_the_image_holds_no_test_cache_secret_or_database(image: Image) -> None:
     app = "/home/user/app/"
     files = {line.removeprefix(app) for line in listing.splitlines() if line.startswith(app)}
     assert {name.split("/")[0] for name in files} == {
-        "alembic.ini", "data", "migrations", "requirements.lock", "space_runtime", "src"
+        "alembic.ini", "data", "migrations", "requirements.lock", "space_runtime", "src", "web"
     }  # fmt: skip
     assert "src/main.py" in files
     unwanted = re.compile(r"test|\.git|\.env|\.db|\.sqlite|secret|_cache|/\.cache|left")
@@ -325,6 +325,27 @@ def test_with_no_disk_to_write_to_memory_serves_and_says_so(image: Image) -> Non
         assert (report["status"], report["database"]["reason"]) == ("degraded", "no_writable_path")
         assert report["database"]["persistent"] is False
         assert space.post("/api/items", json={"title": "In memory"}).status_code == 201
+
+
+def test_a_volume_of_somebody_else_is_told_and_what_goes_with_the_container_is_never_called_persistent(
+    image: Image, tmp_path: Path
+) -> None:
+    volume = tmp_path / "volume"
+    volume.mkdir(mode=0o755)
+    options = ("--read-only=false", f"--volume={volume}:/home/user/app/data")
+    with image.serve(*options) as container, container.client() as space:
+        report = settled(space)
+        assert (report["status"], report["database"]["reason"]) == ("degraded", "no_writable_path")
+        assert report["database"]["persistent"] is False
+        assert space.post("/api/items", json={"title": "Elsewhere"}).status_code == 201
+        assert "data cannot be written to: SQLite is kept elsewhere" in container.log()
+    volume.chmod(0o777)
+    with image.serve(*options) as container, container.client() as space:
+        report = settled(space)
+        assert (report["status"], report["database"]["persistent"]) == ("ok", True)
+    with image.serve("--read-only=false") as container, container.client() as space:
+        report = settled(space)
+        assert (report["status"], report["database"]["persistent"]) == ("ok", False)
 
 
 def test_any_other_user_may_run_it(image: Image) -> None:

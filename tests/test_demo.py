@@ -63,6 +63,8 @@ def test_the_demo_says_where_it_answers_and_ctrl_c_stops_it_cleanly() -> None:
         assert demo.wait(30) == 0
         demo.stdout.close()
         assert "Traceback" not in shown
+        # Neither our own requests nor anything else stands around the line that matters.
+        assert "GET" not in shown
         # as long as the port is ours
         assert not is_listening(PORT)
 
@@ -96,7 +98,14 @@ def test_a_taken_port_is_told_in_one_sentence() -> None:
         taken.listen()
         done = subprocess.run(DEMO, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
     assert done.returncode == 1
-    assert done.stderr == f"Port {PORT} is taken on this machine. Stop what uses it, then run this again.\n"
+    assert done.stderr == f"Port {PORT} is taken on this machine. Choose another: make demo PORT=8000\n"
+
+
+def test_an_impossible_port_is_told_in_one_sentence() -> None:
+    for port in ("eighty", "99999", "-1"):
+        environ = os.environ | {"PORT": port}
+        done = subprocess.run(DEMO, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)  # noqa: S603
+        assert (done.returncode, done.stderr) == (1, "PORT must be a number from 1 to 65535.\n")
 
 
 def test_bytecode_that_comes_and_goes_in_the_template_does_not_stop_it(

@@ -1,6 +1,7 @@
 """`make deploy` puts a project online and tells the truth, against a Hub on loopback that builds by serving."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -464,6 +465,35 @@ def test_ignored_folders_of_its_owner_stay_here(hub: Hub, project: BakedProject)
     }  # fmt: skip
 
 
+def test_a_built_page_is_sent_although_its_own_gitignore_names_it(hub: Hub, project: BakedProject) -> None:
+    (project.path / "web" / ".gitignore").write_text("node_modules\ndist\ndist-ssr\n*.local\n")
+    names = ["dist/index.html", "dist/assets/app.js", "dist/.env", "dist-ssr/a.js", "dist-ssr/b.js", "x.local"]
+    for name in [*names, "node_modules/react/index.js", "src/app.tsx", "package.json"]:
+        (project.path / "web" / name).parent.mkdir(parents=True, exist_ok=True)
+        (project.path / "web" / name).write_text("x")
+    (project.path / "src" / "model.db").touch()
+    (project.path / "src" / "linked").symlink_to(project.path / "migrations")
+    done = deploy(project, hub)
+    files = set(hub.repositories[f"spaces/{SPACE}"].files)
+    assert {name.removeprefix("web/") for name in files if name.startswith("web/")} == {
+        ".gitignore", "README.md", "dist/assets/app.js", "dist/index.html", "package.json", "src/app.tsx"
+    }  # fmt: skip
+    told = next(line for line in done.stdout.splitlines() if "stays here: " in line)
+    assert sorted(told.partition("stays here: ")[2].split(", ")) == [
+        "src/linked/", "src/model.db", "web/dist-ssr/", "web/dist/.env", "web/x.local"
+    ]  # fmt: skip
+
+
+def test_what_the_image_would_lack_is_said_before_anything_is_sent(hub: Hub, project: BakedProject) -> None:
+    (project.path / "web" / "README.md").rename(project.path / "web" / "package.json")
+    (project.path / "web" / "package.json").write_text('{"scripts": {"build": "vite build"}}')
+    (project.path / "migrations" / ".gitignore").write_text("*\n")
+    done = deploy(project, hub)
+    assert (done.returncode, hub.calls) == (2, [])
+    assert "web/dist/index.html is missing: npm --prefix web run build" in done.stdout
+    assert "migrations/, which the Dockerfile copies, is empty here" in done.stdout
+
+
 # what the Hub refuses
 
 REFUSALS: list[tuple[str, Refused, str]] = [
@@ -478,7 +508,12 @@ REFUSALS: list[tuple[str, Refused, str]] = [
     ("GET /api/spaces/.*", Refused(429, "Too many requests"), "wait five minutes"),
     ("POST /api/spaces/.*/commit/main", Refused(403, "Forbidden"), "may not write to example/my-space"),
     ("POST /api/spaces/.*/secrets", Refused(403, "Forbidden"), "may not write to example/my-space"),
-    ("POST /api/spaces/.*/commit/main", Refused(412, "A commit has happened since"), "refuses the request (412)"),
+    (
+        "POST /api/spaces/.*/commit/main",
+        Refused(412, "A commit has happened since"),
+        "Somebody else pushed to example/my-space",
+    ),
+    ("POST /api/spaces/.*/commit/main", Refused(413, "Payload too large"), "the largest is src/big.bin, 9.0 MB"),
 ]
 
 
@@ -487,6 +522,8 @@ def test_what_the_hub_refuses_is_one_sentence(
     hub: Hub, project: BakedProject, call: str, refusal: Refused, said: str
 ) -> None:
     give_secrets(project)
+    if refusal.status == 413:
+        (project.path / "src" / "big.bin").write_text("x" * 9_000_000)
     hub.refusals[call] = refusal
     done = deploy(project, hub)
     assert done.returncode == 1
@@ -574,6 +611,30 @@ def test_no_network_is_one_sentence(hub: Hub, project: BakedProject) -> None:
     assert done.returncode == 1
     assert last_line(done).startswith("The Hub cannot be reached: ")
     assert sentences_after_the_steps(done) == 1
+
+
+@pytest.mark.parametrize("name", ["ALL_PROXY", "https_proxy"])
+def test_a_proxy_that_cannot_be_used_is_named_and_its_password_is_not(
+    hub: Hub, project: BakedProject, name: str
+) -> None:
+    done = deploy(project, hub, environ={name: f"socks5://user:{PASSWORD}@127.0.0.1:1"})
+    assert done.returncode == 2
+    assert last_line(done).startswith(f"Nothing was sent: {name}: not a proxy that can be used here")
+    assert hub.calls == []
+
+
+def test_certificates_that_cannot_be_read_are_named_by_their_variable(hub: Hub, project: BakedProject) -> None:
+    done = deploy(project, hub, environ={"REQUESTS_CA_BUNDLE": "/nowhere/company.pem"})
+    assert done.returncode == 2
+    assert "REQUESTS_CA_BUNDLE: the certificates that it names cannot be read" in done.stdout
+
+
+def test_a_name_that_is_not_utf_8_is_named_before_anything_is_sent(hub: Hub, project: BakedProject) -> None:
+    Path(os.fsdecode(os.fsencode(project.path / "src") + b"/caf\xe9.txt")).write_text("menu")
+    done = deploy(project, hub)
+    assert done.returncode == 2
+    assert r"'src/caf\udce9.txt': rename this file" in done.stdout
+    assert changes(hub) == []
 
 
 def test_a_hub_that_says_nothing_is_left_in_time(hub: Hub, project: BakedProject) -> None:

@@ -55,6 +55,18 @@ def test_with_only_the_temporary_directory_writable_it_works_there(project: Bake
         assert create(server, "in the temporary directory") == 201
 
 
+def test_a_directory_that_was_asked_for_and_cannot_be_written_is_named(project: BakedProject, tmp_path: Path) -> None:
+    forbidden = tmp_path / "forbidden"
+    forbidden.mkdir(mode=0o500)
+    environ = {"SQLITE_DIR": str(forbidden)}
+    with project.boot(environ, in_place=True, prefix=disks.without_roots_rights()) as server:
+        report = server.settled()
+        assert (report["status"], report["database"]["reason"]) == ("degraded", "no_writable_path")
+        assert create(server, "elsewhere") == 201
+        server.stop()
+        assert "SQLITE_DIR cannot be written to: SQLite is kept elsewhere" in server.log()
+
+
 @pytest.mark.parametrize(
     "url",
     [pytest.param("sqlite:////proc/app.db", marks=pytest.mark.thorough), "sqlite:////no-such-directory/app.db"],

@@ -33,7 +33,7 @@ def server(bake: Bakery) -> Iterator[Server]:
 def authorize(page: Page) -> None:
     """Give the token to the docs."""
     page.get_by_role("button", name="Authorize").click()
-    dialog = page.locator(".modal-ux")
+    dialog = page.locator(".modal-ux .auth-container").first
     dialog.get_by_label("Value:").fill(TOKEN)
     dialog.get_by_role("button", name="Apply credentials").click()
     dialog.get_by_role("button", name="Close").click()
@@ -70,6 +70,17 @@ def test_without_the_token_the_docs_show_why_nothing_was_created(browser: Browse
     assert server.titles() == before
 
 
+@pytest.mark.thorough
+def test_a_padlock_is_shown_where_a_token_is_needed_and_nowhere_else(
+    browser: Browser, server: Server, bake: Bakery
+) -> None:
+    with bake().boot() as opened:
+        for place, padlocks in ((server, 3), (opened, 0)):
+            with visit(browser, place, "/docs") as visited:
+                expect(visited.page.locator(".opblock-post")).to_be_visible()
+                expect(visited.page.locator(".opblock .authorization__btn")).to_have_count(padlocks)
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_the_docs_follow_the_theme_and_fit_a_narrow_screen(browser: Browser, server: Server, theme: str) -> None:
     with visit(browser, server, "/docs", color_scheme=theme) as opened:
@@ -86,8 +97,8 @@ def test_the_docs_follow_the_theme_and_fit_a_narrow_screen(browser: Browser, ser
 
 def test_the_schema_asks_for_the_token_on_writes_alone(server: Server) -> None:
     schema = server.get("/openapi.json").json()
-    (name,) = schema["components"]["securitySchemes"]
-    assert schema["components"]["securitySchemes"][name]["name"] == "X-API-Token"
+    schemes = schema["components"]["securitySchemes"]
+    assert (schemes["APIToken"]["name"], schemes["APITokenBearer"]["scheme"]) == ("X-API-Token", "bearer")
     for path in schema["paths"].values():
         for method, operation in path.items():
-            assert operation.get("security") == (None if method == "get" else [{name: []}])
+            assert operation.get("security") == (None if method == "get" else [{name: []} for name in schemes])

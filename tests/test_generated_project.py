@@ -120,5 +120,5 @@ def test_a_model_without_its_migration_is_noticed(project: BakedProject, databas
 
 def test_every_verb_of_its_makefile_is_listed_by_make_help(project: BakedProject) -> None:
     listed = project.run("make").stdout
-    for verb in ("dev", "test", "check", "migration", "lock", "deploy", "help"):
+    for verb in ("dev", "test", "check", "migration", "routes", "lock", "deploy", "help"):
         assert f"make {verb}" in listed

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.bakery import Bakery
+from tests.support.bakery import BakedProject, Bakery
 from tests.support.machine import need
 from tests.support.postgres import PASSWORD, USER, Postgres
 from tests.support.processes import end, free_port
@@ -16,6 +16,21 @@ from tests.support.server import wait_until_listening
 from tests.test_states import use_items
 
 pytestmark = pytest.mark.slow
+
+SESSION = """
+from sqlalchemy import select
+from src.database.session import SessionDep
+from src.items.models import Item
+from src.main import app
+
+
+@app.post("/by-session")
+def by_session(session: SessionDep) -> list[str]:
+    before = session.scalars(select(Item.title)).all()
+    session.add(Item(title="by a session"))
+    session.commit()
+    return [*before, *session.scalars(select(Item.title))]
+"""
 
 
 @pytest.fixture
@@ -46,14 +61,16 @@ def pooler_port(postgres: Postgres) -> Iterator[int]:
 
 
 def test_a_transaction_pooler_is_noticed_though_nothing_in_the_url_tells(
-    bake: Bakery, postgres: Postgres, pooler_port: int
+    project: BakedProject, postgres: Postgres, pooler_port: int
 ) -> None:
+    (project.path / "extra.py").write_text(SESSION)
     direct = postgres.create_database()
     pooled = direct.replace(f":{postgres.port}/", f":{pooler_port}/")
-    with bake().boot({"DATABASE_URL": pooled}) as server:
+    with project.boot({"DATABASE_URL": pooled}, in_place=True, app="extra:app") as server:
         assert server.settled()["status"] == "ok"
         for _ in range(3):
             use_items(server)
+            assert server.post("/by-session").json() == ["kept", "kept", "by a session"]
             for item in server.get("/api/items").json()["items"]:
                 server.delete(f"/api/items/{item['id']}")
         # the one server connection that the app has used all along, now in a stranger's hands

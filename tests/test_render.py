@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.bakery import TEMPLATE_FOLDER, BakedProject, Bakery, cookiecutter_command
+from tests.support.disks import without_roots_rights
 from tests.support.machine import can_unshare_network
 from tests.support.processes import bare_environment
 
@@ -87,6 +89,59 @@ def test_caches_of_whoever_works_in_the_template_are_not_rendered(bake: Bakery, 
     rendering = cookiecutter_command("--no-input", template=template, folder=tmp_path / "here")
     assert rendering.exit_code == 0, rendering.output
     assert fingerprint(BakedProject(rendering.folder / "my-space")) == fingerprint(bake())
+
+
+@pytest.mark.parametrize(
+    ("name", "title", "holder"),
+    [
+        ("mit", "MIT License", "Copyright (c) someone"),
+        ("apache-2.0", "Apache License", ""),
+        ("bsd-2-clause", "BSD 2-Clause License", "Copyright (c) someone"),
+        ("bsd-3-clause", "BSD 3-Clause License", "Copyright (c) someone"),
+        ("isc", "ISC License", "Copyright (c) someone"),
+        ("mpl-2.0", "Mozilla Public License Version 2.0", ""),
+        ("lgpl-3.0", "GNU LESSER GENERAL PUBLIC LICENSE", "GNU GENERAL PUBLIC LICENSE\n"),
+        ("gpl-3.0", "GNU GENERAL PUBLIC LICENSE", ""),
+        ("agpl-3.0", "GNU AFFERO GENERAL PUBLIC LICENSE", ""),
+        ("eupl-1.2", "EUROPEAN UNION PUBLIC LICENCE v. 1.2", ""),
+        ("unlicense", "This is free and unencumbered software released into the public domain.", ""),
+    ],
+)
+def test_the_chosen_license_is_there_in_full(bake: Bakery, name: str, title: str, holder: str) -> None:
+    text = bake(license=name, hf_username="someone").read("LICENSE")
+    assert text.splitlines()[0].strip() == title
+    assert holder in text
+    assert text.endswith("\n")
+    assert not text.endswith("\n\n")
+
+
+def test_every_license_that_is_offered_has_a_text_but_the_one_that_is_not_listed(bake: Bakery) -> None:
+    texts = {path.stem for path in (bake.template / "templates" / "licenses").iterdir()}
+    assert texts == set(bake.questions["license"]) - {"other"}
+    assert "LICENSE" not in bake(license="other").files()
+
+
+def test_the_last_words_say_what_to_do_next(bake: Bakery, tmp_path: Path) -> None:
+    rendering = cookiecutter_command("--no-input", template=bake.template, folder=tmp_path / "here")
+    assert re.search(r"cd my-space\n  make dev\n  make deploy SPACE=<your user name>/my-space", rendering.output)
+    answered = cookiecutter_command(
+        "--no-input", "hf_username=someone", template=bake.template, folder=tmp_path / "there"
+    )
+    assert "  make deploy   (README.md" in answered.output
+    assert "your-username" not in answered.output
+
+
+def test_a_template_that_may_only_be_read_renders_what_its_owner_may_write(bake: Bakery, tmp_path: Path) -> None:
+    template = Path(shutil.copytree(bake.template, tmp_path / "template"))
+    for path in sorted(template.rglob("*"), reverse=True):
+        path.chmod(path.stat().st_mode & ~0o222)
+    rendering = cookiecutter_command(
+        "--no-input", template=template, folder=tmp_path / "here", prefix=without_roots_rights()
+    )
+    assert rendering.exit_code == 0, rendering.output
+    project = BakedProject(rendering.folder / "my-space")
+    assert fingerprint(project) == fingerprint(bake())
+    assert [name for name in project.files() if not (project.path / name).stat().st_mode & 0o200] == []
 
 
 @pytest.mark.slow

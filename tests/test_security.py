@@ -45,10 +45,10 @@ async def asks_wrongly(database: DatabaseDep) -> None:
     await database.read(lambda session: session.execute(text("SELECT the_secret FROM nowhere")))
 """
 DECIDES = """
-from space_runtime.http import access
+from space_runtime.http import guard
 from src.main import app
 
-access.hmac.compare_digest = lambda given, right: {verdict}
+guard.hmac.compare_digest = lambda given, right: {verdict}
 """
 
 

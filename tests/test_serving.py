@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -11,11 +12,12 @@ import pytest
 from space_runtime.backends import SQLITE
 from space_runtime.backends.errors import DatabaseUnavailable
 from space_runtime.serving import limiter as limits
-from space_runtime.serving.database import Admission, Database, SessionFactory
+from space_runtime.serving.database import Admission, Database
 from space_runtime.serving.limiter import Closed, ConcurrencyLimiter, NoPlace, arrived_at
+from space_runtime.serving.sessions import SessionFactory
 from space_runtime.serving.worker_pool import WorkerPool
 from sqlalchemy import URL, Engine, event, text
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 SOON = 10
 """Seconds after which a test fails instead of hanging."""
@@ -322,11 +324,57 @@ def test_a_session_whose_time_is_over_in_the_middle_of_a_statement_gives_everyth
 
 def test_a_session_that_waits_for_its_turn_and_leaves_keeps_nobody_out(database: Database, engine: Engine) -> None:
     async def request() -> None:
-        async with database.session(), database.session():
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(database.session().__aenter__(), 0.02)
+        async with database.session() as first, database.session() as second:
+            for session in (first, second):
+                await session.enter()  # type: ignore[attr-defined]
+            async with database.session() as third:
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(third.enter(), 0.02)  # type: ignore[attr-defined]
         await asyncio.wait_for(database.write(insert), SOON)
         assert await database.read(count) == 1
+
+    asyncio.run(request())
+    check_nothing_is_held(database, engine)
+
+
+def test_a_session_that_only_reads_holds_nothing_back_and_is_not_continued_on_another_database(
+    database: Database, engine: Engine
+) -> None:
+    class Base(DeclarativeBase): ...
+
+    class Note(Base):
+        __tablename__ = "notes"
+        number: Mapped[int] = mapped_column(primary_key=True)
+
+    async def request() -> None:
+        await database.write(insert)
+        async with database.session() as session, database.session() as unused:
+            note = session.get(Note, 1)
+            await asyncio.to_thread(database.leave)
+            assert await asyncio.to_thread(database.drain, 0)
+            with pytest.raises(DatabaseUnavailable):
+                count(session)
+            other = SQLITE.create_engine(engine.url, {}, 3)
+            database.use(other, 2)
+            with pytest.raises(DatabaseUnavailable, match="Another database"):
+                count(session)
+            assert count(unused) == 1
+            assert note
+        other.dispose()
+
+    asyncio.run(request())
+    check_nothing_is_held(database, engine)
+
+
+def test_a_session_that_nobody_closes_keeps_nobody_out(database: Database, engine: Engine) -> None:
+    async def request() -> None:
+        database.loop = asyncio.get_running_loop()
+        database.use(engine, 2)
+        for _ in range(3):
+            insert(database._sessions())
+            gc.collect()
+            await asyncio.sleep(0)
+        assert await database.read(count) == 0
 
     asyncio.run(request())
     check_nothing_is_held(database, engine)

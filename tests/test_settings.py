@@ -17,6 +17,8 @@ NO_ORIGINS = (
 )
 ORIGINS_LINE = "CORS_ORIGINS must be comma-separated origins such as https://example.com, without a path, or *."
 
+LIMIT_LINE = "PUBLIC_LIMIT must be off, or a number for each second, minute, hour or day, such as 120/minute."
+
 
 @pytest.mark.parametrize(
     ("name", "value", "line"),
@@ -24,6 +26,10 @@ ORIGINS_LINE = "CORS_ORIGINS must be comma-separated origins such as https://exa
         ("DATABASE_FALLBACK", "sometimes", "DATABASE_FALLBACK must be auto or strict."),
         ("POOL_SIZE", "many", "POOL_SIZE must be a whole number from 1 to 100."),
         ("API_TOKEN", "short", "API_TOKEN must be at least 8 characters."),
+        *(
+            ("PUBLIC_LIMIT", value, LIMIT_LINE)
+            for value in ("many", "0/minute", "-1/minute", "60", "60/week", "60/2 hours")
+        ),
         *(("CORS_ORIGINS", value, ORIGINS_LINE) for value in NO_ORIGINS),
     ],
 )

@@ -74,6 +74,34 @@ def titles_in(path: Path) -> list[str]:
         return [row[0] for row in connection.execute("SELECT title FROM items")]
 
 
+@pytest.mark.parametrize("end", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.thorough)])
+def test_a_file_that_is_a_symbolic_link_is_kept_as_any_other(
+    project: BakedProject, store: Path, environ: dict[str, str], tmp_path: Path, end: signal.Signals
+) -> None:
+    elsewhere = tmp_path / "volume"
+    elsewhere.mkdir()
+    (project.path / "data").mkdir()
+    (project.path / "data" / "app.db").symlink_to(elsewhere / "real.db")
+    titles = [f"row {number}" for number in range(5)]
+    with project.boot(environ, in_place=True) as server:
+        server.settled()
+        create(server, titles[0])
+        wait_for_snapshot_of(store, titles[0])
+        for title in titles[1:]:
+            create(server, title)
+        if end == signal.SIGKILL:
+            wait_for_snapshot_of(store, titles[-1])
+            server.kill()
+        else:
+            server.stop()
+    shutil.rmtree(elsewhere)
+    elsewhere.mkdir()
+    with project.boot(environ, in_place=True) as server:
+        server.settled()
+        assert sorted(server.titles()) == titles
+    assert (elsewhere / "real.db").is_file()
+
+
 def test_what_a_timer_kept_comes_back_after_a_kill_and_the_loss_of_the_disk(
     project: BakedProject, store: Path, environ: dict[str, str]
 ) -> None:

@@ -276,7 +276,7 @@ def test_a_hidden_tab_asks_for_nothing_and_is_up_to_date_when_shown(server: Serv
         page.wait_for_timeout(500)
         assert asked == []
         # no timer may ask in its place: the clock stands still
-        with page.expect_request("**/"):
+        with page.expect_request("**/status"):
             page.evaluate(hide, False)
 
 

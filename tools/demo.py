@@ -18,7 +18,7 @@ from cookiecutter.main import cookiecutter
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / ".demo"
-PORT = 7860
+PORT = os.environ.get("PORT") or "7860"
 URL = f"http://127.0.0.1:{PORT}"
 SECONDS_TO_START = 30
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -34,7 +34,7 @@ def main() -> None:
         signal.signal(number, stop_requested)
     try:
         with alone_on_the_terminal():
-            refuse_a_taken_port()
+            refuse_a_bad_port()
             serve(render())
     except StopRequestedError:
         print("\nStopped.")
@@ -65,14 +65,18 @@ def alone_on_the_terminal() -> Iterator[None]:
         os.tcsetpgrp(0, group)
 
 
-def refuse_a_taken_port() -> None:
+def refuse_a_bad_port() -> None:
     """Say it plainly, before anything is rendered."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", PORT))
+            probe.bind(("127.0.0.1", int(PORT)))
+        except (ValueError, OverflowError):
+            sys.exit("PORT must be a number from 1 to 65535.")
+        except PermissionError:
+            sys.exit(f"Port {PORT} is for administrators alone. Choose one above 1023: make demo PORT=8000")
         except OSError:
-            sys.exit(f"Port {PORT} is taken on this machine. Stop what uses it, then run this again.")
+            sys.exit(f"Port {PORT} is taken on this machine. Choose another: make demo PORT=8000")
 
 
 def render() -> Path:
@@ -92,7 +96,7 @@ def copy_template(destination: Path) -> Path:
     """Copy the template without caches: a test or a tool may be writing them, and files that vanish stop a render."""
     destination.mkdir(exist_ok=True)
     shutil.copy(ROOT / "cookiecutter.json", destination)
-    for folder in ("hooks", "{{cookiecutter.project_slug}}"):
+    for folder in ("hooks", "templates", "{{cookiecutter.project_slug}}"):
         caches = shutil.ignore_patterns("__pycache__", ".*_cache")
         shutil.copytree(ROOT / folder, destination / folder, ignore=caches)
     return destination
@@ -100,9 +104,11 @@ def copy_template(destination: Path) -> Path:
 
 def serve(project: Path) -> None:
     """Run the server until somebody stops it, or it ends by itself."""
-    command = [sys.executable, "-m", "uvicorn", "src.main:app", "--host", "127.0.0.1", "--port", str(PORT)]
+    command = [sys.executable, "-m", "uvicorn", "src.main:app", "--host", "127.0.0.1", "--port", PORT]
+    # Otherwise the one line that matters would stand between those about our own requests.
+    environ = {"LOG_LEVEL": "warning"} | os.environ
     # In a session of its own, so that Ctrl-C reaches it once, as our SIGTERM.
-    server = subprocess.Popen(command, cwd=project, start_new_session=True)  # noqa: S603
+    server = subprocess.Popen(command, cwd=project, env=environ, start_new_session=True)  # noqa: S603
     try:
         print(f"\n{describe(server)}\nThe project is in {project}. Ctrl-C stops the server.\n", flush=True)
         sys.exit(f"The server ended by itself with exit code {server.wait()}.")

@@ -204,7 +204,7 @@ def copy_template(destination: Path) -> Path:
         capture_output=True,
         check=False,
     )
-    wanted = ("cookiecutter.json", "hooks/", TEMPLATE_FOLDER + "/")
+    wanted = ("cookiecutter.json", "hooks/", "templates/", TEMPLATE_FOLDER + "/")
     names = [name for name in listing.stdout.decode().split("\0") if name.startswith(wanted)]
     if listing.returncode != 0:  # not a git checkout: an unpacked archive holds no caches either
         names = [
@@ -253,7 +253,7 @@ class Rendering:
 
 def cookiecutter_command(
     *arguments: str,
-    template: Path,
+    template: Path | str,
     folder: Path,
     prefix: Sequence[str] = (),
     environ: Mapping[str, str] | None = None,

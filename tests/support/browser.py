@@ -1,6 +1,7 @@
 """Debian's Chromium, driven by Playwright: what people see, and what the browser complains about."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,20 +24,37 @@ WIDTHS = {"wide": 1280, "narrow": 360}
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
-    """Yield a browser that finds the app's servers at HOST, or skip."""
-    program = need("chromium", "it opens the status page and the API docs")
+def chromium(rules: str = f"MAP {HOST} 127.0.0.1") -> Iterator[Browser]:
+    """Yield a browser that finds the app's servers at HOST, or where Chromium's `rules` for names say; or skip."""
+    with sync_playwright() as playwright, playwright.chromium.launch(**_options(rules)) as browser:
+        yield browser
+
+
+@contextmanager
+def browser_with_cookies(folder: Path, hosts: Mapping[str, int], *, in_frames: bool) -> Iterator[BrowserContext]:
+    """Yield a person's browser that finds these hosts at ports of this machine, or skip.
+
+    `in_frames` says whether it keeps the cookies of a page that another one shows in a frame.
+    """
+    settings = {"profile": {"cookie_controls_mode": 0 if in_frames else 1, "block_third_party_cookies": not in_frames}}
+    (folder / "Default").mkdir()
+    (folder / "Default" / "Preferences").write_text(json.dumps(settings), encoding="utf-8")
+    options = _options(", ".join(f"MAP {host} 127.0.0.1:{port}" for host, port in hosts.items()))
     with (
         sync_playwright() as playwright,
-        playwright.chromium.launch(
-            executable_path=program,
-            # Chromium's sandbox refuses root and containers; only our own pages are opened.
-            args=["--no-sandbox", "--no-proxy-server", f"--host-resolver-rules=MAP {HOST} 127.0.0.1"],
-            # a slow machine may need long for its first start
-            timeout=120_000,
-        ) as browser,
+        playwright.chromium.launch_persistent_context(folder, ignore_https_errors=True, **options) as context,
     ):
-        yield browser
+        yield context
+
+
+def _options(rules: str) -> dict[str, Any]:
+    return {
+        "executable_path": need("chromium", "it opens the app's pages"),
+        # Chromium's sandbox refuses root and containers; only our own pages are opened.
+        "args": ["--no-sandbox", "--no-proxy-server", f"--host-resolver-rules={rules}"],
+        # a slow machine may need long for its first start
+        "timeout": 120_000,
+    }
 
 
 @dataclass(frozen=True)

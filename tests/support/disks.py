@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support.machine import built_to_preload, need
@@ -40,6 +41,13 @@ def with_quota(folder: Path, most_bytes: int, *, library_in: Path) -> dict[str, 
     library = built_to_preload(QUOTA, library_in, "a process over its quota on a disk")
     quota = {"FOLDER_WITH_QUOTA": str(folder.resolve()), "QUOTA_BYTES": str(most_bytes)}
     return {"LD_PRELOAD": str(library)} | quota
+
+
+def is_in_a_layer(folder: Path) -> bool:
+    """Whether a folder is in the layer of a container, which ends with the container."""
+    kinds = {disk.mountpoint: disk.fstype for disk in psutil.disk_partitions(all=True)}
+    point = next(str(parent) for parent in (folder, *folder.parents) if str(parent) in kinds)
+    return kinds[point] in ("overlay", "fuse.fuse-overlayfs")
 
 
 def without_roots_rights() -> list[str]:

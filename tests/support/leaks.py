@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import quote, quote_plus, unquote
 
-SECRET_VARIABLES = ("API_TOKEN", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+SECRET_VARIABLES = ("API_TOKEN", "HF_TOKEN", "OAUTH_CLIENT_SECRET", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 TOKEN_HEADERS = ("Authorization", "X-API-Token")
 PASSWORD_BEFORE_HOST = re.compile(r"://[^:/@]*:(.*)@")
 PASSWORD_IN_QUERY = re.compile(r"(?:password|token|key)=([^&\s]+)")

@@ -234,7 +234,7 @@ def new_postgres() -> Iterator[Postgres]:
     folder = Path(tempfile.mkdtemp(prefix="postgres-"))
     try:
         if account and not may_execute(account, programs / "postgres"):
-            programs = Path(shutil.copytree(programs.parent, folder / "installed", symlinks=True)) / programs.name
+            programs = copy_of(programs, folder)
         if account:
             shutil.chown(folder, account)
         server = Postgres(programs, folder, account)
@@ -271,6 +271,15 @@ def may_execute(account: str, program: Path) -> bool:
     except PermissionError:
         return False
     return done.returncode == 0
+
+
+def copy_of(programs: Path, folder: Path) -> Path:
+    """Copy the programs with their libraries, which those of the wheel find relative to themselves."""
+    package = programs.parents[1]
+    libraries = package.with_name(f"{package.name}.libs")
+    for source in (programs.parent, *([libraries] if libraries.exists() else [])):
+        shutil.copytree(source, folder / source.relative_to(package.parent), symlinks=True)
+    return folder / programs.relative_to(package.parent)
 
 
 def initialize(server: Postgres) -> None:

@@ -2,10 +2,15 @@
 
 import json
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import MetaData
+
+Hook = Callable[..., Any]
+"""A plain function, which runs in a thread and may take minutes, or an `async def` one."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,10 @@ class Project:
     version: str
     metadata: MetaData
     about_file: Path
+    on_start: Sequence[Hook] = ()
+    """Called with the application once it listens, for example to load a model into app.state."""
+    on_ready: Sequence[Hook] = ()
+    """Called with the application and its Database once that serves and `on_start` has ended."""
 
     def path(self, written: str) -> Path:
         """Resolve a path from a setting: `~` is the home, relative paths start at `folder`."""

@@ -12,11 +12,14 @@ from sqlalchemy import URL, Engine
 from space_runtime.backends import backend_of
 from space_runtime.files.locations import Locations, is_memory
 from space_runtime.files.sqlite_files import CONFIGURED_FILE, SQLiteFiles
+from space_runtime.lifecycle import hooks
+from space_runtime.lifecycle.report import DatabaseReport, Status
 from space_runtime.lifecycle.runner import Lifecycle
 from space_runtime.lifecycle.state import Configuration
 from space_runtime.migrations import Migrations
 from space_runtime.project import Project
-from space_runtime.serving.database import Database, SessionFactory
+from space_runtime.serving.database import Database
+from space_runtime.serving.sessions import SessionFactory
 from space_runtime.settings import RuntimeSettings, read_space
 from space_runtime.snapshots.schedule import Snapshots
 from space_runtime.snapshots.store import SnapshotStore
@@ -24,6 +27,7 @@ from space_runtime.url.resolution import Resolution
 
 # A few dozen concurrent requests keep exceeding Python's default threshold of 700 or 2,000.
 GC_THRESHOLD = 10_000
+SECONDS_FOR_HOOKS_TO_END = 1.0
 
 
 class Runtime:
@@ -60,6 +64,22 @@ class Runtime:
             pool_size=settings.pool_size,
             on_space=self.space.is_running_here,
         )
+        self.hooks = hooks.Hooks(project, self.database)
+
+    @property
+    def status(self) -> Status:
+        """Return the state of the application in one word."""
+        return hooks.status(self.lifecycle.status, self.hooks.progress)
+
+    @property
+    def report(self) -> DatabaseReport:
+        """Return what is said about the database, and about a hook that runs or has failed."""
+        return hooks.describe(self.lifecycle.report, self.hooks.progress, time.monotonic())
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether data routes work and the hooks have ended."""
+        return self.lifecycle.is_ready and self.hooks.progress.have_ended
 
     @contextmanager
     def open_database(self) -> Iterator[Database]:
@@ -100,14 +120,18 @@ class Runtime:
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        """Choose the database in the background while the application already answers."""
+        """Choose the database and run the hooks in the background, while the server answers."""
         # What is loaded by now stays until the end, so the garbage collector can skip it.
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD)
         about = self.project.read_about()
         app.title, app.description = about.title, about.description
+        self.database.loop = asyncio.get_running_loop()
         self.lifecycle.start()
+        running = asyncio.create_task(self.hooks.run(app))
         try:
             yield
         finally:
+            running.cancel()
+            await asyncio.wait([running], timeout=SECONDS_FOR_HOOKS_TO_END)
             await asyncio.to_thread(self.lifecycle.stop)

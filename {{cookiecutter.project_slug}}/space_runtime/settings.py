@@ -16,9 +16,27 @@ _ORIGIN = r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[1-9][0-9]{0,4})?"
 _ORIGINS = rf"(?i)^(?:\*|{_ORIGIN}(?:\s*,\s*{_ORIGIN})*)?$"
 Origins = Annotated[str, StringConstraints(strip_whitespace=True, to_lower=True, pattern=_ORIGINS)]
 
+# Browsers ignore a directive that they do not know, which would leave a page open in silence.
+_DIRECTIVE = (
+    r"(?:(?:child|connect|default|fenced-frame|font|frame|img|manifest|media|object|worker)-src"
+    r"|(?:script|style)-src(?:-elem|-attr)?|base-uri|form-action|frame-ancestors|report-to"
+    r"|report-uri|sandbox|trusted-types|require-trusted-types-for|upgrade-insecure-requests)"
+    r"(?: +[!-~&&[^,;]]+)*"
+)
+_POLICY = rf"^(?:default|strict|off|{_DIRECTIVE}(?: *; *{_DIRECTIVE})*(?: *;)?)$"
+PagePolicy = Annotated[str, StringConstraints(strip_whitespace=True, pattern=_POLICY)]
+
 
 def _between(least: float, most: float, what: str, *, default: float | None) -> Any:
     return Field(default, ge=least, le=most, description=f"{what} from {least} to {most}")
+
+
+def _limit(default: str) -> Any:
+    return Field(
+        default,
+        pattern=r"^(?:off|[1-9][0-9]{0,6}/(?:second|minute|hour|day))$",
+        description="off, or a number for each second, minute, hour or day, such as 120/minute",
+    )
 
 
 class RuntimeSettings(BaseSettings):
@@ -51,7 +69,14 @@ class RuntimeSettings(BaseSettings):
         default="",
         description="comma-separated origins such as https://example.com, without a path, or *",
     )
+    page_policy: PagePolicy = Field(
+        default="default",
+        description="default, strict, off or a Content-Security-Policy such as "
+        "default-src 'self'; img-src *",
+    )
     port: int = _between(1, 65535, "a whole number", default=7860)
+    public_limit: str = _limit("120/minute")
+    user_limit: str = _limit("120/minute")
     max_body_bytes: int = _between(1024, 1024**3, "a number of bytes", default=1024**2)
 
     @model_validator(mode="before")
@@ -74,6 +99,11 @@ class Space:
     def is_running_here(self) -> bool:
         """Whether this process runs on a Space."""
         return self.id is not None
+
+    @property
+    def is_behind_edge(self) -> bool:
+        """Whether the Hub's proxy is in front; it is not where `make dev SPACE=1` plays a Space."""
+        return self.is_running_here and not (self.host or "").startswith("127.0.0.1")
 
 
 Settings = TypeVar("Settings", bound=RuntimeSettings)

@@ -13,7 +13,7 @@ def within(seconds: float, function: Callable[[], Result]) -> Result:
 
     A call that takes longer is not interrupted: its daemon thread runs on.
     """
-    return _start(function).result(timeout=seconds)
+    return start(function).result(timeout=seconds)
 
 
 def while_progressing(
@@ -26,7 +26,7 @@ def while_progressing(
 
     It hangs if it does not set `progress` for `seconds`. After terminate() it has as long again.
     """
-    outcome = _start(function)
+    outcome = start(function)
     while wait([outcome], timeout=seconds).not_done and progress.is_set():
         progress.clear()
     if not outcome.done():
@@ -34,7 +34,8 @@ def while_progressing(
     return outcome.result(timeout=seconds)
 
 
-def _start(function: Callable[[], Result]) -> Future[Result]:
+def start(function: Callable[[], Result]) -> Future[Result]:
+    """Call the function in a daemon thread, which does not keep the process from ending."""
     outcome: Future[Result] = Future()
 
     def call() -> None:

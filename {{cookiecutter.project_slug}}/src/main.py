@@ -23,6 +23,8 @@ PROJECT = Project(
     metadata=Base.metadata,
     about_file=PROJECT_ROOT / "src" / "config" / "about.json",
 )
+"""What the runtime is told. `on_start=[load_model]` calls a function of yours once the server
+listens, and `on_ready=[...]` one that needs the database: see Project."""
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -35,7 +37,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Choose the database in the background, while the application already answers."""
+    """Choose the database in the background, while the application already answers.
+
+    A task that is started here waits with `await app.state.runtime.database.ready()`.
+    """
     async with app.state.runtime.lifespan(app):
         yield
 

@@ -3,10 +3,11 @@
 import os
 import re
 from collections.abc import Iterator, Mapping
+from io import StringIO
 from pathlib import Path, PurePosixPath
 
 import yaml
-from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -14,20 +15,26 @@ from pathspec import GitIgnoreSpec
 
 from src.config.settings import setting_problems
 
+REBUILT = [".venv", "venv", "node_modules", "__pycache__", ".cache", ".*_cache"]
+IS_REBUILT = GitIgnoreSpec.from_lines(REBUILT)
 # Never sent, whatever .gitignore says: secrets, databases, and what can be rebuilt.
 NEVER_SENT = GitIgnoreSpec.from_lines(
-    """
+    REBUILT
+    + """
     .git .env .env.* !.env.example .envrc .netrc .pgpass .pypirc .npmrc .git-credentials .aws .ssh
     *.pem *.key *.p12 *.pfx id_rsa* id_ed25519*
     /data/ *.db *.db-* *.sqlite *.sqlite-* *.sqlite3 *.sqlite3-*
-    .venv venv node_modules __pycache__ .cache .*_cache
     """.split()
 )
+BUILT_PAGE = "web/dist"
 SECRETS_FILE = ".env.space"
+USABLE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASS|KEY|CREDENTIAL|AUTH", re.IGNORECASE)
 PASSWORD_IN_URL = re.compile(r"://[^\s:/@]*:(\S+)@")
+COPIED_FOLDER = re.compile(r"^COPY (?:--chown=\S+ )?([\w.-]+)/ ", re.MULTILINE)
 SHORTEST_SECRET = 8
 DEFAULT_APP_PORT = 7860
+SIGNS_IN = re.compile(rb"^\s*from space_runtime\.http\.sign_in import", re.MULTILINE)
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 
 
@@ -59,6 +66,9 @@ def is_ignored(
     """Apply NEVER_SENT, then the .gitignore of each folder above: the innermost match decides."""
     if NEVER_SENT.match_file(f"{path}{suffix}"):
         return True
+    # The .gitignore of a front end names what its build writes, which is what the Space needs.
+    if path.is_relative_to(BUILT_PAGE):
+        return False
     ignored = False
     for parent in reversed(path.parents):
         if parent in gitignores:
@@ -67,11 +77,49 @@ def is_ignored(
     return ignored
 
 
+def left_out(folder: Path, files: Mapping[str, bytes]) -> Iterator[str]:
+    """Yield what is in `src` and `web` and not among these files, but nothing that is rebuilt.
+
+    A folder of which nothing is sent is one line.
+    """
+    sent = {PurePosixPath(path) for path in files}
+    sent |= {parent for path in sent for parent in path.parents}
+    for part in ("src", "web"):
+        for directory, subdirectories, names in os.walk(folder / part):
+            parent = PurePosixPath(Path(directory).relative_to(folder).as_posix())
+            kept = [name for name in subdirectories if not IS_REBUILT.match_file(f"{name}/")]
+            yield from (f"{parent / name}/" for name in kept if parent / name not in sent)
+            yield from (f"{parent / name}" for name in names if parent / name not in sent)
+            subdirectories[:] = [name for name in kept if parent / name in sent]
+
+
 def read_secrets(folder: Path, names: list[str]) -> dict[str, str]:
-    """Return the secrets in SECRETS_FILE; these names may also come from the environment."""
-    secrets = {name: os.environ.get(name) for name in names}
-    secrets |= dotenv_values(folder / SECRETS_FILE, interpolate=False)
-    return {name: value or "" for name, value in secrets.items()}
+    """Return the secrets in SECRETS_FILE; these names may also come from the environment.
+
+    Raise ValueError, which names the line and nothing that stands in it, if the file contains
+    anything but secrets: of a key that was pasted without quotes, each line looks like something
+    else, and one may even look like a name.
+    """
+    secrets = {name: os.environ.get(name, "") for name in names}
+    file = folder / SECRETS_FILE
+    if not file.exists():
+        return secrets
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{SECRETS_FILE} is not UTF-8: save it as that") from None
+    for binding in parse_stream(StringIO(text)):
+        name, content = binding.key or "", binding.original.string
+        if binding.key is None and not binding.error:
+            continue  # A comment, or the end.
+        if binding.value is None or not USABLE_NAME.fullmatch(name):
+            blank_lines = content[: len(content) - len(content.lstrip())].count("\n")
+            raise ValueError(
+                f"{SECRETS_FILE}, line {binding.original.line + blank_lines}: not NAME=value. A"
+                " value of several lines, such as a key, goes into quotes"
+            )
+        secrets[name] = binding.value
+    return secrets
 
 
 def secret_values(variables: Mapping[str, str | None]) -> Iterator[tuple[str, str]]:
@@ -126,19 +174,31 @@ def leak_problems(files: Mapping[str, bytes], variables: Mapping[str, str | None
 
 
 def file_problems(files: Mapping[str, bytes]) -> Iterator[str]:
-    """Check the two files that every Docker Space needs."""
+    """Check the two files that every Docker Space needs, and that the page is built."""
+    for path in files:
+        if path.encode("utf-8", "replace").decode() != path:
+            yield f"{path!a}: rename this file, because its name is not UTF-8"
     for name in ("README.md", "Dockerfile"):
         if name not in files:
             yield f"{name} is missing here, or ignored"
+    for source in COPIED_FOLDER.findall(files.get("Dockerfile", b"").decode("utf-8", "replace")):
+        if not any(path.startswith(f"{source}/") for path in files):
+            yield f"{source}/, which the Dockerfile copies, is empty here, or ignored"
+    if b'"build"' in files.get("web/package.json", b"") and f"{BUILT_PAGE}/index.html" not in files:
+        yield f"{BUILT_PAGE}/index.html is missing: npm --prefix web run build"
     if "README.md" in files:
         readme = files["README.md"].decode("utf-8", "replace")
         dockerfile = files.get("Dockerfile", b"").decode("utf-8", "replace")
-        for problem in front_matter_problems(readme, dockerfile):
+        code = (content for path, content in files.items() if path.startswith("src/"))
+        signs_in = any(SIGNS_IN.search(content) for content in code)
+        for problem in front_matter_problems(readme, dockerfile, signs_in=signs_in):
             yield f"README.md, front matter: {problem}"
 
 
-def front_matter_problems(readme: str, dockerfile: str) -> list[str]:
+def front_matter_problems(readme: str, dockerfile: str, *, signs_in: bool = False) -> list[str]:
     """Return one line for each problem with the YAML block at the top of README.md.
+
+    `signs_in` says whether the code asks for users who are signed in.
 
     Only mistakes that the Hub accepts but that keep the Space from running are checked here. `make
     deploy` asks the Hub about the rest, such as license and colors: a list here would go stale.
@@ -161,4 +221,6 @@ def front_matter_problems(readme: str, dockerfile: str) -> list[str]:
     exposed = re.findall(r"^EXPOSE (\d+)$", dockerfile, re.MULTILINE)
     if exposed and (type(port) is not int or str(port) not in exposed):
         problems.append(f"app_port: not {port!r}, but what the Dockerfile exposes: {exposed[0]}")
+    if signs_in and fields.get("hf_oauth") is not True:
+        problems.append("hf_oauth: true is required, since the code asks who is signed in")
     return problems

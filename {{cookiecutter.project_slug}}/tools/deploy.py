@@ -38,12 +38,12 @@ from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defin
 from huggingface_hub.utils.sha import git_hash
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from tools import checks
+from tools import checks, network
 
 ROOT = Path(__file__).resolve().parents[1]
-REQUEST_TIMEOUT = 60.0
 POLLS_FOR_NEW_STAGE = 12
 POLLS_FOR_HEALTH = 120
+NAMED = 5
 LOG_LINES, LOG_SECONDS = 20, 10
 
 # The stages that a Space does not leave by itself, with the log that says why and what to do.
@@ -72,6 +72,7 @@ STATUS_ERRORS = {
     404: "The token cannot see {space} (404): use one that can.",
     409: "The Hub says that {space} is taken or just changing (409): try again in a minute, or "
     "name another with SPACE=user/name.",
+    412: "Somebody else pushed to {space} meanwhile (412): look what, then make deploy again.",
     429: "Too many requests for the Hub (429): wait five minutes, then make deploy.",
 }
 
@@ -163,13 +164,17 @@ class Deploy:
     def check(self) -> tuple[dict[str, bytes], dict[str, str]]:
         """Return files and secrets to send; raise DeployError listing all that must be fixed."""
         files = checks.files_to_send(ROOT)
-        secrets = checks.read_secrets(ROOT, self.replaced_secrets)
+        try:
+            secrets = checks.read_secrets(ROOT, self.replaced_secrets)
+        except ValueError as error:
+            raise DeployError(f"Nothing was sent: {error}.", exit_code=2) from None
         token = get_token() or ""
         local = dotenv_values(ROOT / ".env", interpolate=False)
         confidential = {**local, **secrets, "the token of the Hub": token}
         self.output.hide(secret for _, secret in checks.secret_values(confidential))
         self.output.hide(secrets.values())
         problems = [
+            *network.problems(),
             *checks.space_problems(self.space),
             *checks.file_problems(files),
             *checks.secret_problems(secrets),
@@ -182,6 +187,11 @@ class Deploy:
         self.api.token = token
         self.validate_front_matter(files["README.md"])
         self.output.step("check", f"front matter, token, {len(files)} files")
+        if left := list(checks.left_out(ROOT, files)):
+            more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
+            # A name may be no UTF-8, and then it could not be printed.
+            names = ", ".join(left[:NAMED]).encode("utf-8", "replace").decode()
+            self.output.step("check", f"stays here: {names}{more}")
         return files, secrets
 
     def validate_front_matter(self, readme: bytes) -> None:
@@ -253,9 +263,20 @@ class Deploy:
         # create_commit() skips the files that have not changed.
         additions = [CommitOperationAdd(path, content) for path, content in files.items()]
         deletions = [CommitOperationDelete(path, is_folder=False) for path in deleted]
-        commit = self.api.create_commit(
-            self.space, [*additions, *deletions], commit_message="Deploy", repo_type="space"
-        )
+        try:
+            commit = self.api.create_commit(
+                self.space, [*additions, *deletions], commit_message="Deploy", repo_type="space"
+            )
+        except HfHubHTTPError as error:
+            if error.response.status_code != 413:
+                raise
+            self.output.hub(error.server_message or "")
+            largest = max(files, key=lambda path: len(files[path]))
+            raise DeployError(
+                f"The Hub refuses files of this size (413): the largest is {largest},"
+                f" {len(files[largest]) / 1e6:.1f} MB. Load it when the app starts, or list it in"
+                " .gitignore."
+            ) from None
         if commit.oid != head:
             self.changed_at = time.monotonic()
             self.output.step("upload", f"commit {commit.oid[:7]}")
@@ -346,24 +367,24 @@ class Deploy:
             self.output.step("log", f"| {line}")
 
     def check_health(self) -> None:
-        """Print which database serves, and where; raise DeployError if none does."""
+        """Print which database serves, and where; raise DeployError if the app cannot be used."""
         info = self.api.space_info(self.space)
         url = info.host or f"https://{info.subdomain}.hf.space"
         # A private Space answers only with the token; the app of a public one must not receive it.
         headers = {"Authorization": f"Bearer {self.api.token}"} if info.private else {}
-        with httpx2.Client(headers=headers, timeout=10) as client:
+        with network.client(headers) as client:
             status, detail = self.wait_for_health(client, f"{url}/health")
         self.output.step("health", f"{status}: {detail}")
         self.output.step("online", url)
         if status == "unavailable":
-            raise DeployError(f"No database serves: see DATABASE_URL at {self.page}/settings.")
+            raise DeployError(f"{detail} See {self.page}/settings.")
 
     def wait_for_health(self, client: httpx2.Client, url: str) -> tuple[str, str]:
         """Return status and detail as soon as the app is no longer starting."""
         start = time.monotonic()
         for _ in range(POLLS_FOR_HEALTH):
             try:
-                report = client.get(url).json()
+                report = client.get(url, timeout=10, follow_redirects=False).json()
                 status, detail = str(report["status"]), str(report["database"]["detail"])
                 # Just after a change, the previous container may still answer.
                 started_at = time.monotonic() - report["uptime_seconds"]
@@ -395,8 +416,10 @@ def explain(error: Exception, space: str) -> str:
         return STATUS_ERRORS.get(status, other).format(space=space)
     if isinstance(error, httpx2.TimeoutException):
         return "The Hub did not answer in time: make deploy goes on from here."
-    if isinstance(error, httpx2.HTTPError | json.JSONDecodeError):
-        return "The Hub cannot be reached: check the network (and HF_ENDPOINT, if set)."
+    if isinstance(error, httpx2.HTTPError):
+        return network.explain(error)
+    if isinstance(error, json.JSONDecodeError):
+        return "What answers is not the Hub: check the network (and HF_ENDPOINT, if set)."
     if isinstance(error, OIDCError):
         return "No identity from GitHub: the job needs the permission id-token: write."
     return f"A file here cannot be read: {error}."
@@ -414,8 +437,7 @@ def main() -> int:
     disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="huggingface_hub")
-    # By default, huggingface_hub waits for an answer forever.
-    set_client_factory(lambda: httpx2.Client(follow_redirects=True, timeout=REQUEST_TIMEOUT))
+    set_client_factory(network.client)
     try:
         Deploy(options, output).run()
     except DeployError as error:

@@ -18,7 +18,7 @@ from space_runtime.migrations import Migrations
 from space_runtime.project import Project
 from space_runtime.records import failbacks
 from space_runtime.runtime import Runtime
-from space_runtime.serving.database import SessionFactory
+from space_runtime.serving.sessions import SessionFactory
 from space_runtime.settings import RuntimeSettings
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session

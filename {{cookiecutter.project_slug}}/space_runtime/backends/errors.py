@@ -5,7 +5,14 @@ A driver's text is matched here and never sent to a client, because it names hos
 
 import re
 
-from sqlalchemy.exc import DataError, DBAPIError, OperationalError, SQLAlchemyError, StatementError
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    OperationalError,
+    SQLAlchemyError,
+    StatementError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from space_runtime.columns import RefusedValue
@@ -32,6 +39,13 @@ _CONNECTION_MESSAGES = (
 )
 # SQLSTATEs: too long, out of range, invalid time, text or JSON; None is an error of the driver.
 _VALUES_REFUSED = ("22001", "22003", "22008", "22021", "22P02", "22P05", None)
+# Rules that only the application's own code can break; a client can cause the other conflicts.
+_RULES_OF_CODE = {
+    "23502": "NOT NULL",
+    "23514": "CHECK",
+    "SQLITE_CONSTRAINT_NOTNULL": "NOT NULL",
+    "SQLITE_CONSTRAINT_CHECK": "CHECK",
+}
 # Removed before matching, because names of hosts, users and databases may contain these words.
 _NAMES = re.compile(r"(\"|')[^\"']*\1")
 
@@ -113,3 +127,17 @@ def refused_value(error: StatementError) -> str | None:
     if isinstance(error, DataError) and getattr(error.orig, "sqlstate", None) in _VALUES_REFUSED:
         return "A value is too long or too large, or is none that the database can store."
     return None
+
+
+def broken_rule(error: IntegrityError) -> str | None:
+    """Return the NOT NULL or CHECK that a row broke, without a value of the row; else None."""
+    origin = error.orig
+    code = getattr(origin, "sqlstate", None) or getattr(origin, "sqlite_errorname", None)
+    rule = _RULES_OF_CODE.get(str(code))
+    if rule is None:
+        return None
+    described = getattr(origin, "diag", None)
+    if described is None:
+        # SQLite's text is "NOT NULL constraint failed: items.title".
+        return f"{rule} {str(origin).rpartition(': ')[2]}"
+    return f"{rule} {described.table_name}.{described.column_name or described.constraint_name}"

@@ -6,7 +6,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     URL,
@@ -239,19 +239,26 @@ def is_sound(path: Path) -> bool:
 
 def journal_mode(path: str | None, mounts: Path = Path("/proc/self/mounts")) -> str:
     """Return WAL, or DELETE on file systems that cannot share WAL's memory (FUSE, NFS)."""
-    kind = file_system(path, mounts)
+    kind = mount_of(path, mounts).kind if path else ""
     return "DELETE" if kind.startswith(_NETWORK_FILE_SYSTEMS) else "WAL"
 
 
-def file_system(path: str | None, mounts: Path = Path("/proc/self/mounts")) -> str:
-    """Return the kind of file system at the path (ext4, tmpfs, fuse...), or "" if unknown."""
-    if not path or not mounts.exists():
-        return ""
+class Mount(NamedTuple):
+    """Where a file system begins, and its kind (ext4, tmpfs, fuse...); both "" if unknown."""
+
+    point: str
+    kind: str
+
+
+def mount_of(path: str | Path, mounts: Path = Path("/proc/self/mounts")) -> Mount:
+    """Return the mounted file system that holds this path."""
+    best = Mount("", "")
+    if not mounts.exists():
+        return best
     target = Path(path).resolve()
-    best = ("", "")
     for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
-        _device, mount_point, kind, *_rest = line.split(" ")
-        mount_point = mount_point.replace("\\040", " ")
-        if target.is_relative_to(mount_point) and len(mount_point) >= len(best[0]):
-            best = (mount_point, kind)
-    return best[1]
+        _device, point, kind, *_rest = line.split(" ")
+        point = point.replace("\\040", " ")
+        if target.is_relative_to(point) and len(point) >= len(best.point):
+            best = Mount(point, kind)
+    return best

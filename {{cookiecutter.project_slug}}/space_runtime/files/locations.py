@@ -1,5 +1,6 @@
 """Where SQLite files are kept: in the first directory in which SQLite can create a file."""
 
+import logging
 import multiprocessing
 import os
 import sqlite3
@@ -11,9 +12,15 @@ from uuid import uuid4
 
 from sqlalchemy import URL
 
+from space_runtime.backends.sqlite import mount_of
 from space_runtime.project import Project
 
+logger = logging.getLogger(__name__)
+
 _MEMORY = Path("/dev/shm")  # noqa: S108
+_IN_MEMORY = ("tmpfs", "ramfs")
+# What the root of a container is on, so that it can be thrown away.
+_LAYERED = ("overlay", "fuse.fuse-overlayfs", "aufs")
 # What SQLite reports when the disk or the user's quota is full.
 _DISK_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
@@ -23,8 +30,8 @@ class Location(NamedTuple):
 
     path: Path | None
     is_substitute: bool = False
-    """Whether a better directory has a file of that name but is not writable, or this path is in
-    memory."""
+    """Whether this is not where its owner wants it: a better directory was named or mounted, or has
+    a file of that name, but is not writable; or this path is in memory."""
 
 
 class Locations:
@@ -52,17 +59,27 @@ class Locations:
 
     def find(self, file_name: str) -> Location:
         """Return the first usable path for a file of this name."""
-        passed_over = False
+        passed_over = ""
         for directory in self.directories():
-            path = directory / file_name
+            path = real_path(directory / file_name)
             if is_usable(path):
-                return Location(path, passed_over or directory.is_relative_to(_MEMORY))
-            passed_over = passed_over or os.path.exists(path)
+                if passed_over:
+                    logger.warning("%s cannot be written to: SQLite is kept elsewhere", passed_over)
+                return Location(path, bool(passed_over) or directory.is_relative_to(_MEMORY))
+            passed_over = passed_over or self._wanted(directory, path)
         return Location(None)
 
     def configured(self, database: str) -> Path:
         """Return the path that a URL names."""
-        return self._project.path(database)
+        return real_path(self._project.path(database))
+
+    def _wanted(self, directory: Path, path: Path) -> str:
+        """Return how its owner calls this directory, or "" if nobody asked for it."""
+        if self._sqlite_dir and directory == self._project.path(self._sqlite_dir):
+            return "SQLITE_DIR"
+        if os.path.ismount(directory) or os.path.exists(path):
+            return directory.name
+        return ""
 
     def in_memory(self) -> Path | None:
         """Return a path for rows that the server's workers share, and that are lost with it."""
@@ -70,6 +87,21 @@ class Locations:
         name = f"memory-{parent.pid if parent else os.getpid()}.db"
         paths = (directory / name for directory in reversed(self.directories()))
         return next(filter(is_usable, paths), None)
+
+
+def real_path(path: Path) -> Path:
+    """Follow symbolic links: SQLite's journals are beside the file itself."""
+    return Path(os.path.realpath(path))
+
+
+def outlives_container(path: Path) -> bool:
+    """Return whether a file at this path is still there after a container is replaced.
+
+    Outside of containers, what is on a disk is. Inside, only what is on a volume is.
+    """
+    mount = mount_of(path)
+    is_own_layer = mount.point == "/" and mount.kind in _LAYERED
+    return mount.kind not in _IN_MEMORY and not is_own_layer
 
 
 def is_usable(path: Path) -> bool:

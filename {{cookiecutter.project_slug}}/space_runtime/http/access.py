@@ -1,51 +1,120 @@
-"""Who may write, and which requests are too long."""
+"""Who may call a route: the words in which it says so, and how they are read.
 
-import hmac
+A write needs the API token, unless its route says otherwise:
 
-from starlette.responses import JSONResponse
+    @router.post("/predict", **public)                   # in the words of OpenAPI: security: []
+    @router.websocket("/talk", dependencies=[anybody])   # WebSockets, routers and applications
+    app.include_router(login, dependencies=[anybody])    # have no openapi_extra
+    public_mount(app, "/ui")                             # an application mounted at /ui
+
+or it has a security dependency of its own (HTTPBearer, OAuth2PasswordBearer, ...), which then
+decides.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from fastapi import Depends, FastAPI
+from fastapi.dependencies.models import Dependant
+from fastapi.openapi.models import APIKey
+from fastapi.routing import RouteContext
+from fastapi.security.base import SecurityBase
+from starlette.applications import Starlette
+from starlette.requests import HTTPConnection
+from starlette.routing import Host, Mount, Router
 from starlette.types import Scope
 
 SAFE_METHODS = frozenset(["GET", "HEAD", "OPTIONS", "TRACE"])
-MAX_URL_BYTES = 8 * 1024
-MAX_HEADER_BYTES = 32 * 1024
+
+public: dict[str, Any] = {"openapi_extra": {"security": []}}
+"""Marks a route as one that anybody may call: `@router.post("/predict", **public)`."""
 
 
-class WriteGuard:
-    """Allows writes with the token. If none is set, everybody may write, except on a Space."""
-
-    def __init__(self, *, token: str | None, on_space: bool) -> None:
-        self._token = token
-        self._on_space = on_space
-
-    def refusal(self, scope: Scope) -> JSONResponse | None:
-        """Return the answer to a write that is not allowed, or None to let the request pass."""
-        if scope["method"] in SAFE_METHODS:
-            return None
-        if self._token is None:
-            if not self._on_space:
-                return None
-            detail = "Writes are off: set the secret API_TOKEN in this Space's settings."
-            return JSONResponse({"detail": detail}, 403)
-        headers = dict(scope["headers"])
-        # Checked first, because on private Spaces the Hub itself uses Authorization.
-        given = headers.get(b"x-api-token")
-        if given is None:
-            scheme, _, credentials = headers.get(b"authorization", b"").partition(b" ")
-            given = credentials.strip() if scheme.lower() == b"bearer" else b""
-        if hmac.compare_digest(given, self._token.encode()):
-            return None
-        detail = "Writing needs the API token, in the header X-API-Token."
-        return JSONResponse({"detail": detail}, 401, headers={"WWW-Authenticate": "Bearer"})
+async def _anybody() -> None:
+    """Refuse nobody: that it is there is what counts."""
 
 
-def refusal_of_long(scope: Scope) -> JSONResponse | None:
-    """Return the answer to a request with a very long URL or headers, or None to let it pass."""
-    if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_URL_BYTES:
-        return JSONResponse({"detail": f"The URL is longer than {MAX_URL_BYTES} bytes."}, 414)
-    header_bytes = 0
-    for name, value in scope["headers"]:  # Twice as fast as sum().
-        header_bytes += len(name) + len(value)
-    if header_bytes > MAX_HEADER_BYTES:
-        detail = f"The headers are longer than {MAX_HEADER_BYTES} bytes."
-        return JSONResponse({"detail": detail}, 431)
-    return None
+anybody: Any = Depends(_anybody)
+"""The same as a dependency, for what has no openapi_extra: `dependencies=[anybody]`."""
+
+
+def public_mount(app: FastAPI, path: str) -> None:
+    """Let anybody write to the application mounted at `path`, whichever of the two comes first."""
+    app.state.public_mounts = public_mounts_of(app) | {path.rstrip("/")}
+
+
+def public_mounts_of(app: Starlette | Router) -> frozenset[str]:
+    """Return the paths that public_mount() was called with."""
+    state = getattr(app, "state", None)
+    paths: frozenset[str] = getattr(state, "public_mounts", frozenset())
+    return paths
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who else than the holder of the API token may write to a route."""
+
+    is_public: bool = False
+    schemes: tuple[SecurityBase, ...] = ()
+
+    @property
+    def is_protected(self) -> bool:
+        """Whether one of its own security dependencies refuses a request without credentials."""
+        return any(getattr(scheme, "auto_error", True) for scheme in self.schemes)
+
+    def is_left_to_its_own_check(self, scope: Scope) -> bool:
+        """Whether a security dependency of the route's own decides about this request.
+
+        With auto_error=False it refuses nobody by itself, and what the endpoint does without
+        credentials cannot be known. So then it only decides about requests that have some.
+        """
+        return self.is_protected or any(_has_credentials(scheme, scope) for scheme in self.schemes)
+
+
+def access_to(route: RouteContext) -> Access:
+    """Return who may write to a route, for which itself and the routers around it speak."""
+    calls: list[Any] = list(_calls(getattr(route, "dependant", None)))
+    extra = getattr(route, "openapi_extra", None) or {}
+    return Access(
+        extra.get("security") == [] or _anybody in calls,
+        tuple(call for call in calls if isinstance(call, SecurityBase)),
+    )
+
+
+def mounted_in(route: RouteContext) -> Starlette | Router | None:
+    """Return the application of a mount, if it has routes that can say who may call them."""
+    app = getattr(route, "app", None)
+    return app if is_mount(route) and isinstance(app, Starlette | Router) else None
+
+
+def is_mount(route: RouteContext) -> bool:
+    """Whether another application answers here."""
+    return isinstance(route.original_route, Mount | Host)
+
+
+def _calls(dependant: Dependant | None) -> Iterator[Callable[..., Any]]:
+    """Yield the functions and objects that FastAPI calls before the endpoint."""
+    for inner in dependant.dependencies if dependant else ():
+        call = inner.call
+        while isinstance(call, partial):
+            call = call.func
+        if call is not None:
+            yield inspect.unwrap(call)
+        yield from _calls(inner)
+
+
+def _has_credentials(scheme: SecurityBase, scope: Scope) -> bool:
+    connection, model = HTTPConnection(scope), scheme.model
+    if isinstance(model, APIKey):
+        places = {
+            "header": connection.headers,
+            "cookie": connection.cookies,
+            "query": connection.query_params,
+        }
+        return bool(places[model.in_.value].get(model.name))
+    name, _, credentials = connection.headers.get("authorization", "").partition(" ")
+    wanted: str = getattr(model, "scheme", "bearer")
+    return name.lower() == wanted.lower() and bool(credentials.strip())

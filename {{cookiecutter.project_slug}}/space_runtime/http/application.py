@@ -4,14 +4,16 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from space_runtime.http.access import WriteGuard
 from space_runtime.http.docs import describe
 from space_runtime.http.docs import router as docs
 from space_runtime.http.errors import add_error_handlers
+from space_runtime.http.guard import WriteGuard
 from space_runtime.http.health import router as health
 from space_runtime.http.metrics import router as metrics
 from space_runtime.http.middleware import RequestMiddleware
+from space_runtime.http.pages import add_pages
 from space_runtime.http.policy import cross_origin_rules, security_headers
+from space_runtime.http.sign_in_pages import attach_sign_in
 from space_runtime.http.status_page import router as status_page
 from space_runtime.observability.logging import configure_logging
 from space_runtime.observability.metrics import BUILD
@@ -38,15 +40,26 @@ def attach(app: FastAPI, runtime: Runtime) -> None:
         app.include_router(router)
     if settings.metrics == "on":
         app.include_router(metrics)
+    attach_sign_in(app, runtime)
+    add_pages(app, runtime.project.folder)
     add_error_handlers(app)
-    describe(app, needs_token=token is not None)
+    describe(
+        app,
+        writes_are_open=token is None and not space.is_running_here,
+        is_limited=settings.public_limit != "off",
+    )
     app.add_middleware(
         RequestMiddleware,
-        headers=security_headers(space),
+        headers=security_headers(space, page_policy=settings.page_policy),
         headers_of_data=security_headers(space, of_data=True),
-        behind_edge=space.is_running_here,
+        behind_edge=space.is_behind_edge,
         max_body_bytes=settings.max_body_bytes,
-        guard=WriteGuard(token=token, on_space=space.is_running_here),
+        guard=WriteGuard(
+            app,
+            token=token,
+            on_space=space.is_running_here,
+            public_limit=settings.public_limit,
+        ),
         cors=cross_origin_rules(settings.cors_origins),
         is_fallback=lambda: runtime.database.admission.is_fallback,
         log=configure_logging(settings, on_space=space.is_running_here),

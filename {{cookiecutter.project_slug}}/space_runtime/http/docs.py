@@ -10,9 +10,10 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.responses import FileResponse, HTMLResponse, Response
+from fastapi.routing import iter_route_contexts
 
-from space_runtime.http.access import SAFE_METHODS
-from space_runtime.http.errors import DESCRIPTIONS, Problem
+from space_runtime.http.access import SAFE_METHODS, Access, access_to
+from space_runtime.http.errors import DESCRIPTIONS, RETRY_AFTER, Problem
 from space_runtime.http.policy import content_security_policy
 
 router = APIRouter(include_in_schema=False)
@@ -29,7 +30,7 @@ _PAGE = """<!doctype html>
 <link rel="stylesheet" href="docs/swagger-ui.css">
 </head>
 <body>
-<nav class="swagger-ui"><p class="wrapper"><a href="./">&larr; Status of {title}</a></p></nav>
+<nav class="swagger-ui"><p class="wrapper"><a href="status">&larr; Status of {title}</a></p></nav>
 <main id="swagger-ui"></main>
 <script src="docs/swagger-ui-bundle.js"></script>
 <script src="docs/start.js"></script>
@@ -48,11 +49,17 @@ dark.addEventListener("change", follow);
 follow();
 """
 _TOKEN = {
-    "type": "apiKey",
-    "in": "header",
-    "name": "X-API-Token",
-    "description": "The value of API_TOKEN. If it is not set, writes need no token, "
-    "except on a Space, where they are refused.",
+    "APIToken": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-API-Token",
+        "description": "The value of API_TOKEN. While it is not set, these writes are refused.",
+    },
+    "APITokenBearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "The same; not on a private Space, where the Hub uses this header itself.",
+    },
 }
 _REQUEST_ID = {"description": "The request's id in the log", "schema": {"type": "string"}}
 _DATABASE = {
@@ -86,36 +93,53 @@ async def asset(name: str) -> Response:
     return FileResponse(Path(package.origin).parent / "static" / name)
 
 
-def describe(app: FastAPI, *, needs_token: bool) -> None:
-    """Document in the OpenAPI schema what the middleware adds: token, limits, headers."""
+def describe(app: FastAPI, *, writes_are_open: bool, is_limited: bool) -> None:
+    """Document in the OpenAPI schema what the middleware adds: who may call, limits, headers."""
     build = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            _complete(build(), needs_token)
+            accesses = {
+                (route.path_format, method): access_to(route)
+                for route in iter_route_contexts(app.routes)
+                for method in route.methods or ()
+            }
+            _complete(build(), accesses, writes_are_open, is_limited)
         # FastAPI caches the schema, so this returns the completed one.
         return build()
 
     app.openapi = openapi  # type: ignore[method-assign]  # As in FastAPI's manual.
 
 
-def _complete(schema: dict[str, Any], needs_token: bool) -> None:
+def _complete(
+    schema: dict[str, Any],
+    accesses: dict[tuple[str | None, str], Access],
+    writes_are_open: bool,
+    is_limited: bool,
+) -> None:
     components = schema.setdefault("components", {})
     components.setdefault("schemas", {})["Problem"] = Problem.model_json_schema()
-    components["securitySchemes"] = {"APIToken": _TOKEN}
     problem = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    security: list[dict[str, Any]] = [{"APIToken": []}] if needs_token else [{"APIToken": []}, {}]
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
             statuses = [500]
             if method.upper() not in SAFE_METHODS:
-                operation["security"] = security
-                statuses += [401, 403]
+                access = accesses.get((path, method.upper()), Access())
+                security = operation.setdefault("security", [])
+                if not (access.is_public or access.is_protected or writes_are_open):
+                    components["securitySchemes"] = _TOKEN | components.get("securitySchemes", {})
+                    operation["security"] = [*security, *({name: []} for name in _TOKEN)]
+                if access.schemes or not access.is_public:
+                    statuses += [401, 403]
+                if access.is_public and is_limited:
+                    statuses.append(429)
             if "requestBody" in operation:
                 statuses += [400, 413]
             responses = operation["responses"]
             for status in statuses:
-                general = {"description": DESCRIPTIONS[status], "content": problem}
+                general: dict[str, Any] = {"description": DESCRIPTIONS[status], "content": problem}
+                if status == 429:
+                    general["headers"] = {"Retry-After": RETRY_AFTER}
                 # What the route itself says about a status is more specific, so it wins.
                 responses[str(status)] = general | responses.get(str(status), {})
             for response in responses.values():

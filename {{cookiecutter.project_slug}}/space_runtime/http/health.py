@@ -42,13 +42,13 @@ RuntimeDep = Annotated[Runtime, Depends(get_runtime)]
 @router.get("/health", responses={503: {"model": Health, "description": "No database serves"}})
 async def health(response: Response, runtime: RuntimeDep) -> Health:
     """Report the state of the application; 503 when no database serves."""
-    lifecycle = runtime.lifecycle
-    if lifecycle.status == "unavailable":
+    status = runtime.status
+    if status == "unavailable":
         response.status_code = 503
     response.headers["Cache-Control"] = "no-store"
     return Health(
-        status=lifecycle.status,
-        database=lifecycle.report,
+        status=status,
+        database=runtime.report,
         version=runtime.project.version,
         uptime_seconds=round(time.monotonic() - runtime.started, 1),
     )
@@ -62,9 +62,9 @@ async def live() -> OneWord:
 
 @router.get("/health/ready", responses={503: {"model": OneWord, "description": "Not ready"}})
 async def ready(response: Response, runtime: RuntimeDep) -> OneWord:
-    """Answer 200 when the data routes work, else 503."""
-    if runtime.lifecycle.is_ready:
+    """Answer 200 when the data routes work and the hooks have ended, else 503."""
+    if runtime.is_ready:
         return OneWord("ready")
     response.status_code = 503
     response.headers["Retry-After"] = "2"
-    return OneWord(runtime.lifecycle.status)
+    return OneWord(runtime.status)

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from space_runtime.http.access import WriteGuard, refusal_of_long
+from space_runtime.http.guard import WriteGuard, refusal_of_long, refuse_websocket
 from space_runtime.observability.logging import AccessLog
 from space_runtime.observability.logging import request_id as current_request_id
 from space_runtime.observability.metrics import IN_PROGRESS, REQUESTS
@@ -74,6 +74,9 @@ class RequestMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
+        if scope["type"] == "websocket":
+            await self._open_websocket(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             # After the lifespan ends, no request will trigger a flush.
@@ -148,6 +151,15 @@ class RequestMiddleware:
             REQUESTS.add(method, route, status, seconds)
             self._log.add(method, route, status, seconds, request_id)
 
+    async def _open_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._behind_edge:
+            _believe_the_edge(scope, dict(scope["headers"]))
+        refusal = self._guard.refusal(scope)
+        if refusal is None:
+            await self._app(scope, receive, send)
+        else:
+            await refuse_websocket(refusal, scope, receive, send)
+
     def _limited(self, receive: Receive, declared_length: bytes) -> Receive:
         """Return a `receive` that raises a 413 when the body is too large."""
         digits, limit = declared_length.lstrip(b"0"), b"%d" % self._max_body_bytes
@@ -171,7 +183,8 @@ class RequestMiddleware:
 def _has_to_wait(scope: Scope) -> bool:
     """Return False for health checks and the status page, and for preflight requests."""
     path = _path(scope)
-    return path != "/" and not path.startswith("/health") and scope["method"] != "OPTIONS"
+    is_state = path in ("/", "/status") or path.startswith("/health")
+    return not is_state and scope["method"] != "OPTIONS"
 
 
 def _path(scope: Scope) -> str:
@@ -185,7 +198,7 @@ def _believe_the_edge(scope: Scope, headers: dict[bytes, bytes]) -> None:
 
     The proxy accepts only https, and appends the real client to any X-Forwarded-For it receives.
     """
-    scope["scheme"] = "https"
+    scope["scheme"] = "wss" if scope["type"] == "websocket" else "https"
     address = headers.get(b"x-forwarded-for", b"").rpartition(b",")[2].strip()
     if _ADDRESS.fullmatch(address):
         scope["client"] = (address.decode(), 0)

@@ -1,4 +1,7 @@
-"""The page at /: what this Space is, which database serves, and whether its data are safe."""
+"""The page at /status: what this Space is, which database serves, and whether its data are safe.
+
+It is shown at / too, as long as the owner has no page there (pages.py). A 404 looks like it.
+"""
 
 import base64
 import hashlib
@@ -18,6 +21,7 @@ from space_runtime.http.health import Health, RuntimeDep, health
 from space_runtime.http.policy import content_security_policy
 from space_runtime.project import About
 from space_runtime.reasons import REASONS
+from space_runtime.runtime import Runtime
 from space_runtime.settings import read_space
 
 router = APIRouter(include_in_schema=False)
@@ -49,21 +53,29 @@ REPAIRS = {
 }
 
 
-@router.get("/")
+@router.get("/status")
 async def status_page(
     request: Request, runtime: RuntimeDep, report: Annotated[Health, Depends(health)]
 ) -> Response:
     """Return the page, which says in words what /health says in JSON."""
-    page, policy = _page()
     theme = request.query_params.get("__theme")  # Set by the Hub when it embeds the page.
-    values = _values(report, runtime.project.read_about()) | {
-        "color_scheme": theme if theme in ("light", "dark") else "light dark",
-        "hide_metrics": "" if runtime.settings.metrics == "on" else "hidden",
-    }
-    return HTMLResponse(
-        page.substitute({name: html.escape(value) for name, value in values.items()}),
-        headers={"Content-Security-Policy": policy, "Cache-Control": "no-store"},
+    values = (
+        _values(report, runtime.project.read_about())
+        | _about_hooks(runtime)
+        | {
+            "color_scheme": theme if theme in ("light", "dark") else "light dark",
+            "hide_metrics": "" if runtime.settings.metrics == "on" else "hidden",
+        }
     )
+    return _page("status_page.html", values)
+
+
+def not_found_page(request: Request) -> Response:
+    """Return the page for a browser that opens an address where nothing is."""
+    about = request.app.state.runtime.project.read_about()
+    root = request.scope.get("root_path", "")
+    values = {"title": about.title, "emoji": about.emoji, "root": root}
+    return _page("not_found.html", values, 404)
 
 
 def _values(report: Health, about: About) -> dict[str, str]:
@@ -95,6 +107,17 @@ def _values(report: Health, about: About) -> dict[str, str]:
         "repairs": ", ".join(map(_repair, database.repairs)),
         "hide_repairs": "" if database.repairs else "hidden",
     }
+
+
+def _about_hooks(runtime: Runtime) -> dict[str, str]:
+    """Return what the page says instead because of a hook that runs or has failed."""
+    progress = runtime.hooks.progress
+    if progress.failure:
+        remedy = "Read the log, mend the cause, and restart the application."
+        return {"headline": "A part of the application could not start", "remedy": remedy}
+    if progress.running and runtime.status == "starting":
+        return {"headline": "A part of the application is not ready yet"}
+    return {}
 
 
 def _headline(report: Health) -> str:
@@ -132,13 +155,27 @@ def _duration(seconds: float) -> str:
     return " ".join(parts[:2])
 
 
+def _page(name: str, values: dict[str, str], status: int = 200) -> Response:
+    page, policy = _template(name)
+    return HTMLResponse(
+        page.substitute({name: html.escape(value) for name, value in values.items()}),
+        status,
+        headers={"Content-Security-Policy": policy, "Cache-Control": "no-store"},
+    )
+
+
 @cache
-def _page() -> tuple[Template, str]:
-    """Return the page, and the policy that allows exactly its own script and style."""
-    text = Path(__file__).with_name("status_page.html").read_text(encoding="utf-8")
+def _template(name: str) -> tuple[Template, str]:
+    """Return a page, and the policy that allows exactly the script and style in it."""
+    (style,) = re.findall("<style>.*?</style>", _read("status_page.html"), re.DOTALL)
+    text = _read(name).replace("<style></style>", style)
     directives = ""
     for tag in ("script", "style"):
-        (block,) = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
-        digest = base64.b64encode(hashlib.sha256(block.encode()).digest()).decode()
-        directives += f"{tag}-src 'self' 'sha256-{digest}'; "
+        for block in re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL):
+            digest = base64.b64encode(hashlib.sha256(block.encode()).digest()).decode()
+            directives += f"{tag}-src 'self' 'sha256-{digest}'; "
     return Template(text), content_security_policy(extra=f"{directives}img-src 'self' data:")
+
+
+def _read(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")

@@ -26,9 +26,10 @@ from space_runtime.backends.opening import (
     ping,
 )
 from space_runtime.backends.protocol import Backend, Name
-from space_runtime.backends.sqlite import file_system, is_sound
+from space_runtime.backends.sqlite import is_sound
 from space_runtime.failback.handover import Failback, is_moved
 from space_runtime.file_locks import Busy
+from space_runtime.files.locations import outlives_container
 from space_runtime.files.sqlite_files import SQLiteFiles
 from space_runtime.lifecycle import state as machine
 from space_runtime.lifecycle.report import (
@@ -237,9 +238,8 @@ class Lifecycle:
         else:
             file = self._files.open_configured(url, connections)
         self._use(file.opened.engine)
-        is_in_memory = file_system(str(file.path)) in ("tmpfs", "ramfs")
         return machine.Opened(
-            persistent=not self._on_space and not is_in_memory,
+            persistent=not self._on_space and outlives_container(file.path),
             schema_newer=file.opened.schema_newer,
             problem=file.problem,
             pending_rows=self._files.count_waiting() if fallback else 0,

@@ -74,7 +74,9 @@ THREADS = Gauge("database_threads", "Database threads, a connection each.", ["po
 THREADS_BUSY = Gauge("database_threads_busy", "Database threads at work.", ["pool"])
 WAITING = Gauge("database_requests_waiting", "Requests waiting for a thread.", ["pool"])
 REFUSED = Counter(
-    "database_requests_refused", "Requests refused for lack of room: full, waited.", ["reason"]
+    "database_requests_refused",
+    "Requests refused for lack of room; why.",
+    ["reason"],
 )
 
 SNAPSHOTS = Counter("database_snapshots", "Snapshots: taken, failed.", ["outcome"])

@@ -15,13 +15,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
-from space_runtime.backends import backend_of
 from space_runtime.backends.errors import (
     DatabaseUnavailable,
     OutcomeUnknown,
@@ -29,13 +28,20 @@ from space_runtime.backends.errors import (
     unavailable,
 )
 from space_runtime.observability.metrics import THREADS, THREADS_BUSY, WAITING
-from space_runtime.serving.worker_pool import WorkerPool
+from space_runtime.serving.sessions import (
+    OnDemandSession,
+    SessionFactory,
+    WriteSession,
+    outcome_known,
+)
+from space_runtime.serving.worker_pool import Serving
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 Work = Callable[Concatenate[Session, Arguments], Result]
 
 MAX_SESSION_SECONDS = 60.0
+_SECONDS_BETWEEN_LOOKS = 0.05
 
 
 @dataclass(frozen=True)
@@ -50,43 +56,16 @@ class Admission:
     """Whether SQLite serves because PostgreSQL could not."""
 
 
-class SessionFactory(sessionmaker[Session]):
-    """Sessions for scripts, bound while a database serves."""
-
-    def __call__(self, **options: Any) -> Session:
-        """Return a session; raise RuntimeError if no database has been chosen yet."""
-        if self.kw.get("bind") is None and "bind" not in options:
-            raise RuntimeError(
-                "SessionLocal is bound when the database is chosen, and that has not happened yet:"
-                " in a script, use `with open_database():` from src.main"
-            )
-        return super().__call__(**options)
-
-
-class _Serving:
-    """An engine and its worker pools. Each thread uses one connection; checks have one more."""
-
-    def __init__(self, engine: Engine, pool_size: int) -> None:
-        self.for_writing = engine
-        # A second Engine without event listeners, which would slow down every read.
-        self.for_reading = Engine(engine.pool, engine.dialect, engine.url, hide_parameters=True)
-        self.backend = backend_of(engine)
-        if self.backend.has_one_writer and pool_size > 1:
-            self.readers = WorkerPool("read", pool_size - 1)
-            self.writers = WorkerPool("write", 1)
-        else:
-            self.readers = self.writers = WorkerPool("work", pool_size)
-        self.pools = {self.readers, self.writers}
-
-
 class Database:
     """Runs requests' work on the current database; the lifecycle says which one that is."""
 
     def __init__(self, sessions: SessionFactory) -> None:
         self._sessions = sessions
-        self._serving: _Serving | None = None
-        self._ending: list[_Serving] = []
+        self._serving: Serving | None = None
+        self._ending: list[Serving] = []
         self.admission = Admission(reads=False, writes=False)
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """In which requests are served, and sessions of SessionLocal queue; None in a script."""
         self.on_trouble: Callable[[str | None], None] = lambda reason: None
         for gauge, figure in ((THREADS, "places"), (THREADS_BUSY, "inside"), (WAITING, "waiting")):
             for name in ("read", "write", "work"):
@@ -94,8 +73,8 @@ class Database:
 
     def use(self, engine: Engine, pool_size: int) -> None:
         """Use this engine from now on, and bind SessionLocal to it."""
-        self._serving = _Serving(engine, pool_size)
-        self._sessions.configure(bind=engine)
+        self._serving = Serving(engine, pool_size)
+        self._sessions.configure(bind=engine, admit=self._admitted, loop=self.loop)
 
     def leave(self) -> None:
         """Admit no more work on the engine; running work continues."""
@@ -124,7 +103,7 @@ class Database:
         Each statement sees its own snapshot: there is no transaction, except behind a transaction
         pooler. Raise DatabaseUnavailable if no database serves or no thread becomes free in time.
         """
-        serving = self._admitted(self.admission.reads)
+        serving = self._admitted(writes=False)
         return await serving.readers.run(
             lambda: self._run(_read, serving, lambda session: work(session, *args, **kwargs))
         )
@@ -137,38 +116,58 @@ class Database:
         Raise DatabaseUnavailable if the database cannot serve and nothing was stored, or
         OutcomeUnknown if the connection was lost during COMMIT.
         """
-        serving = self._admitted(self.admission.writes)
+        serving = self._admitted(writes=True)
         return await serving.writers.run(
             lambda: self._run(_write, serving, lambda session: work(session, *args, **kwargs))
         )
 
     @contextlib.asynccontextmanager
-    async def session(self) -> AsyncIterator[Session]:
-        """Yield a session whose transaction is committed at the end, or rolled back on an error.
+    async def session(self, *, may_write: bool = True) -> AsyncIterator[Session]:
+        """Yield a session that is committed at the end, or rolled back on an error.
 
-        It waits for a place as write() does and keeps it until the end. After MAX_SESSION_SECONDS
-        the session is rolled back and closed, and its commit raises DatabaseUnavailable.
+        It holds nothing until it is used (see OnDemandSession). Its transaction is rolled back
+        after MAX_SESSION_SECONDS, and its next use raises DatabaseUnavailable.
         """
-        serving = self._admitted(self.admission.writes)
-        await serving.writers.enter()
-        turn = _Turn(serving)
-        try:
-            with self._trouble_reported(), _outcome_known(turn.session):
-                yield turn.session
-                await turn.commit()
-        finally:
-            await turn.end()
+        session = OnDemandSession(
+            self._admitted(writes=False).for_writing,
+            admit=self._admitted,
+            loop=asyncio.get_running_loop(),
+            may_write=may_write,
+            expire_on_commit=False,
+            execution_options={"bounded": True},
+        )
+        with _stored_part_told(session), self._trouble_reported(), outcome_known(session):
+            try:
+                async with _limited_in_time(session):
+                    yield session
+                if session.refusal is not None:
+                    raise session.refusal
+                if session.has_changes:
+                    await session.enter()
+                    await _run_to_its_end(session, partial(session.finish, session.serving.backend))
+            finally:
+                if session.writes_since is not None:
+                    await _run_to_its_end(session, session.abandon)
+                session.end()
 
-    def _admitted(self, is_admitted: bool) -> _Serving:
-        serving = self._serving
-        if serving is None or not is_admitted:
-            raise DatabaseUnavailable(self.admission.refusal)
+    async def ready(self, seconds: float = 60.0) -> None:
+        """Return as soon as a database serves; raise DatabaseUnavailable if none does in time."""
+        deadline = time.monotonic() + seconds
+        while not self.admission.writes:
+            if time.monotonic() > deadline:
+                raise DatabaseUnavailable(self.admission.refusal)
+            await asyncio.sleep(_SECONDS_BETWEEN_LOOKS)
+
+    def _admitted(self, writes: bool) -> Serving:
+        serving, admission = self._serving, self.admission
+        if serving is None or not (admission.writes if writes else admission.reads):
+            raise DatabaseUnavailable(admission.refusal)
         return serving
 
     def _run(
         self,
-        transaction: Callable[[_Serving, Callable[[Session], Result]], Result],
-        serving: _Serving,
+        transaction: Callable[[Serving, Callable[[Session], Result]], Result],
+        serving: Serving,
         work: Callable[[Session], Result],
     ) -> Result:
         """Run the transaction; retry once if its connection was lost before COMMIT was sent."""
@@ -201,77 +200,63 @@ class Database:
         return sum(getattr(pool.limiter, figure) for pool in pools if pool.name == name)
 
 
-class _WriteSession(Session):
-    """Knows whether COMMIT was sent, even by the work itself: then the work must not run again."""
-
-    sent_commit = False
-
-    def __init__(self, serving: _Serving) -> None:
-        super().__init__(
-            serving.for_writing,
-            expire_on_commit=False,
-            # If it is used after its turn, it must fail, not begin a transaction without a place.
-            close_resets_only=False,
-            execution_options={"bounded": True},
-        )
-        self._backend = serving.backend
-
-    def finish(self) -> None:
-        """Commit, unless a statement has failed: PostgreSQL would silently roll back."""
-        if self.in_transaction():
-            self._backend.refuse_failed_transaction(self)
-        self.commit()
+@contextlib.contextmanager
+def _stored_part_told(session: OnDemandSession) -> Iterator[None]:
+    """Raise OutcomeUnknown instead of a refusal, if the session has committed before."""
+    try:
+        yield
+    except DatabaseUnavailable as refusal:
+        if not session.has_committed or isinstance(refusal, OutcomeUnknown):
+            raise
+        raise OutcomeUnknown(
+            "A part of the change was stored; the rest may or may not be there."
+            " Look before you try again.",
+            reason=refusal.reason,
+        ) from refusal
 
 
-@event.listens_for(_WriteSession, "before_commit")
-def _note_commit(session: _WriteSession) -> None:
-    if not session.in_nested_transaction():
-        session.flush()
-        session.sent_commit = True
+@contextlib.asynccontextmanager
+async def _limited_in_time(session: OnDemandSession) -> AsyncIterator[None]:
+    """Roll the session back once its transaction has lasted too long."""
+    loop = asyncio.get_running_loop()
+    timer = loop.call_later(MAX_SESSION_SECONDS, lambda: look())
+    closing: asyncio.Future[None] | None = None
+
+    def look() -> None:
+        nonlocal closing, timer
+        now = time.monotonic()
+        seconds = (session.writes_since or now) + MAX_SESSION_SECONDS - now
+        if seconds <= 0:
+            session.refusal = DatabaseUnavailable("The request took too long; nothing was stored.")
+            if closing is None or closing.done():
+                closing = session.serving.writers.start(session.close)
+                # It fails while a statement is just beginning, and is tried again.
+                closing.add_done_callback(lambda future: future.exception())
+        timer = loop.call_later(max(seconds, _SECONDS_BETWEEN_LOOKS), look)
+
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if closing is not None:
+            await asyncio.wait([closing])
 
 
-class _Turn:
-    """A session and its place in the pool, until the request ends or its time is up.
-
-    A turn ends with one job in the pool, which commits or rolls back and then gives the place back.
-    So the place is not lost if the request is cancelled while that job runs.
-    """
-
-    def __init__(self, serving: _Serving) -> None:
-        self.session = _WriteSession(serving)
-        self._pool = serving.writers
-        self._last_job: asyncio.Future[None] | None = None
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(MAX_SESSION_SECONDS, self._finish, self.session.close)
-
-    async def commit(self) -> None:
-        """Commit and close; raise DatabaseUnavailable if the time is up."""
-        if self._last_job is not None:
-            raise DatabaseUnavailable("The request took too long; nothing was stored.")
-        await asyncio.shield(self._finish(self._commit_and_close))
-
-    async def end(self) -> None:
-        """Roll back what was not committed, and wait until the place is free."""
-        last_job = self._last_job or self._finish(self.session.close)
-        await asyncio.wait([last_job])
-        if last_job.exception() is not None:
-            # The timer could not close the session, because a statement was just starting.
-            await asyncio.to_thread(self.session.close)
-
-    def _finish(self, job: Callable[[], None]) -> asyncio.Future[None]:
-        self._timer.cancel()
-        self._last_job = self._pool.run_last(job)
-        return self._last_job
-
-    def _commit_and_close(self) -> None:
-        with self.session:
-            self.session.finish()
+async def _run_to_its_end(session: OnDemandSession, job: Callable[[], None]) -> None:
+    """Run a job of a session that has the writer's turn, even if the request is cancelled."""
+    work = session.serving.writers.start(job)
+    try:
+        await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        work.exception()
+        raise
 
 
 _READ_THAT_WRITES = "database.read() was given work that writes: use write()"
 
 
-def _read(serving: _Serving, work: Callable[[Session], Result]) -> Result:
+def _read(serving: Serving, work: Callable[[Session], Result]) -> Result:
     with Session(serving.for_reading, expire_on_commit=False) as session:
         serving.backend.begin(session.connection(), reading=True, bounded=True)
         try:
@@ -285,26 +270,18 @@ def _read(serving: _Serving, work: Callable[[Session], Result]) -> Result:
         return result
 
 
-def _write(serving: _Serving, work: Callable[[Session], Result]) -> Result:
-    with _WriteSession(serving) as session, _outcome_known(session):
+def _write(serving: Serving, work: Callable[[Session], Result]) -> Result:
+    session = WriteSession(
+        serving.for_writing,
+        expire_on_commit=False,
+        # If it is used later, it must fail, not begin a transaction without a place.
+        close_resets_only=False,
+        execution_options={"bounded": True},
+    )
+    with session, outcome_known(session):
         result = _result(work, session)
-        session.finish()
+        session.finish(serving.backend)
         return result
-
-
-@contextlib.contextmanager
-def _outcome_known(session: _WriteSession) -> Iterator[None]:
-    """Raise OutcomeUnknown if the connection was lost between COMMIT and the server's reply."""
-    try:
-        yield
-    except DBAPIError as error:
-        if not (session.sent_commit and error.connection_invalidated):
-            raise
-        raise OutcomeUnknown(
-            "The database was lost while the change was being stored: it may or may not be there."
-            " Look before you try again.",
-            reason="connection_lost",
-        ) from error
 
 
 def _result(work: Callable[[Session], Result], session: Session) -> Result:

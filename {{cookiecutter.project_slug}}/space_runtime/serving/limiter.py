@@ -8,6 +8,7 @@ from contextvars import ContextVar
 
 MAX_WAITING = 1_000
 MAX_WAIT_SECONDS = 5.0
+BLOCKING_SECONDS = 0.2
 
 arrived_at: ContextVar[float] = ContextVar("arrived_at")
 """When the current request arrived, on the monotonic clock. All its waits share one deadline,
@@ -16,7 +17,10 @@ called a slow model would be refused whenever another request is writing."""
 
 
 class NoPlace(Exception):
-    """No place: `full` if too many are waiting already, `waited` if none became free in time."""
+    """No place: `full` if too many are waiting already, `waited` if none became free in time.
+
+    Or `blocked`, if nobody else could be let in meanwhile.
+    """
 
 
 class Closed(Exception):
@@ -43,6 +47,8 @@ class ConcurrencyLimiter:
         self._queue: OrderedDict[asyncio.Future[None], None] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
         self._lock = threading.Lock()
+        self._left = threading.Condition(self._lock)
+        self._blocking = 0
         self._is_closed = False
         self._is_empty = threading.Event()
 
@@ -52,7 +58,10 @@ class ConcurrencyLimiter:
         return len(self._queue)
 
     def try_to_enter(self) -> bool:
-        """Take a place and return True, or return False because none is free; raise Closed."""
+        """Take a place and return True, or return False because none is free; raise Closed.
+
+        From any thread.
+        """
         with self._lock:
             if self._is_closed:
                 raise Closed
@@ -90,6 +99,22 @@ class ConcurrencyLimiter:
                 self._timer.cancel()
                 self._timer = None
 
+    def enter_while_blocking(self) -> None:
+        """Take a place before those who wait, without returning to the event loop; raise NoPlace.
+
+        Whoever has a place may need the event loop to give it back, so this takes BLOCKING_SECONDS
+        at most.
+        """
+        with self._lock:
+            self._blocking += 1
+            is_free = self._left.wait_for(self._can_enter, BLOCKING_SECONDS)
+            self._blocking -= 1
+            if not is_free:
+                raise NoPlace("blocked")
+            if self._is_closed:
+                raise Closed
+            self.inside += 1
+
     def leave(self) -> None:
         """Give a place back, and let the next one in."""
         self.give_back()
@@ -101,6 +126,8 @@ class ConcurrencyLimiter:
             self.inside -= 1
             if self._is_closed and not self.inside:
                 self._is_empty.set()
+            if self._blocking:
+                self._left.notify()
 
     def let_in(self) -> None:
         """Let in as many of those who wait as there are free places."""
@@ -116,6 +143,9 @@ class ConcurrencyLimiter:
     def wait_until_empty(self, seconds: float) -> bool:
         """Wait, after close() and in another thread; return whether all inside have left."""
         return self._is_empty.wait(max(seconds, 0.0))
+
+    def _can_enter(self) -> bool:
+        return self._is_closed or self.inside < self.places
 
     def _let_in(self, places: int) -> None:
         while self._queue:

@@ -1,20 +1,29 @@
 """A few threads for one kind of database work, with one connection each."""
 
 import asyncio
+import contextlib
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import TypeVar
 
+from anyio.to_thread import current_default_thread_limiter
+from sqlalchemy import Engine
+
+from space_runtime.backends import backend_of
 from space_runtime.backends.errors import DatabaseUnavailable
 from space_runtime.observability.metrics import REFUSED
 from space_runtime.serving.limiter import Closed, ConcurrencyLimiter, NoPlace
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
 _NO_PLACE = {
     "full": "Too many requests are waiting for the database.",
     "waited": "The database is busy; nothing was stored.",
+    "blocked": "The database is busy; nothing was stored.",
 }
 
 
@@ -30,25 +39,44 @@ class WorkerPool:
         """Take a place; raise DatabaseUnavailable if none becomes free in time."""
         try:
             await self.limiter.enter()
-        except NoPlace as error:
-            REFUSED.labels(str(error)).inc()
-            raise DatabaseUnavailable(_NO_PLACE[str(error)]) from None
-        except Closed:
-            raise DatabaseUnavailable("The database is being replaced.", retry_after=1) from None
+        except (NoPlace, Closed) as error:
+            raise _refusal(error) from None
+
+    def enter_from_thread(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Take a place, in the queue of the event loop; raise DatabaseUnavailable if none is free.
+
+        In the loop's own thread nobody can queue, and everybody else has to wait meanwhile, so
+        that is not for long.
+        """
+        try:
+            if self.limiter.try_to_enter():
+                return
+            if _is_running_here(loop):
+                self.limiter.enter_while_blocking()
+            else:
+                asyncio.run_coroutine_threadsafe(self._enter_for_thread(), loop).result()
+        except (NoPlace, Closed) as error:
+            raise _refusal(error) from None
+
+    def leave_from_thread(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Give a place back, from any thread."""
+        self.limiter.give_back()
+        if loop is not None and self.limiter.waiting:
+            with contextlib.suppress(RuntimeError):  # The loop has ended, and with it who waited.
+                loop.call_soon_threadsafe(self.limiter.let_in)
 
     async def run(self, job: Callable[[], Result]) -> Result:
         """Return what the job returns; raise DatabaseUnavailable if no thread is free in time."""
         await self.enter()
-        # If the client disconnects, the thread keeps running, so its place must stay taken.
-        return await asyncio.shield(self.run_last(job))
-
-    def run_last(self, job: Callable[[], Result]) -> asyncio.Future[Result]:
-        """Run a job that gives the caller's place back when it ends; return its future."""
-        work = asyncio.get_running_loop().run_in_executor(
-            self._executor, copy_context().run, self._run_and_give_back, job
-        )
+        work = self.start(lambda: self._run_and_give_back(job))
         work.add_done_callback(lambda _: self.limiter.let_in())
-        return work
+        # If the client disconnects, the thread keeps running, so its place must stay taken.
+        return await asyncio.shield(work)
+
+    def start(self, job: Callable[[], Result]) -> asyncio.Future[Result]:
+        """Run a job for someone who has a place; return its future."""
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(self._executor, copy_context().run, job)
 
     def close(self) -> None:
         """Take no more work; running work continues."""
@@ -61,9 +89,55 @@ class WorkerPool:
         self._executor.shutdown(wait=False)
         return True
 
+    async def _enter_for_thread(self) -> None:
+        # Endpoints wait in the threads that answers are made in. If all of them waited, whoever has
+        # a place could not end: so a thread that waits is replaced by another one.
+        threads = current_default_thread_limiter()
+        threads.total_tokens += 1
+        try:
+            await self.limiter.enter()
+        finally:
+            threads.total_tokens -= 1
+
     def _run_and_give_back(self, job: Callable[[], Result]) -> Result:
         try:
             return job()
         finally:
             # In the thread, because the event loop may end before the job does.
             self.limiter.give_back()
+
+
+class Serving:
+    """An engine and its worker pools. Each thread uses one connection; checks have one more."""
+
+    def __init__(self, engine: Engine, pool_size: int) -> None:
+        self.for_writing = engine
+        # A second Engine without event listeners, which would slow down every read.
+        self.for_reading = Engine(engine.pool, engine.dialect, engine.url, hide_parameters=True)
+        self.for_reading_on_demand = engine.execution_options(reading=True)
+        self.backend = backend_of(engine)
+        if self.backend.has_one_writer and pool_size > 1:
+            self.readers = WorkerPool("read", pool_size - 1)
+            self.writers = WorkerPool("write", 1)
+        else:
+            self.readers = self.writers = WorkerPool("work", pool_size)
+        self.pools = {self.readers, self.writers}
+
+
+def _refusal(error: NoPlace | Closed) -> DatabaseUnavailable:
+    if isinstance(error, Closed):
+        return DatabaseUnavailable("The database is being replaced.", retry_after=1)
+    if str(error) == "blocked":
+        logger.warning(
+            "an `async def` endpoint could not wait for the database, since it blocks the event"
+            " loop: write `def`, or use `await database.write(...)`"
+        )
+    REFUSED.labels(str(error)).inc()
+    return DatabaseUnavailable(_NO_PLACE[str(error)])
+
+
+def _is_running_here(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False

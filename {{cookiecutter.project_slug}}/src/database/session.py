@@ -2,6 +2,7 @@
 
 item = await database.write(service.create_item, data)  # DatabaseDep, in `async def` endpoints
 session.add(item)                                        # SessionDep, in plain `def` ones
+with SessionLocal.begin() as session: ...                # in scripts, hooks and background tasks
 """
 
 from collections.abc import AsyncIterator
@@ -13,12 +14,14 @@ from sqlalchemy.orm import Session
 from starlette.requests import HTTPConnection
 
 from space_runtime.backends import backend_of
-from space_runtime.serving.database import Database, SessionFactory
+from space_runtime.serving.database import Database
+from space_runtime.serving.sessions import SessionFactory
 from space_runtime.url.building import hide_secrets
 from space_runtime.url.resolution import Resolution
 
 SessionLocal = SessionFactory(expire_on_commit=False)
-"""Sessions for scripts. Raises an error that says what to do if no database is open yet."""
+"""Sessions outside of endpoints. One that only reads does not keep others from writing. Raises an
+error that says what to do if no database is open yet."""
 
 
 def build_engine(target: Resolution | URL | str, *, pool_size: int = 5) -> Engine:
@@ -52,10 +55,25 @@ worker thread, with a Session as its first argument. When write() returns, it is
 
 
 async def get_session(database: DatabaseDep) -> AsyncIterator[Session]:
-    """Yield a session in a write transaction, for plain `def` endpoints."""
+    """Yield a session, for plain `def` endpoints."""
     async with database.session() as session:
         yield session
 
 
 SessionDep = Annotated[Session, Depends(get_session, scope="function")]
-"""A session, committed before the answer is sent: that is what scope="function" does."""
+"""A session, committed before the answer is sent: that is what scope="function" does.
+
+It holds a connection only while a statement is executed, until you change something: the flush,
+`session.execute(insert(...))` or `with_for_update()` begins a transaction, in which it stays until
+commit(). What you read before that may have changed since: if the change depends on it, read the
+row with `session.get(Item, item_id, with_for_update=True)`, which waits for its turn."""
+
+
+async def get_read_session(database: DatabaseDep) -> AsyncIterator[Session]:
+    """Yield a session that cannot write, for plain `def` endpoints."""
+    async with database.session(may_write=False) as session:
+        yield session
+
+
+ReadSessionDep = Annotated[Session, Depends(get_read_session, scope="function")]
+"""A session that cannot write, and works also while the database can only be read."""

@@ -1,0 +1,107 @@
+"""`.env.space` as people fill it: what is in it is sent under its name, or not at all, and never printed."""
+
+import importlib.util
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.bakery import ROOT, TEMPLATE_FOLDER
+
+Read = Callable[[Path, list[str]], dict[str, str]]
+REFUSALS = re.compile(
+    r"\.env\.space, line \d+: not NAME=value\. A value of several lines, such as a key, goes into quotes"
+    r"|\.env\.space is not UTF-8: save it as that"
+)
+KEY = """-----BEGIN PRIVATE KEY-----
+MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7VJTUt9Us8cKj
+Zm9vYmFy
+c2VjcmV0=
+-----END PRIVATE KEY-----"""
+
+
+@pytest.fixture(scope="module")
+def read() -> Read:
+    """The function of the project, where it stands."""
+    path = ROOT / TEMPLATE_FOLDER / "tools" / "checks.py"
+    spec = importlib.util.spec_from_file_location("checks_of_the_project", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    read: Read = module.read_secrets
+    return read
+
+
+def give(folder: Path, content: str | bytes) -> Path:
+    (folder / ".env.space").write_bytes(content.encode() if isinstance(content, str) else content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (f"API_TOKEN=one\nKEY={KEY}\n", 3),
+        (f"\n\nKEY={KEY}\n", 4),
+        (f'KEY="{KEY}\n', 1),
+        ("API_TOKEN one\n", 1),
+        ("API_TOKEN=one\n\n\nTWO WORDS=x\n", 4),
+        ("A-B=x\n", 1),
+        ("=x\n", 1),
+        ("API_TOKEN\n", 1),
+        ('A="x" y\n', 1),
+    ],
+)
+def test_a_line_that_is_no_secret_is_named_by_its_number(read: Read, tmp_path: Path, content: str, line: int) -> None:
+    with pytest.raises(ValueError, match=REFUSALS) as refused:
+        read(give(tmp_path, content), [])
+    assert f"line {line}:" in str(refused.value)
+
+
+def test_what_people_write_is_understood(read: Read, tmp_path: Path) -> None:
+    content = f"\ufeff# Mine\r\nexport API_TOKEN = 'one # two'\r\n\r\nKEY=\"{KEY}\"\r\nEMPTY=\nURL=a=b#c # why\n"
+    assert read(give(tmp_path, content), ["MORE"]) == {
+        "MORE": "", "API_TOKEN": "one # two", "KEY": KEY, "EMPTY": "", "URL": "a=b#c",
+    }  # fmt: skip
+
+
+def test_another_encoding_is_told(read: Read, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=REFUSALS):
+        read(give(tmp_path, "API_TOKEN=geheimnißvoll\n".encode("latin-1")), [])
+
+
+# Lines as they stand in such files, and the pieces of which anything else is made.
+PIECES = st.sampled_from(["KEY=", "a", "b/+=", '"', "'", "\\", "\n", "\r\n", "=", " ", "#", "export ", "\0", "é", KEY])
+LINES = st.lists(st.one_of(st.text(), PIECES, st.from_regex(r"[A-Za-z0-9+/]{4,64}={0,2}", fullmatch=True)), max_size=12)
+
+
+def check_a_random_file(read: Read, folder: Path, parts: list[str]) -> None:
+    give(folder, "".join(parts).encode("utf-8", "surrogatepass"))
+    message, found = "", {}
+    try:
+        found = read(folder, [])
+    except ValueError as refusal:
+        message = str(refusal)
+    # The whole message is ours, but for a number.
+    assert not message or REFUSALS.fullmatch(message)
+    assert all(re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name) for name in found)
+
+
+@given(parts=LINES)
+@settings(max_examples=200, deadline=None)
+def test_no_file_at_all_makes_it_print_what_is_in_it(
+    read: Read, tmp_path_factory: pytest.TempPathFactory, parts: list[str]
+) -> None:
+    check_a_random_file(read, tmp_path_factory.getbasetemp(), parts)
+
+
+@pytest.mark.thorough
+@given(parts=LINES)
+@settings(max_examples=2000, deadline=None)
+def test_no_file_of_thousands_makes_it_print_what_is_in_it(
+    read: Read, tmp_path_factory: pytest.TempPathFactory, parts: list[str]
+) -> None:
+    check_a_random_file(read, tmp_path_factory.getbasetemp(), parts)

@@ -1,0 +1,180 @@
+"""Sign in with Hugging Face.
+
+    from space_runtime.http.sign_in import CurrentUser, SpaceOwner
+
+    @router.post("/notes")
+    async def add_note(note: NoteCreate, user: CurrentUser, database: DatabaseDep) -> Note: ...
+
+An endpoint with such a parameter is for those who are signed in, and needs no API token. A link to
+/oauth/huggingface/login?next=/where/to signs in, a form posted to /oauth/huggingface/logout out.
+"""
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlencode
+
+from fastapi import Depends, HTTPException
+from fastapi.openapi.models import APIKey, APIKeyIn
+from fastapi.security.base import SecurityBase
+from starlette.requests import HTTPConnection
+
+from space_runtime.http.access import SAFE_METHODS
+from space_runtime.http.openid import Provider, User
+
+if TYPE_CHECKING:
+    from itsdangerous import URLSafeTimedSerializer
+
+    from space_runtime.http.public_limit import PublicLimit
+
+__all__ = ["CurrentUser", "SpaceOwner", "User"]
+
+LOGIN = "/oauth/huggingface/login"
+COOKIE = "__Host-user"
+
+
+@dataclass(frozen=True)
+class SignInService:
+    """Knows who is signed in: their cookie says so, and a signature that it is ours."""
+
+    provider: Provider | None
+    """The Hub; None if whoever signs in chooses who they are, or if nobody can."""
+    space_owner: str
+    """The user or organization that the Space belongs to."""
+    user_limit: str
+    why_off: str
+    """What must be done before anybody can sign in; "" if nothing."""
+
+    def user_of(self, connection: HTTPConnection) -> User | None:
+        """Return who is signed in, or None."""
+        session = self.read("session", connection.cookies.get(cookie(connection, COOKIE)))
+        if self.why_off or session is None or session.pop("expires") <= time.time():
+            return None
+        return User(**session)
+
+    def session(self, user: User, seconds: int) -> str:
+        """Return the value of the cookie that says who is signed in, for so long."""
+        return self.sign("session", asdict(user) | {"expires": time.time() + seconds})
+
+    def sign(self, purpose: str, content: Mapping[str, Any]) -> str:
+        """Return the value of a cookie."""
+        return str(self._serializer(purpose).dumps(content))
+
+    def read(
+        self, purpose: str, value: str | None, max_age: int | None = None
+    ) -> dict[str, Any] | None:
+        """Return the content of a cookie, or None if it is not ours, or too old."""
+        from itsdangerous import BadSignature
+
+        try:
+            content: dict[str, Any] = self._serializer(purpose).loads(value or "", max_age)
+        except BadSignature:
+            return None
+        return content
+
+    def seconds_to_wait(self, user: User) -> int:
+        """Count a write; return 0, or the seconds to wait if it is one too many."""
+        return 0 if self.user_limit == "off" else self._limit.seconds_to_wait(f"user {user.id}")
+
+    def _serializer(self, purpose: str) -> "URLSafeTimedSerializer":
+        from itsdangerous import URLSafeTimedSerializer
+
+        # All workers know this secret, also after a restart, and nobody else. Where everybody
+        # chooses who they are, a signature is worth nothing in any case.
+        secret = self.provider.secret if self.provider else "mocked"
+        return URLSafeTimedSerializer(
+            secret,
+            # The number changes with what the cookies hold, so that no old one is misread.
+            salt=f"{purpose} 1",
+            signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256},
+        )
+
+    @cached_property
+    def _limit(self) -> "PublicLimit":
+        from space_runtime.http.public_limit import PublicLimit
+
+        return PublicLimit(self.user_limit)
+
+
+def service_of(connection: HTTPConnection) -> SignInService:
+    """Return what knows who is signed in; raise RuntimeError where attach() saw no CurrentUser."""
+    service: SignInService | None = getattr(connection.app.state, "sign_in", None)
+    if service is None:
+        raise RuntimeError(
+            "CurrentUser works in routes that the application has when attach() is called, and not"
+            " in applications that are mounted: include the router before attach()"
+        )
+    return service
+
+
+class SignIn(SecurityBase):
+    """The security scheme behind CurrentUser and SpaceOwner, and what OpenAPI knows of it."""
+
+    def __init__(self, name: str, *, owner_only: bool = False) -> None:
+        self.scheme_name = name
+        self._owner_only = owner_only
+        who = "the owner of this Space, who has" if owner_only else "those who have"
+        description = f"The cookie of {who} signed in at {LOGIN}."
+        self.model = APIKey.model_validate(
+            {"in": APIKeyIn.cookie, "name": COOKIE, "description": description}
+        )
+
+    async def __call__(self, connection: HTTPConnection) -> User:
+        """Return who is signed in; raise HTTPException if nobody is, or they may not do this."""
+        service = service_of(connection)
+        if service.why_off:
+            raise HTTPException(403, service.why_off)
+        user = service.user_of(connection)
+        if user is None:
+            raise _please_sign_in(connection)
+        if self._owner_only and not user.is_owner:
+            raise HTTPException(403, "Only the owner of this Space may do this.")
+        if connection.scope.get("method") not in SAFE_METHODS:
+            refuse_other_pages(connection)
+            if seconds := service.seconds_to_wait(user):
+                detail = f"More than {service.user_limit} by one user; try again in {seconds} s."
+                raise HTTPException(429, detail, {"Retry-After": str(seconds)})
+        return user
+
+
+CurrentUser = Annotated[User, Depends(SignIn("HuggingFace"))]
+"""Who is signed in. Strangers get 401, or are sent to sign in if a browser opens a page."""
+
+SpaceOwner = Annotated[User, Depends(SignIn("SpaceOwner", owner_only=True))]
+"""The same for the owner of the Space: everybody else who is signed in gets 403.
+
+A Space of an organization is owned by its members with the role write or admin. The Hub only tells
+roles if the front matter asks for them: `hf_oauth_scopes: [read-memberships]`.
+"""
+
+
+def cookie(connection: HTTPConnection, name: str) -> str:
+    """Return the cookie's name. The prefix keeps other hosts from setting it, but needs https."""
+    return name if connection.url.scheme in ("https", "wss") else name.removeprefix("__Host-")
+
+
+def refuse_other_pages(connection: HTTPConnection) -> None:
+    """Raise HTTPException unless a page of this application sent this.
+
+    The cookie works in the Hub's frame, so browsers also add it to what any other page sends. They
+    say which page it was, and nothing but a browser has a cookie.
+    """
+    scheme = connection.url.scheme.replace("ws", "http")
+    own = f"{scheme}://{connection.headers.get('host')}"
+    if connection.headers.get("origin") != own:
+        raise HTTPException(403, "Only a page of this application may send this.")
+
+
+def _please_sign_in(connection: HTTPConnection) -> HTTPException:
+    """Return the answer to a stranger: 401, or a redirect for a browser that opens a page."""
+    path = f"{connection.scope.get('root_path', '')}{LOGIN}"
+    is_a_page = connection.headers.get("sec-fetch-mode") == "navigate"
+    if is_a_page and connection.scope.get("method") in SAFE_METHODS:
+        url = connection.url
+        query = urlencode({"next": f"{url.path}?{url.query}" if url.query else url.path})
+        return HTTPException(303, headers={"Location": f"{path}?{query}"})
+    # The standard wants a scheme here, and has none for cookies; FastAPI names this one.
+    return HTTPException(401, f"Sign in first, at {path}.", {"WWW-Authenticate": "APIKey"})
