@@ -96,7 +96,7 @@ def pytest_collection_finish() -> None:
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
     """Collect what a test left open while its name is known: later, the warning would fail whatever test runs then.
 
-    What outlives a test is not looked at again until its file ends, since that would take a tenth of a second each time.
+    What outlives a test is looked at again only when its file ends: each time would take a tenth of a second.
     """
     result = yield
     if nextitem is None or nextitem.path != item.path:
