@@ -160,7 +160,7 @@ class _Compared(TypeDecorator[Decimal]):
     impl = Numeric
     cache_ok = True
 
-    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
+    def bind_processor(self, dialect: Dialect) -> Any:
         """Return what gives SQLite the int or float that the same stored value is."""
         if dialect.name != "sqlite":
             return super().bind_processor(dialect)
