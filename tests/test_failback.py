@@ -150,8 +150,7 @@ def test_many_rows_move_in_bounded_memory_with_progress_in_the_log(project: Bake
             time.sleep(0.1)
         assert unready > 0
         assert (most - before) / 2**20 < 60
-        assert "moving rows to PostgreSQL" in server.log()
-        assert "moved 100000 rows" in server.log()
+        assert "moving rows to PostgreSQL" in server.log_when_it_tells("moved 100000 rows")
     with login.postgres.connect(login.url) as connection:
         assert connection.execute("SELECT count(*), count(DISTINCT title) FROM items").fetchone() == (100_000, 100_000)
 
@@ -319,10 +318,11 @@ def test_a_refused_row_and_those_that_refer_to_it_stay_until_the_command_moves_t
         report = ok(server)
         assert report["pending_rows"] == 3
         assert "make failback" in str(report["detail"])
-        refusals = [line for line in server.log().splitlines() if "a row stays behind" in line]
-        assert len(refusals) == 3
-        assert sum("table z_authors, key " in line for line in refusals) == 1
-        assert "pupil" not in server.log()
+        log = server.log_at_the_end()
+    refusals = [line for line in log.splitlines() if "a row stays behind" in line]
+    assert len(refusals) == 3
+    assert sum("table z_authors, key " in line for line in refusals) == 1
+    assert "pupil" not in log
     with own_tables.boot(environ, in_place=True, app="extra:app") as server:
         assert ok(server)["pending_rows"] == 3
     again = own_tables.run(*FAILBACK, environ=environ, check=False)
@@ -372,8 +372,9 @@ def test_what_no_column_of_postgresql_can_hold_stays_and_the_rest_moves(project:
         login.allow()
         assert ok(server)["pending_rows"] == 3
         assert len(server.titles()) == 20
-        assert server.log().count("a row stays behind: table items, key ") == 3
-        assert "nul" not in server.log()
+        log = server.log_at_the_end()
+    assert log.count("a row stays behind: table items, key ") == 3
+    assert "nul" not in log
     # a newer version changes nothing about them, and they are not forgotten
     (project.path / "migrations" / "versions" / "0002_own.py").write_text(OWN_MIGRATION)
     unasked = project.run(*FAILBACK, environ={"DATABASE_URL": login.url}, check=False)
@@ -474,7 +475,7 @@ def test_rows_that_a_newer_version_cannot_migrate_wait_and_the_log_says_why(
     migration.write_text(FAILS_ON_SQLITE)
     with project.boot(environ, in_place=True) as server:
         assert server.settled()["database"]["reason"] == "migration_failed"
-        assert "this cannot be done on SQLite" in server.log()
+        server.log_when_it_tells("this cannot be done on SQLite")
     migration.write_text(FAILS_ON_SQLITE.replace("raise NotImplementedError", "str"))
     with project.boot(environ, in_place=True) as server:
         assert ok(server)["pending_rows"] == 0
