@@ -210,7 +210,7 @@ def test_idle_connections_are_kept_but_not_without_number(server: Server) -> Non
         for _ in range(40):
             connections.append(stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20)))
             ask(connections[-1])
-        # The oldest are closed, which a read tells. Where the server is so slow that a head counts as late, so are others.
+        # The oldest are closed, which a read tells. On a slow machine, so are some whose head counts as late.
         opened = set(connections)
         while len(opened) > 20:
             ended, _, _ = select.select(list(opened), [], [], 20)
