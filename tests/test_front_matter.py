@@ -105,7 +105,9 @@ def test_every_file_still_parses_and_only_the_data_differ(bake: Bakery, text: st
     for name in different:
         parse(project.path / name)
     about = json.loads(project.read("src/config/about.json"))
-    assert about == {"title": text, "emoji": "🚀", "description": text}
+    assert about == {
+        "title": text, "emoji": "🚀", "description": text, "color_from": "blue", "color_to": "green",
+    }  # fmt: skip
 
 
 def test_front_matter_says_what_the_hub_needs(bake: Bakery) -> None:

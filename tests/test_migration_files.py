@@ -294,10 +294,6 @@ def test_an_enum_is_created_before_the_column_that_needs_it_and_dropped_after_th
         add_an_item(url)
         alembic(project, url, *ROUND_TRIP)
         assert statuses(url) == [("draft",)]
-    # a value more is nothing that a column would tell
-    models.write_text(models.read_text().replace('"published"\n', '"published"\n    withdrawn = "withdrawn"\n'))
-    for url in (database_url, other):
-        alembic(project, url, "check")
     models.write_text(before)
     write_migration(project, database_url, "gone")
     for url in (database_url, other):
@@ -305,6 +301,27 @@ def test_an_enum_is_created_before_the_column_that_needs_it_and_dropped_after_th
     if not database_url.startswith("sqlite"):
         with postgres.connect(database_url) as server:
             assert server.execute("SELECT typname FROM pg_type WHERE typtype = 'e'").fetchall() == []
+
+
+@pytest.mark.thorough
+def test_a_value_that_an_enum_gets_is_added_on_both_databases(
+    project: BakedProject, postgres: Postgres, tmp_path: Path
+) -> None:
+    models = project.path / "src" / "items" / "models.py"
+    models.write_text(models.read_text().replace("class Item(", STATUS_TYPE.lstrip()) + STATUS)
+    of_sqlite, of_postgresql = sqlite_url(tmp_path), postgres.create_database()
+    make_migration(project, of_sqlite, "status")
+    alembic(project, of_postgresql, "upgrade head")
+    add_an_item(of_postgresql)
+    # also as the default, which PostgreSQL takes only once the new value is committed
+    more = models.read_text().replace('"published"\n', '"published"\n    withdrawn = "withdrawn"\n')
+    models.write_text(more.replace('server_default="draft"', 'server_default="withdrawn"'))
+    written = make_migration(project, of_sqlite, "more")
+    assert "ALTER TYPE status ADD VALUE IF NOT EXISTS 'withdrawn'" in written
+    for url in (of_postgresql, of_sqlite, postgres.create_database()):
+        alembic(project, url, "upgrade head", "check")
+    with postgres.connect(of_postgresql) as server:
+        server.execute("UPDATE items SET status = 'withdrawn'")
 
 
 AN_ITEM = "INSERT INTO items VALUES ('6f1e3a3c6f1e3a3c6f1e3a3c6f1e3a3c', 'one', NULL, '2026-01-01', '2026-01-01')"

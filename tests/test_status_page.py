@@ -41,24 +41,24 @@ STATES: dict[str, dict[str, str]] = {
 }
 WORDS = {
     "ok": ["OK", "Everything works", "SQLite serves."],
-    "ok-on-a-space": ["OK", "Data do not survive a restart", "DATABASE_URL", "SNAPSHOT_URL", "this Space's settings"],
+    "ok-on-a-space": ["OK", "Data does not survive a restart", "DATABASE_URL", "SNAPSHOT_URL", "this Space's settings"],
     "degraded": ["Degraded", "another database", "SQLite serves instead of PostgreSQL.", "What to do", "DATABASE_URL"],
     "unavailable": ["Unavailable", "neither be read nor written", "refuses connections", "What to do", "DATABASE_URL"],
     "starting": ["Starting", "The database is being chosen."],
 }
 FACTS: dict[str, dict[str, str]] = {
-    "ok": {"Database": "SQLite", "Data survive a restart": "Yes"},
-    "ok-on-a-space": {"Database": "SQLite", "Data survive a restart": "No"},
+    "ok": {"Database": "SQLite", "Data survives a restart": "Yes"},
+    "ok-on-a-space": {"Database": "SQLite", "Data survives a restart": "No"},
     "degraded": {
         "Database": "SQLite",
-        "Data survive a restart": "Yes",
+        "Data survives a restart": "Yes",
         "Rows that are not in PostgreSQL yet": "1",
         "Mended in DATABASE_URL": "blanks around it, quotes around it, left out the parameter pgbouncer",
     },
-    "unavailable": {"Database": "None", "Data survive a restart": "Not known", "Latency": "Not measured"},
-    "starting": {"Database": "None", "Data survive a restart": "Not known", "Latency": "Not measured"},
+    "unavailable": {"Database": "None", "Data survives a restart": "Not known", "Latency": "Not measured"},
+    "starting": {"Database": "None", "Data survives a restart": "Not known", "Latency": "Not measured"},
 }
-ALWAYS = {"Database", "Data survive a restart", "Latency", "Uptime", "Last checked", "Version"}
+ALWAYS = {"Database", "Data survives a restart", "Latency", "Uptime", "Last checked", "Version"}
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_each_state_is_told_in_words_that_everyone_can_use(
             assert {name: facts[name].lower() for name in FACTS[state]} == {
                 name: value.lower() for name, value in FACTS[state].items()
             }
-            expect(page.get_by_text("Data do not survive")).to_be_visible(visible=state == "ok-on-a-space")
+            expect(page.get_by_text("Data does not survive")).to_be_visible(visible=state == "ok-on-a-space")
             check_looks(opened, axe, f"status-{state}", looks)
             assert opened.problems == []
         assert server.health()["status"] == status

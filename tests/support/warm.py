@@ -37,6 +37,7 @@ LIBRARIES = (
     "tqdm.auto",
     "uvicorn.lifespan.on",
     "uvicorn.main",
+    "uvicorn.protocols.http.h11_impl",
     "uvicorn.protocols.http.httptools_impl",
     "uvicorn.protocols.websockets.websockets_sansio_impl",
     "uvloop",

@@ -7,7 +7,6 @@ refuses besides, because PostgreSQL would, is in `backends/sqlite_types.py`.
 
 import enum
 import operator
-from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_UP, Decimal, localcontext
 from typing import Any, Literal
@@ -131,13 +130,13 @@ class ExactNumeric(_DecimalType):
 
     cache_ok = True
 
-    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
+    def bind_processor(self, dialect: Dialect) -> Any:
         """Return what turns a value into an exact int or float for SQLite."""
         if dialect.name != "sqlite":
             return super().bind_processor(dialect)
         return lambda value: None if value is None else _as_number(self.stored(value))
 
-    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
         """Return what turns SQLite's number into a decimal number of this scale."""
         if dialect.name != "sqlite":
             return super().result_processor(dialect, coltype)
@@ -161,7 +160,7 @@ class _Compared(TypeDecorator[Decimal]):
     impl = Numeric
     cache_ok = True
 
-    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
+    def bind_processor(self, dialect: Dialect) -> Any:
         """Return what gives SQLite the int or float that the same stored value is."""
         if dialect.name != "sqlite":
             return super().bind_processor(dialect)
@@ -182,13 +181,13 @@ class LongNumeric(_DecimalType):
         """Return text for SQLite."""
         return Text() if dialect.name == "sqlite" else super().load_dialect_impl(dialect)
 
-    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
+    def bind_processor(self, dialect: Dialect) -> Any:
         """Return what turns a value into text that sorts, for SQLite."""
         if dialect.name != "sqlite":
             return super().bind_processor(dialect)
         return lambda value: None if value is None else _sortable(self.stored(value))
 
-    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
         """Return what reads that text, or text of a plain number that raw SQL has written."""
         if dialect.name != "sqlite":
             return super().result_processor(dialect, coltype)
@@ -219,7 +218,7 @@ class LongNumeric(_DecimalType):
                 raise TypeError(_NO_ARITHMETIC)
             return super().reverse_operate(op, other, **kwargs)
 
-    comparator_factory = Comparator
+    comparator_factory: Any = Comparator
 
 
 # Text on both databases, checked in Python: a new member needs no migration.

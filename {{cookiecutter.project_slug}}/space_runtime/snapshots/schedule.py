@@ -52,6 +52,7 @@ class Snapshots:
         store, self._trouble = self._store, None
         if store is None:
             return None
+        snapshot = None
         for attempts_left in reversed(range(ATTEMPTS)):
             try:
                 snapshot = within(RESTORE_SECONDS, lambda: store.restore(which, target))
