@@ -23,7 +23,7 @@ from tests.support.processes import is_listening, reserved
 
 PORT = 7860
 VERSIONS = ["3.14", "3.15", "3.13"]
-# Of the others, `make test` looks whether they serve.
+# A change of code builds each anew.
 IMAGES = [VERSIONS[0], *(pytest.param(version, marks=pytest.mark.thorough) for version in VERSIONS[1:])]
 WITH_TEMP = ("--tmpfs", "/tmp")
 # The Hub hands all variables of a Space to the build.
@@ -182,7 +182,6 @@ def test_the_dockerfile_and_the_front_matter_agree(bake: Bakery, version: str) -
     assert command == ["uvicorn", "src.main:app", "--host", "0.0.0.0", "--port", str(PORT)]  # noqa: S104
 
 
-@pytest.mark.parametrize("image", VERSIONS, indirect=True)
 def test_the_container_serves_with_a_read_only_root_as_an_ordinary_user(image: Image) -> None:
     with image.serve() as container, container.client() as space:
         assert settled(space)["database"]["backend"] == "sqlite"
