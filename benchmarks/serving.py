@@ -131,7 +131,9 @@ def requests_for_nothing(server: Server) -> dict[str, Request]:
 
 
 @contextmanager
-def servers(apps: Apps, project: Path, new_url: Callable[[], str], peer: Path | None) -> Iterator[dict[str, Server]]:
+def servers(
+    apps: Apps, project: Path, new_url: Callable[[], str], peer: Path | None = None
+) -> Iterator[dict[str, Server]]:
     """Start every application, each in a copy of the project and with a database of its own."""
     with ExitStack() as stack:
         started = {}
