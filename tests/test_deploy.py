@@ -1,6 +1,5 @@
 """`make deploy` puts a project online and tells the truth, against a Hub on loopback that builds by serving."""
 
-import importlib.util
 import json
 import os
 import re
@@ -15,10 +14,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
 import yaml
 
-from tests.support.bakery import ROOT, TEMPLATE_FOLDER, BakedProject, Bakery
+from tests.support.bakery import BakedProject, Bakery
+from tests.support.edge import edge
 from tests.support.hub import (
     GITHUB_TOKEN,
     OWNER,
@@ -34,6 +35,7 @@ from tests.support.hub import (
 )
 from tests.support.leaks import check_no_secret_in
 from tests.support.processes import bare_environment
+from tests.support.project_tools import project_tool
 from tests.support.server import IMPATIENT, serve
 from tests.test_front_matter import HOSTILE
 from tests.test_generated_project import NO_PLUGINS
@@ -481,9 +483,8 @@ def test_a_built_page_is_sent_although_its_own_gitignore_names_it(hub: Hub, proj
         ".gitignore", "README.md", "dist/assets/app.js", "dist/index.html", "package.json", "src/app.tsx"
     }  # fmt: skip
     told = next(line for line in done.stdout.splitlines() if "stays here: " in line)
-    assert sorted(told.partition("stays here: ")[2].split(", ")) == [
-        "src/linked/", "src/model.db", "web/dist-ssr/", "web/dist/.env", "web/x.local"
-    ]  # fmt: skip
+    named = "server.pem, web/dist/.env, src/model.db, web/dist-ssr/, web/x.local, 3 more"
+    assert told.partition("stays here: ")[2] == f"{named} (LIST=1 says why)"
 
 
 def test_what_the_image_would_lack_is_said_before_anything_is_sent(hub: Hub, project: BakedProject) -> None:
@@ -629,6 +630,28 @@ def test_certificates_that_cannot_be_read_are_named_by_their_variable(hub: Hub, 
     done = deploy(project, hub, environ={"REQUESTS_CA_BUNDLE": "/nowhere/company.pem"})
     assert done.returncode == 2
     assert "REQUESTS_CA_BUNDLE: the certificates that it names cannot be read" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("variable",),
+    with_the_rest_thorough([(name,) for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")], 1),
+)
+def test_a_companys_authority_is_trusted_for_the_variable_that_names_it(
+    hub: Hub, project: BakedProject, space: Space, tmp_path: Path, variable: str
+) -> None:
+    authority = tmp_path / "company.pem"
+    (project.path / "picture.png").write_bytes(b"\x89PNG\0")
+    space.states = [("PAUSED", "")]
+    with edge(int(hub.url.rpartition(":")[2]), authority=authority) as port:
+        hub.url = f"https://127.0.0.1:{port}"
+        hub.storage.url = f"{hub.url}/cas"
+        done = deploy(project, hub, environ={variable: str(authority)})
+        assert last_line(done).startswith("The Space is paused"), done.stdout
+        assert isinstance(hub.repositories[f"spaces/{SPACE}"].files["picture.png"], XetFile)
+        unknown = deploy(project, hub, environ={variable: certifi.where()})
+        none = deploy(project, hub)
+    assert last_line(unknown).endswith(f"its authority must vouch for it: those in {variable} do not.")
+    assert last_line(none).endswith("its authority must vouch for it: set SSL_CERT_FILE to a file that does.")
 
 
 def test_a_name_that_is_not_utf_8_is_named_before_anything_is_sent(hub: Hub, project: BakedProject) -> None:
@@ -832,12 +855,7 @@ def test_the_workflow_may_do_as_little_as_possible(workflow: dict[Any, Any]) -> 
 @pytest.fixture(scope="module")
 def problems_of() -> Callable[[str], list[str]]:
     """The function that judges a README, out of the template's own file."""
-    path = ROOT / TEMPLATE_FOLDER / "tools" / "checks.py"
-    spec = importlib.util.spec_from_file_location("project_checks", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = project_tool("checks")
 
     def judge(readme: str, dockerfile: str = DOCKERFILE) -> list[str]:
         problems: list[str] = module.front_matter_problems(readme, dockerfile)

@@ -28,6 +28,13 @@ def problems(environ: Mapping[str, str] = os.environ) -> Iterator[str]:
             yield f"{variable}: the certificates that it names cannot be read"
 
 
+def share_certificates() -> None:
+    """Let the client of the Hub's storage, which reads SSL_CERT_FILE alone, trust what ours does."""
+    if name := _certificates(os.environ):
+        path = os.environ[name]
+        os.environ["SSL_CERT_DIR" if Path(path).is_dir() else "SSL_CERT_FILE"] = path
+
+
 def client(headers: Mapping[str, str] | None = None) -> httpx2.Client:
     """Return a client that trusts the authorities of this machine's environment."""
     name = _certificates(os.environ)
