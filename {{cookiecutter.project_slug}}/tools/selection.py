@@ -44,7 +44,12 @@ def select(folder: Path) -> Selection:
     """
     folder = folder.resolve()
     selection, links = Selection(), []
-    for name in sorted({*not_ignored(folder), *built_page(folder)}):
+    names, top = not_ignored(folder), repository(folder)
+    if top and top != folder and all(map(never_sent, names)):
+        raise ValueError(
+            f"the repository at {top} ignores all of this folder: git init here, or change its rule"
+        )
+    for name in sorted({*names, *built_page(folder)}):
         file = folder / name
         # A link, or under one: git may still list what a folder held that became a link.
         is_link = file.is_symlink() or os.path.realpath(file) != str(file)
@@ -125,10 +130,6 @@ def not_ignored(folder: Path) -> list[str]:
         names = ask_git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     if names is None:
         names = not_ignored_without_git(folder, top or folder)
-    if top and not names and folder != top:
-        raise ValueError(
-            f"the repository at {top} ignores all of this folder: git init here, or change its rule"
-        )
     return [path for name in names for path in of_its_own_repository(folder, name)]
 
 
