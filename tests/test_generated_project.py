@@ -1,12 +1,18 @@
 """The project is clean as rendered, and its own tests and migrations pass on both databases."""
 
+import re
 import shutil
+import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support.bakery import ROOT, BakedProject
+from tests.support.processes import free_port
+
+Verbs = Callable[..., str]
 
 # Those that happen to be installed for the template's tests are not the project's, and load for a second.
 NO_PLUGINS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
@@ -49,18 +55,21 @@ BREACHES = {
     "space_runtime/settings.py": ("from space_runtime.runtime import Runtime", "let the part above pass in"),
     "space_runtime/runtime.py": ("SQLITE = 'sqlite' == engine.dialect.name", "ask backend_of(engine) instead"),
     "src/items/models.py": ("import src.main", "nothing may import it"),
-    "src/items/service.py": ("from fastapi import HTTPException", "raise an error of your own"),
+    "src/items/service.py": ("from fastapi import HTTPException", "raise NotFound of space_runtime.http.errors"),
 }
 
 
 @pytest.mark.slow
-def test_where_the_wall_is_broken_its_test_says_what_to_do(project: BakedProject) -> None:
+def test_where_the_wall_or_the_front_matter_is_broken_its_test_says_what_to_do(project: BakedProject) -> None:
     for file, (line, _) in BREACHES.items():
         # never run, since only the text is looked at
         (project.path / file).write_text(f"{project.read(file)}\n\ndef _broken() -> None:\n    {line}\n")
+    readme = project.path / "README.md"
+    readme.write_text(readme.read_text().replace('sdk: "docker"', "sdk: gradio"))
     done = project.run("python", "-m", "pytest", "tests/test_architecture.py", environ=NO_PLUGINS, check=False)
-    assert f"{len(BREACHES)} failed" in done.stdout
+    assert f"{len(BREACHES) + 1} failed" in done.stdout
     assert [told for _, told in BREACHES.values() if told not in done.stdout] == []
+    assert "sdk: docker is required" in done.stdout
 
 
 @pytest.mark.slow
@@ -93,8 +102,10 @@ def test_the_sample_can_be_removed_as_the_readme_says(project: BakedProject) -> 
     "database_url", [pytest.param("sqlite", marks=pytest.mark.thorough), "postgresql"], indirect=True
 )
 def test_migrations_go_up_and_down_and_match_the_models(project: BakedProject, database_url: str) -> None:
-    for command in ("upgrade head", "downgrade base", "upgrade head", "check"):
-        done = project.run("alembic", *command.split(), environ={"DATABASE_URL": database_url})
+    # as people type it
+    project.run("alembic", "upgrade", "head", environ={"DATABASE_URL": database_url})
+    for command in ("downgrade base", "upgrade head", "check"):
+        done = project.run("python", "-m", "alembic", *command.split(), environ={"DATABASE_URL": database_url})
         assert "secret" not in done.stdout
     assert "No new upgrade operations detected" in done.stdout
 
@@ -107,8 +118,8 @@ def test_a_model_without_its_migration_is_noticed(project: BakedProject, databas
     models = project.path / "src" / "items" / "models.py"
     models.write_text(models.read_text() + "\n    forgotten: Mapped[int | None]\n")
     environ = {"DATABASE_URL": database_url}
-    project.run("alembic", "upgrade", "head", environ=environ)
-    done = project.run("alembic", "check", environ=environ, check=False)
+    project.run("python", "-m", "alembic", "upgrade", "head", environ=environ)
+    done = project.run("python", "-m", "alembic", "check", environ=environ, check=False)
     assert done.returncode != 0
     assert "forgotten" in done.stdout
 
@@ -117,3 +128,75 @@ def test_every_verb_of_its_makefile_is_listed_by_make_help(project: BakedProject
     listed = project.run("make").stdout
     for verb in ("dev", "test", "check", "migration", "routes", "lock", "deploy", "help"):
         assert f"make {verb}" in listed
+
+
+@pytest.fixture
+def verbs(project: BakedProject, tmp_path: Path) -> Verbs:
+    """Run verbs of the Makefile, with the programs of the tests, in a folder with a space in its path."""
+    (tmp_path / "a folder").mkdir()
+    project.path.rename(moved := tmp_path / "a folder" / "my space")
+    (moved / ".venv").mkdir()
+    (moved / ".venv" / "ready").touch()
+    programs = f"BIN={Path(sys.executable).parent}"
+
+    def run(*words: str, **environ: str) -> str:
+        return BakedProject(moved).run("make", *words, programs, environ=environ, check=False).stdout
+
+    return run
+
+
+@pytest.mark.slow
+def test_make_migration_says_what_it_did_to_which_database(verbs: Verbs, tmp_path: Path) -> None:
+    folder = tmp_path / "a folder" / "my space"
+    told = verbs("migration", "m=nothing at all")
+    assert told.splitlines() == [
+        f"Database: SQLite, {folder}/data/app.db",
+        "Migrated from nothing to 0001.",
+        f"Database: SQLite, {folder}/data/app.db",
+        "Your models and the database agree, so no migration is written.",
+        'For one that you write by hand: .venv/bin/python -m alembic revision -m "..."',
+    ]
+    versions = folder / "migrations" / "versions"
+    assert [file.name for file in versions.glob("*.py")] == ["0001_create_items.py"]
+    models = folder / "src" / "items" / "models.py"
+    models.write_text(models.read_text() + "\n    color: Mapped[str | None]\n")
+    told = verbs("migration", "m=add a color")
+    assert "Nothing to do: it is at 0001.\n" in told
+    assert "Review what is written here; it is applied at the next start.\n" in told
+    assert len(list(versions.glob("*_add_a_color.py"))) == 1
+
+
+@pytest.mark.slow
+def test_without_its_database_make_migration_says_so_in_a_sentence(verbs: Verbs) -> None:
+    url = f"postgresql://somebody:secret-word@127.0.0.1:{free_port()}/orders"
+    told = verbs("migration", "m=a column", DATABASE_URL=url).splitlines()
+    assert told[0] == "Database: PostgreSQL, orders on 127.0.0.1"
+    assert told[1].startswith("FAILED: Nothing was done: the server refuses connections;")
+    assert told[1].endswith("Check on your provider's page that the server runs and that DATABASE_URL points to it.")
+    assert told[2].startswith("make: ***")
+    assert len(told) == 3
+
+
+@pytest.mark.parametrize("port", ["99999", "0", "-1", "http", "7 860", "²"])
+def test_a_port_that_is_none_is_told_in_a_sentence(verbs: Verbs, port: str) -> None:
+    assert verbs("dev", f"PORT={port}").startswith("PORT must be a whole number from 1 to 65535.\nmake: ***")
+
+
+def test_a_port_that_is_taken_is_told_in_a_sentence(verbs: Verbs) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        told = verbs("dev", f"PORT={port}")
+    assert told.startswith(f"Port {port} is taken: end what listens there, or choose another with PORT=...\nmake: ***")
+
+
+@pytest.mark.slow
+def test_python_m_src_main_says_so_too(project: BakedProject) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as other:  # noqa: S104
+        port = str(other.getsockname()[1])
+        done = project.run("python", "-m", "src.main", environ={"PORT": port}, check=False)
+    assert done.stdout == f"Port {port} is taken: end what listens there, or choose another with PORT=...\n"
+
+
+def test_no_verb_calls_a_program_that_a_moved_folder_would_not_find(project: BakedProject) -> None:
+    called = re.findall(r"\$\(BIN\)/(\S+)", project.read("Makefile"))
+    assert set(called) == {"python"}

@@ -273,6 +273,13 @@ def test_what_is_left_out_is_named_with_its_rule(inner: Path, rules_of_the_user:
     }
 
 
+@pytest.mark.usefixtures("without_git")
+def test_without_git_the_first_line_counts_after_a_byte_order_mark(inner: Path) -> None:
+    write(inner, {".gitignore": f"{BYTE_ORDER_MARK}*.first\r\n", "x.first": ""})
+    assert sent(inner) == {".gitignore", "README.md", "src/main.py"}
+    assert why_left_out(inner) == {"x.first": "apps/space/.gitignore:1: *.first"}
+
+
 def test_what_links_lead_to_is_sent_if_it_is_sent_itself(inner: Path) -> None:
     write(inner, {"shared/a.py": "", "shared/key.pem": "", ".env": "", "secret/s.txt": "", ".gitignore": "secret/\n"})
     links = {

@@ -6,8 +6,7 @@ same environment variables.
 
 from alembic import context
 
-from space_runtime.backends import backend_of
-from space_runtime.migrations.environment import run
+from space_runtime.migrations.environment import run, run_command
 from src.database.base import Base
 from src.items import models as items_models
 
@@ -18,6 +17,4 @@ else:
     from src.main import create_runtime
 
     with create_runtime().configured_engine() as engine:
-        print(f"Database: {engine.dialect.name}")  # noqa: T201
-        with backend_of(engine).lock_migrations(engine) as own_connection:
-            run(own_connection, Base.metadata)
+        run_command(engine, Base.metadata)

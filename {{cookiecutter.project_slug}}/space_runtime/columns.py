@@ -7,7 +7,6 @@ refuses besides, because PostgreSQL would, is in `backends/sqlite_types.py`.
 
 import enum
 import operator
-from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_UP, Decimal, localcontext
 from typing import Any, Literal
@@ -131,13 +130,13 @@ class ExactNumeric(_DecimalType):
 
     cache_ok = True
 
-    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
+    def bind_processor(self, dialect: Dialect) -> Any:
         """Return what turns a value into an exact int or float for SQLite."""
         if dialect.name != "sqlite":
             return super().bind_processor(dialect)
         return lambda value: None if value is None else _as_number(self.stored(value))
 
-    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
         """Return what turns SQLite's number into a decimal number of this scale."""
         if dialect.name != "sqlite":
             return super().result_processor(dialect, coltype)
@@ -152,7 +151,20 @@ class ExactNumeric(_DecimalType):
 
     def coerce_compared_value(self, op: OperatorType | None, value: Any) -> TypeEngine[Any]:
         """Return a type without a scale: what is only compared with must not be rounded."""
-        return Float() if isinstance(value, float) else Numeric()
+        return Float() if isinstance(value, float) else _Compared()
+
+
+class _Compared(TypeDecorator[Decimal]):
+    """A number that a Numeric is compared with."""
+
+    impl = Numeric
+    cache_ok = True
+
+    def bind_processor(self, dialect: Dialect) -> Any:
+        """Return what gives SQLite the int or float that the same stored value is."""
+        if dialect.name != "sqlite":
+            return super().bind_processor(dialect)
+        return lambda value: None if value is None else _nearest_number(Decimal(value))
 
 
 class LongNumeric(_DecimalType):
@@ -169,13 +181,13 @@ class LongNumeric(_DecimalType):
         """Return text for SQLite."""
         return Text() if dialect.name == "sqlite" else super().load_dialect_impl(dialect)
 
-    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
+    def bind_processor(self, dialect: Dialect) -> Any:
         """Return what turns a value into text that sorts, for SQLite."""
         if dialect.name != "sqlite":
             return super().bind_processor(dialect)
         return lambda value: None if value is None else _sortable(self.stored(value))
 
-    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
         """Return what reads that text, or text of a plain number that raw SQL has written."""
         if dialect.name != "sqlite":
             return super().result_processor(dialect, coltype)
@@ -206,7 +218,7 @@ class LongNumeric(_DecimalType):
                 raise TypeError(_NO_ARITHMETIC)
             return super().reverse_operate(op, other, **kwargs)
 
-    comparator_factory = Comparator
+    comparator_factory: Any = Comparator
 
 
 # Text on both databases, checked in Python: a new member needs no migration.
@@ -266,11 +278,15 @@ def _fits(decimal: Decimal, digits: int) -> bool:
     return not decimal or -_MOST_DIGITS <= decimal.adjusted() < digits
 
 
-def _as_number(decimal: Decimal) -> int | float:
+def _nearest_number(decimal: Decimal) -> int | float:
     if decimal == decimal.to_integral_value() and -(2**63) <= decimal < 2**63:
         return int(decimal)
-    number = float(decimal)
-    if _without_noise(number) != decimal:
+    return float(decimal)
+
+
+def _as_number(decimal: Decimal) -> int | float:
+    number = _nearest_number(decimal)
+    if isinstance(number, float) and _without_noise(number) != decimal:
         raise RefusedValue(
             f"SQLite keeps {DIGITS_OF_A_NUMBER} digits of a Numeric, and a value has more:"
             " make the column a LongNumeric"

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 from fastapi import FastAPI
 
 from space_runtime.http.application import FASTAPI_OPTIONS, attach
+from space_runtime.port import usable_port
 from space_runtime.project import Project
 from space_runtime.runtime import Runtime
 from space_runtime.serving.database import Database
@@ -70,7 +71,7 @@ if __name__ == "__main__":
     uvicorn.run(
         app,
         host="0.0.0.0",  # noqa: S104
-        port=load_settings().port,
+        port=usable_port(load_settings().port, "0.0.0.0"),  # noqa: S104
         log_config=None,
         access_log=False,
     )

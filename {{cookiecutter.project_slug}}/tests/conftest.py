@@ -10,6 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from fastapi.testclient import TestClient
+from psycopg.sql import SQL, Identifier
 
 from src.main import create_app
 from tools.throwaway_postgresql import NoPostgreSQL, throwaway_postgresql
@@ -36,7 +37,7 @@ def postgresql() -> Iterator[Callable[[], str]]:
 
         def create_database() -> str:
             name = f"test_{uuid.uuid4().hex}"
-            connection.execute(f"CREATE DATABASE {name}")
+            connection.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
             return server.url(name)
 
         yield create_database

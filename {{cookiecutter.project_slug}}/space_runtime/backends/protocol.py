@@ -1,6 +1,6 @@
 """The interface through which the rest of the runtime uses a database."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
 
@@ -22,8 +22,13 @@ class Backend(Protocol):
     """Whether only one write runs at a time. If so, waiting writes must not block the readers'
     threads."""
 
+    def describe(self, url: URL) -> str:
+        """Return which database this is, for its owner's eyes: the host, but no user or secret."""
+        ...
+
     def create_engine(self, url: URL, secrets: Secrets, pool_size: int) -> Engine:
         """Return an engine that passes the secrets to the driver; nothing is opened yet."""
+        ...
 
     def prepare_to_serve(self, engine: Engine, *, transaction_pooler: bool) -> None:
         """Limit how long statements run, keep reads from writing, and refuse an unusable server.
@@ -51,20 +56,26 @@ class Backend(Protocol):
     def try_to_write(self, connection: Connection) -> None:
         """Raise what a write would raise now, and change nothing."""
 
-    def lock_migrations(self, engine: Engine) -> AbstractContextManager[Connection]:
+    def lock_migrations(
+        self, engine: Engine, on_wait: Callable[[], None] = ...
+    ) -> AbstractContextManager[Connection]:
         """Yield a connection, not in a transaction, that only one process can have at a time.
 
         The lock is not the connection's own, so that the caller may begin and commit as often as it
-        likes. Raise DatabaseUnavailable if another process keeps the lock for too long.
+        likes. Raise DatabaseUnavailable if another process keeps the lock for too long; until then
+        `on_wait` is called again and again.
         """
+        ...
 
     def is_being_migrated(self, engine: Engine) -> bool:
         """Return whether another process has the connection that lock_migrations() yields."""
+        ...
 
     def is_stored_the_same(
         self, connection: Connection, existing: Column[Any], wanted: Column[Any]
     ) -> bool:
         """Return whether a column is known to be declared as a model's column would be."""
+        ...
 
     def terminate_connections(self, engine: Engine) -> None:
         """Wake threads that wait for an unresponsive server; to them the connection is lost."""

@@ -4,7 +4,7 @@ import contextlib
 import math
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +49,10 @@ class SQLite(Backend):
     name: Name = "sqlite"
     default_pool_size = 3
     has_one_writer = True
+
+    def describe(self, url: URL) -> str:
+        """Name the file."""
+        return f"SQLite, {'in memory' if _is_in_memory(url) else url.database}"
 
     def create_engine(self, url: URL, secrets: Secrets, pool_size: int) -> Engine:
         """Return an engine with a WAL on a local disk, foreign keys, and writers that queue.
@@ -123,7 +127,9 @@ class SQLite(Backend):
         connection.execute(text(f"PRAGMA user_version = {int(version)}"))
 
     @contextlib.contextmanager
-    def lock_migrations(self, engine: Engine) -> Iterator[Connection]:
+    def lock_migrations(
+        self, engine: Engine, on_wait: Callable[[], None] = lambda: None
+    ) -> Iterator[Connection]:
         """Hold a lock on a file beside the database, which is removed at the end."""
         with contextlib.ExitStack() as stack:
             is_in_memory = _is_in_memory(engine.url)

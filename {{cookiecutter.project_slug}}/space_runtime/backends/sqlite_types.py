@@ -6,7 +6,7 @@ Otherwise a row that SQLite took could never come to PostgreSQL, or not as it wa
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, time
 from typing import Any
 
@@ -35,7 +35,7 @@ _NUL_IN_JSON = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 class _Text(String):
     """Text without NUL characters, which PostgreSQL cannot store."""
 
-    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
+    def bind_processor(self, dialect: Dialect) -> Any:
         def process(value: Any) -> Any:
             if isinstance(value, str) and "\0" in value:
                 raise RefusedValue("text may not contain NUL characters")
@@ -65,7 +65,7 @@ class _Whole(Integer):
 
     bits = 32
 
-    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
+    def bind_processor(self, dialect: Dialect) -> Any:
         most = 2 ** (self.bits - 1)
 
         def process(value: Any) -> Any:
@@ -88,7 +88,7 @@ class _BigWhole(_Whole):
 class _Float(Float[Any]):
     """A float, but not NaN, which SQLite would store as NULL."""
 
-    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
+    def bind_processor(self, dialect: Dialect) -> Any:
         def process(value: Any) -> Any:
             if value is None:
                 return None
@@ -103,7 +103,7 @@ class _Float(Float[Any]):
 class _LocalDateTime(sqlite.DATETIME):
     """A time without a zone, unless the type has one: SQLite would drop the value's own."""
 
-    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
+    def bind_processor(self, dialect: Dialect) -> Any:
         inner: Any = super().bind_processor(dialect)
 
         def process(value: Any) -> Any:
@@ -117,7 +117,7 @@ class _LocalDateTime(sqlite.DATETIME):
 class _LocalTime(sqlite.TIME):
     """A time of day without a zone, because SQLite would drop it."""
 
-    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any] | None:
+    def bind_processor(self, dialect: Dialect) -> Any:
         inner: Any = super().bind_processor(dialect)  # type: ignore[no-untyped-call]
 
         def process(value: Any) -> Any:

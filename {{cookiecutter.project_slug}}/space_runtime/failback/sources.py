@@ -41,17 +41,27 @@ class StoredRow:
 class Source(Protocol):
     """Rows in tables."""
 
+    before: dict[Locator, RefusedRow]
+    """What is known of rows that were refused before."""
+
     def tables(self) -> list[str]:
         """Return the names of the tables."""
+        ...
 
     def seeds(self, table: str) -> Iterable[Seed]:
         """Return the rows of the table that migrations inserted."""
+        ...
+
+    def deleted_seeds(self, table: str) -> Iterable[StoredRow]:
+        """Return the rows of the table that migrations inserted and people deleted."""
 
     def rows(self, table: str) -> Iterator[StoredRow]:
         """Yield all rows of the table, in the order in which they were inserted."""
+        ...
 
     def fetch(self, table: str, locators: Sequence[Locator]) -> Iterator[StoredRow]:
         """Yield these rows, in this order."""
+        ...
 
     def highest(
         self, table: str, column: str, *, below: int, without: Collection[Locator]
@@ -64,15 +74,24 @@ class FileSource:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self.before: dict[Locator, RefusedRow] = {}
         self._shapes: dict[str, Shape] = {}
 
     def tables(self) -> list[str]:
         """Return the names of the tables."""
+        ...
         return data_tables(self._connection)
 
     def seeds(self, table: str) -> Iterable[Seed]:
         """Return the rows of the table that migrations inserted."""
+        ...
         return seeds.read(self._connection, table)
+
+    def deleted_seeds(self, table: str) -> Iterable[StoredRow]:
+        """Return the rows of the table that migrations inserted and people deleted."""
+        key = self._shape(table).key
+        for row in seeds.deleted(self._connection, table):
+            yield StoredRow((), as_text(row.get(name) for name in key), row)
 
     def rows(self, table: str) -> Iterator[StoredRow]:
         """Yield all rows of the table."""
@@ -81,6 +100,7 @@ class FileSource:
 
     def fetch(self, table: str, locators: Sequence[Locator]) -> Iterator[StoredRow]:
         """Yield these rows, in this order."""
+        ...
         condition = " AND ".join(f"{quote(name)} = ?" for name in self._shape(table).locator)
         for locator in locators:
             yield from self._select(table, f"WHERE {condition}", locator)
@@ -117,17 +137,19 @@ class RefusedSource:
 
     def __init__(self, refused: Iterable[RefusedRow]) -> None:
         self._tables: dict[str, dict[Locator, RefusedRow]] = {}
+        self.before: dict[Locator, RefusedRow] = {(row.number,): row for row in refused}
         self.changed_seeds: list[RefusedRow] = []
         """They do not move: PostgreSQL has rows in their place."""
-        for row in refused:
+        for locator, row in self.before.items():
             rows = self._tables.setdefault(row.table_name, {})
-            if row.reason == "seed_changed":
+            if row.reason in ("seed_changed", "seed_deleted"):
                 self.changed_seeds.append(row)
             else:
-                rows[(row.number,)] = row
+                rows[locator] = row
 
     def tables(self) -> list[str]:
         """Return the names of the tables."""
+        ...
         return list(self._tables)
 
     def seeds(self, table: str) -> Iterable[Seed]:
@@ -141,12 +163,17 @@ class RefusedSource:
             if row.reason == "seed_missing"
         )
 
+    def deleted_seeds(self, table: str) -> Iterable[StoredRow]:
+        """Return nothing: they are among `changed_seeds`."""
+        return ()
+
     def rows(self, table: str) -> Iterator[StoredRow]:
         """Yield all rows of the table."""
         return self.fetch(table, list(self._tables[table]))
 
     def fetch(self, table: str, locators: Sequence[Locator]) -> Iterator[StoredRow]:
         """Yield these rows, in this order."""
+        ...
         for locator in locators:
             row = self._tables[table][locator]
             yield StoredRow(locator, row.key, row.content, row.settled)

@@ -60,7 +60,9 @@ def attach(app: FastAPI, runtime: Runtime) -> None:
             on_space=space.is_running_here,
             public_limit=settings.public_limit,
         ),
-        cors=cross_origin_rules(settings.cors_origins),
+        cors=cross_origin_rules(
+            settings.cors_origins, credentials=settings.cors_credentials == "on"
+        ),
         is_fallback=lambda: runtime.database.admission.is_fallback,
         log=configure_logging(settings, on_space=space.is_running_here),
     )

@@ -5,7 +5,8 @@ An answer never contains a driver's text, which may name hosts, users and rows.
 
 import json
 import logging
-from typing import Any
+from inspect import isawaitable
+from typing import Any, cast
 
 from fastapi import FastAPI, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
@@ -13,6 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError, StatementError
 from sqlalchemy.orm.exc import DetachedInstanceError, StaleDataError
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
@@ -93,72 +95,120 @@ CREATED: dict[int | str, dict[str, Any]] = {
 def add_error_handlers(app: FastAPI) -> None:
     """Map errors to 404, 409, 422 and 503; the middleware turns any other one into a 500.
 
-    A 405 must list all methods of its path (RFC 9110, 15.5.6), but FastAPI lists only those of the
-    first matching route.
+    A handler of the application's own goes before, whether it is added before or after this.
     """
+    standard = FastAPI().exception_handlers
+    for kind, handler in _HANDLERS.items():
+        if app.exception_handlers.get(kind) is standard.get(kind):
+            app.exception_handlers[kind] = handler
 
-    @app.exception_handler(405)
-    async def wrong_method(request: Request, error: HTTPException) -> Response:
-        known = []
-        for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
-            scope = {**request.scope, "method": method}
-            if any(route.matches(scope)[0] is Match.FULL for route in app.routes):
-                known.append(method)
-        # Every GET route also answers HEAD. Pages are no routes, and only know GET.
-        allow = ", ".join(known or ["GET"]).replace("GET", "GET, HEAD")
-        return JSONResponse({"detail": error.detail}, 405, headers={"Allow": allow})
 
-    @app.exception_handler(NotFound)
-    async def not_found(request: Request, error: NotFound) -> Response:
-        return JSONResponse({"detail": str(error)}, 404)
+async def answer_of_own_handler(
+    app: FastAPI, request: Request, error: Exception
+) -> Response | None:
+    """Return what the application's handler for any Exception answers; None if it has none.
 
-    @app.exception_handler(IntegrityError)
-    @app.exception_handler(StaleDataError)
-    async def conflict(request: Request, error: IntegrityError | StaleDataError) -> Response:
-        if isinstance(error, IntegrityError) and (rule := broken_rule(error)) is not None:
-            # The driver's own text may contain the row.
-            raise BrokenRule(rule).with_traceback(error.__traceback__) from None
-        logger.info("conflict: %s", type(error).__name__)
-        return JSONResponse({"detail": "The change conflicts with data that is stored."}, 409)
+    If the handler itself fails, that is logged, and None is returned.
+    """
+    handlers = app.exception_handlers
+    handler = handlers.get(Exception) or handlers.get(500)
+    if handler is None:
+        return None
+    try:
+        return await _call(handler, request, error)
+    except Exception:
+        logger.exception("the handler of an error failed")
+        return None
 
-    @app.exception_handler(SQLAlchemyError)
-    async def failed(request: Request, error: SQLAlchemyError) -> Response | None:
-        if (refusal := unavailable(error)) is not None:
-            request.app.state.runtime.database.on_trouble(refusal.reason)
-            detail = (
-                "The database failed: a change may or may not be there. Look before you try again."
-            )
-            return await database_unavailable(request, OutcomeUnknown(detail))
-        message = refused_value(error) if isinstance(error, StatementError) else None
-        if message is None:
-            raise error
-        logger.info("refused: %s", message)
-        problem = {"type": "value_error", "loc": ["body"], "msg": message}
-        return JSONResponse({"detail": [problem]}, 422)
 
-    @app.exception_handler(DetachedInstanceError)
-    async def not_loaded(request: Request, error: DetachedInstanceError) -> Response:
-        raise RuntimeError(
-            "a value was not loaded before database.read() or write() returned: load it inside, for"
-            " related rows with selectinload()"
-        ) from error
+async def _call(handler: Any, request: Request, error: Exception) -> Response:
+    # In a thread, because it may be a plain function, which may wait for something.
+    answer = await run_in_threadpool(handler, request, error)
+    if isawaitable(answer):
+        answer = await answer
+    return cast(Response, answer)
 
-    @app.exception_handler(DatabaseUnavailable)
-    async def database_unavailable(
-        request: Request | WebSocket, error: DatabaseUnavailable
-    ) -> Response | None:
-        if isinstance(request, WebSocket):
-            await request.close(1013, error.detail)  # "try again later"
-            return None
-        return JSONResponse(
-            {"detail": error.detail}, 503, headers={"Retry-After": str(error.retry_after)}
-        )
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        # The values are left out, and the JSON is ASCII: not all that clients send can be encoded
-        # as UTF-8.
-        keys = ("type", "loc", "msg")
-        problems = [{key: problem[key] for key in keys} for problem in error.errors()]
-        body = json.dumps({"detail": problems})
-        return Response(body, 422, media_type="application/json")
+async def _wrong_method(request: Request, error: HTTPException) -> Response:
+    """List all methods of the path (RFC 9110, 15.5.6); FastAPI lists those of its first route."""
+    app = request.app
+    known = []
+    for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+        scope = {**request.scope, "method": method}
+        if any(route.matches(scope)[0] is Match.FULL for route in app.routes):
+            known.append(method)
+    # Every GET route also answers HEAD. Pages are no routes, and only know GET.
+    allow = ", ".join(known or ["GET"]).replace("GET", "GET, HEAD")
+    error.headers = {**(error.headers or {}), "Allow": allow}
+    return await _call(app.exception_handlers[HTTPException], request, error)
+
+
+async def _unreadable_body(request: Request, error: HTTPException) -> Response:
+    # FastAPI calls it the client's fault, too, if an upload finds no room on the disk.
+    if isinstance(error.__cause__, OSError):
+        raise error.__cause__
+    return await _call(request.app.exception_handlers[HTTPException], request, error)
+
+
+async def _not_found(request: Request, error: NotFound) -> Response:
+    return JSONResponse({"detail": str(error)}, 404)
+
+
+async def _conflict(request: Request, error: IntegrityError | StaleDataError) -> Response:
+    if isinstance(error, IntegrityError) and (rule := broken_rule(error)) is not None:
+        # The driver's own text may contain the row.
+        raise BrokenRule(rule).with_traceback(error.__traceback__) from None
+    logger.info("conflict: %s", type(error).__name__)
+    return JSONResponse({"detail": "The change conflicts with data that is stored."}, 409)
+
+
+async def _failed(request: Request, error: SQLAlchemyError) -> Response | None:
+    if (refusal := unavailable(error)) is not None:
+        request.app.state.runtime.database.on_trouble(refusal.reason)
+        detail = "The database failed: a change may or may not be there. Look before you try again."
+        return await _database_unavailable(request, OutcomeUnknown(detail))
+    message = refused_value(error) if isinstance(error, StatementError) else None
+    if message is None:
+        raise error
+    logger.info("refused: %s", message)
+    problem = {"type": "value_error", "loc": ["body"], "msg": message}
+    return JSONResponse({"detail": [problem]}, 422)
+
+
+async def _not_loaded(request: Request, error: DetachedInstanceError) -> Response:
+    raise RuntimeError(
+        "a value was not loaded before database.read() or write() returned: load it inside, for"
+        " related rows with selectinload()"
+    ) from error
+
+
+async def _database_unavailable(
+    request: Request | WebSocket, error: DatabaseUnavailable
+) -> Response | None:
+    if isinstance(request, WebSocket):
+        await request.close(1013, error.detail)  # "try again later"
+        return None
+    return JSONResponse(
+        {"detail": error.detail}, 503, headers={"Retry-After": str(error.retry_after)}
+    )
+
+
+async def _invalid(request: Request, error: RequestValidationError) -> Response:
+    # The values are left out, and the JSON is ASCII: not all that clients send can be encoded
+    # as UTF-8.
+    keys = ("type", "loc", "msg")
+    problems = [{key: problem[key] for key in keys} for problem in error.errors()]
+    return Response(json.dumps({"detail": problems}), 422, media_type="application/json")
+
+
+_HANDLERS: dict[int | type[Exception], Any] = {
+    400: _unreadable_body,
+    405: _wrong_method,
+    NotFound: _not_found,
+    IntegrityError: _conflict,
+    StaleDataError: _conflict,
+    SQLAlchemyError: _failed,
+    DetachedInstanceError: _not_loaded,
+    DatabaseUnavailable: _database_unavailable,
+    RequestValidationError: _invalid,
+}

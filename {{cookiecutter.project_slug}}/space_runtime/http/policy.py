@@ -56,16 +56,18 @@ def _framed_by_the_hub(space: Space, directives: str) -> str:
     return f"{directives}; frame-ancestors 'self' https://huggingface.co{own_host}"
 
 
-def cross_origin_rules(origins: str) -> Callable[[ASGIApp], ASGIApp]:
+def cross_origin_rules(origins: str, *, credentials: bool) -> Callable[[ASGIApp], ASGIApp]:
     """Return a wrapper for an application that lets pages of these origins use it.
 
-    `origins` is separated by commas; "" allows no other origin.
+    `origins` is separated by commas; "" allows no other origin. With `credentials`, browsers send
+    cookies along.
     """
     if not origins:
         return lambda app: app
     return partial(
         CORSMiddleware,
         allow_origins=[origin.strip() for origin in origins.split(",")],
+        allow_credentials=credentials,
         allow_methods=["*"],
         allow_headers=["*"],
         expose_headers=["Location", "Retry-After", "X-Database", "X-Request-ID"],

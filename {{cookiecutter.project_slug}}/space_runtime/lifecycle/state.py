@@ -395,10 +395,10 @@ def advance(state: State, step: Step, observation: Observation, now: Moment) -> 
             return _down(state, state.connect_failure or "migration_failed", pending_rows, now)
         case OpenSQLite() | ServePostgreSQL(), Failed(reason, pending_rows=pending_rows):
             return _down(state, reason, pending_rows, now)
-        case Connect() | LockFiles() | Drain() | MoveRows(), Failed():
+        case Connect() | LockFiles() | Drain() | MoveRows(), Failed() as failed:
             if state.backend is not None:
-                return _stay_on_sqlite(state, step, observation, now)
-            return _fail_to_start(state, step, observation, now)
+                return _stay_on_sqlite(state, step, failed, now)
+            return _fail_to_start(state, step, failed, now)
     raise AssertionError(f"{step} cannot observe {observation}")
 
 

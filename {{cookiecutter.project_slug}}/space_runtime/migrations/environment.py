@@ -4,23 +4,53 @@ Other applications, extensions and the runtime may have tables in the same datab
 drop what no model describes, so it is only shown what a model or an own migration has named.
 """
 
+import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from alembic import context
+from alembic.operations.ops import MigrationScript
 from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
-from sqlalchemy import Column, Connection, MetaData
+from sqlalchemy import Column, Connection, Engine, MetaData
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.schema import SchemaItem
 from sqlalchemy.types import TypeEngine
 
 from space_runtime.backends import backend_of
-from space_runtime.backends.errors import DatabaseUnavailable
-from space_runtime.migrations import Migrations, around
+from space_runtime.backends.errors import DatabaseUnavailable, running_reason
+from space_runtime.migrations import Migrations, around, current_revisions
 from space_runtime.migrations.history import own_names
 from space_runtime.migrations.rendering import add_enum_operations, render_item
 from space_runtime.reasons import REASONS
+
+
+def run_command(engine: Engine, models: MetaData) -> None:
+    """Run a command line such as `alembic upgrade head`: say to which database, and what it did.
+
+    Raise CommandError, which Alembic prints, if the database cannot be used now.
+    """
+    # It prints what it logs there, and creating the application has given logs a place.
+    logging.getLogger("alembic.util.messaging").disabled = True
+    backend, say = backend_of(engine), context.config.print_stdout
+    say("Database: %s", backend.describe(engine.url))
+    try:
+        with backend.lock_migrations(engine) as connection:
+            before = ", ".join(sorted(current_revisions(connection)))
+            connection.rollback()  # Alembic begins its own transactions.
+            run(connection, models)
+            after = ", ".join(sorted(current_revisions(connection)))
+    except (DatabaseUnavailable, DBAPIError) as error:
+        reason = REASONS.get(getattr(error, "reason", None) or running_reason(error) or "")
+        if reason is None:
+            raise
+        remedy = reason.remedy or "Check DATABASE_URL."
+        raise CommandError(f"Nothing was done: {reason.explanation}. {remedy}") from None
+    if _changes_schema():
+        was, now = before or "nothing", after or "nothing"
+        say(f"Migrated from {was} to {now}." if was != now else f"Nothing to do: it is at {now}.")
 
 
 def run(connection: Connection, models: MetaData) -> None:
@@ -70,7 +100,7 @@ def run(connection: Connection, models: MetaData) -> None:
         include_object=include_object,
         compare_type=compare_type,
         render_item=render_item,
-        process_revision_directives=add_enum_operations,
+        process_revision_directives=partial(_complete_scripts, own.enums),
     )
     with context.begin_transaction():
         if not _changes_schema():
@@ -79,6 +109,26 @@ def run(connection: Connection, models: MetaData) -> None:
         with around(connection):
             context.run_migrations()
         migrations.record(connection)
+
+
+def _complete_scripts(
+    enums: Mapping[str, set[str]],
+    migration_context: MigrationContext,
+    revision: Any,
+    scripts: list[MigrationScript],
+) -> None:
+    """Add what Alembic leaves out, and let no migration be written that would change nothing."""
+    add_enum_operations(enums, migration_context, scripts)
+    if not getattr(context.config.cmd_opts, "autogenerate", False):
+        return
+    say = context.config.print_stdout
+    operations = scripts[0].upgrade_ops
+    if operations is None or operations.is_empty():
+        scripts.clear()
+        say("Your models and the database agree, so no migration is written.")
+        say('For one that you write by hand: .venv/bin/python -m alembic revision -m "..."')
+    else:
+        say("Review what is written here; it is applied at the next start.")
 
 
 def _refuse_foreign(migrations: Migrations, connection: Connection) -> None:

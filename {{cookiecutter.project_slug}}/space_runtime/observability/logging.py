@@ -25,6 +25,8 @@ from space_runtime.settings import RuntimeSettings
 MOST_UNREAD_BYTES = 512 * 1024
 SECONDS_FOR_LAST_LINES = 1.0
 LOG_SECONDS = 0.02
+_STANDARD_LIBRARY = os.path.dirname(logging.__file__).removesuffix("logging")
+_PACKAGES = frozenset(["site-packages", "dist-packages"])
 request_id: ContextVar[str] = ContextVar("request_id")
 """The ID of the current request, which is added to every line that is logged during it."""
 
@@ -112,7 +114,7 @@ class AccessLog:
     """
 
     def __init__(self, settings: RuntimeSettings, stderr: Stderr, *, use_json: bool) -> None:
-        self._is_off = settings.log_level in ("warning", "error")
+        self._is_off = settings.log_level in ("warning", "error", "critical")
         self._stderr = stderr
         self._start, self._line = _JSON if use_json else _TEXT
         self._requests: list[tuple[bytes, float, bytes]] = []
@@ -167,6 +169,7 @@ def configure_logging(settings: RuntimeSettings, *, on_space: bool) -> AccessLog
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
+        structlog.stdlib.PositionalArgumentsFormatter(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.stdlib.ExtraAdder(),
         _complete_event,
@@ -177,14 +180,15 @@ def configure_logging(settings: RuntimeSettings, *, on_space: bool) -> AccessLog
         else [ConsoleRenderer(colors=colors, exception_formatter=plain_traceback)]
     )
     handler = logging.StreamHandler(stderr)
+    handler.addFilter(_is_to_be_told)
     without_meta = ProcessorFormatter.remove_processors_meta
     handler.setFormatter(
         ProcessorFormatter(foreign_pre_chain=shared, processors=[without_meta, *render])
     )
     logging.root.handlers = [handler]
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
-    # Below WARNING, libraries log URLs and headers of requests, including secrets.
-    logging.root.setLevel(max(level, logging.WARNING))
+    logging.root.setLevel(level)
+    # Where they are installed as packages, their lines are told, too.
     for name in ("src", "space_runtime"):
         logging.getLogger(name).setLevel(level)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
@@ -194,7 +198,43 @@ def configure_logging(settings: RuntimeSettings, *, on_space: bool) -> AccessLog
         logger.setLevel(max(level, logging.INFO))
     # uvicorn's lines about WebSockets show query strings, too.
     logging.getLogger("uvicorn.error").addFilter(lambda record: "WebSocket" not in str(record.msg))
+    if not structlog.is_configured():
+        structlog.configure(
+            processors=[
+                structlog.stdlib.filter_by_level,
+                *shared,
+                ProcessorFormatter.wrap_for_formatter,
+            ],
+            logger_factory=structlog.stdlib.LoggerFactory(),
+            wrapper_class=structlog.stdlib.BoundLogger,
+            cache_logger_on_first_use=True,
+        )
     return AccessLog(settings, stderr, use_json=use_json)
+
+
+def _is_to_be_told(record: logging.LogRecord) -> bool:
+    """Return whether a line is a warning, or from code that is not an installed package.
+
+    Below WARNING, libraries log URLs and headers of requests, including secrets. Who wants to read
+    that sets the level of their logger.
+    """
+    if record.levelno >= logging.WARNING or not _is_in_a_library(record.pathname):
+        return True
+    # With structlog, the caller's file is not always known.
+    return hasattr(record, "_logger") or _has_own_level(logging.getLogger(record.name))
+
+
+@functools.cache
+def _is_in_a_library(pathname: str) -> bool:
+    return pathname.startswith(_STANDARD_LIBRARY) or not _PACKAGES.isdisjoint(
+        pathname.split(os.sep)
+    )
+
+
+def _has_own_level(logger: logging.Logger | None) -> bool:
+    while logger is not None and logger.level == logging.NOTSET:
+        logger = logger.parent
+    return logger is not logging.root
 
 
 def _complete_event(logger: Any, method: str, event: EventDict) -> EventDict:

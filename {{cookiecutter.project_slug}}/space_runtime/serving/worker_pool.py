@@ -75,8 +75,8 @@ class WorkerPool:
 
     def start(self, job: Callable[[], Result]) -> asyncio.Future[Result]:
         """Run a job for someone who has a place; return its future."""
-        loop = asyncio.get_running_loop()
-        return loop.run_in_executor(self._executor, copy_context().run, job)
+        loop, context = asyncio.get_running_loop(), copy_context()
+        return loop.run_in_executor(self._executor, lambda: context.run(job))
 
     def close(self) -> None:
         """Take no more work; running work continues."""

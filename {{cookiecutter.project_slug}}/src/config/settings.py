@@ -13,12 +13,12 @@ PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 
 class Settings(runtime_settings.RuntimeSettings):
-    """Add a field for each setting of your own, for example (with `from pydantic import Field`):
+    """Add a line for each setting of your own, for example:
 
-        max_tokens: int = Field(default=256, ge=1, description="a whole number, at least 1")
+        max_tokens: int = 256
 
     It is read from MAX_TOKENS. With a bad value the application stops at startup and says
-    "MAX_TOKENS must be a whole number, at least 1.": the description ends that sentence.
+    "MAX_TOKENS must be a whole number."; a `Field(256, description=...)` ends that sentence itself.
     """
 
 

@@ -1,9 +1,9 @@
 """The declarative base, and column types that mean the same on PostgreSQL and on SQLite."""
 
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy.engine.default import DefaultExecutionContext
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from space_runtime.columns import (
@@ -21,8 +21,8 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _created_at(context: DefaultExecutionContext) -> datetime:
-    created_at: datetime = context.get_current_parameters()["created_at"]  # type: ignore[no-untyped-call]
+def _created_at(context: Any) -> datetime:
+    created_at: datetime = context.get_current_parameters()["created_at"]
     return created_at
 
 

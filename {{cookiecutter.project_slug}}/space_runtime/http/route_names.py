@@ -1,0 +1,28 @@
+"""What a request's route is called in the access log and in metrics: a template, never a value."""
+
+from starlette.routing import Mount
+from starlette.types import Scope
+
+
+def name_of_route(scope: Scope) -> str:
+    """Return the template of the path that was routed, such as `/items/{item_id}`, or "none".
+
+    That of a mounted application begins with the path of its mount.
+    """
+    route = scope.get("route")
+    # A route knows nothing of the prefix that include_router() was given.
+    context = scope.get("fastapi", {}).get("effective_route_context")
+    if route is not None and getattr(context, "original_route", None) is route:
+        route = context
+    path = "" if isinstance(route, Mount) else getattr(route, "path", "")
+    return f"{_mount(scope)}{path}" or "none"
+
+
+def _mount(scope: Scope) -> str:
+    root_path: str = scope.get("root_path", "")
+    # Mounts put their path behind the one that the server was given, and keep that here.
+    mount = root_path.removeprefix(scope.get("app_root_path", root_path))
+    if not mount or not scope.get("path_params"):
+        return mount
+    names = {str(value): "{" + name + "}" for name, value in scope["path_params"].items()}
+    return "/".join(names.get(part, part) for part in mount.split("/"))
