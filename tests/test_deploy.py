@@ -19,10 +19,7 @@ import pytest
 import yaml
 
 from tests.support.bakery import BakedProject, Bakery
-<<<<<<< HEAD
 from tests.support.edge import edge
-=======
->>>>>>> main
 from tests.support.hub import (
     GITHUB_TOKEN,
     OWNER,
@@ -39,7 +36,6 @@ from tests.support.hub import (
 from tests.support.leaks import check_no_secret_in
 from tests.support.parsing import front_matter_problems
 from tests.support.processes import bare_environment
-from tests.support.project_tools import project_tool
 from tests.support.server import IMPATIENT, serve
 
 SPACE = f"{OWNER}/my-space"
@@ -864,21 +860,6 @@ def test_the_workflow_may_do_as_little_as_possible(workflow: dict[Any, Any]) -> 
 # the front matter
 
 
-<<<<<<< HEAD
-@pytest.fixture(scope="module")
-def problems_of() -> Callable[[str], list[str]]:
-    """The function that judges a README, out of the template's own file."""
-    module = project_tool("checks")
-
-    def judge(readme: str, dockerfile: str = DOCKERFILE) -> list[str]:
-        problems: list[str] = module.front_matter_problems(readme, dockerfile)
-        return problems
-
-    return judge
-
-
-=======
->>>>>>> main
 DOCKERFILE = "FROM python\nEXPOSE 7860\nEXPOSE 1025\n"
 GOOD = "title: x\nsdk: docker\n"
 BAD: list[tuple[str, Sequence[str]]] = [
