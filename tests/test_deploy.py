@@ -14,10 +14,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import certifi
 import pytest
 import yaml
 
 from tests.support.bakery import BakedProject, Bakery
+from tests.support.edge import edge
 from tests.support.hub import (
     GITHUB_TOKEN,
     OWNER,
@@ -479,9 +481,8 @@ def test_a_built_page_is_sent_although_its_own_gitignore_names_it(hub: Hub, proj
         ".gitignore", "README.md", "dist/assets/app.js", "dist/index.html", "package.json", "src/app.tsx"
     }  # fmt: skip
     told = next(line for line in done.stdout.splitlines() if "stays here: " in line)
-    assert sorted(told.partition("stays here: ")[2].split(", ")) == [
-        "src/linked/", "src/model.db", "web/dist-ssr/", "web/dist/.env", "web/x.local"
-    ]  # fmt: skip
+    named = "server.pem, web/dist/.env, src/model.db, web/dist-ssr/, web/x.local, 3 more"
+    assert told.partition("stays here: ")[2] == f"{named} (LIST=1 says why)"
 
 
 def test_what_the_image_would_lack_is_said_before_anything_is_sent(hub: Hub, project: BakedProject) -> None:
@@ -613,11 +614,11 @@ def test_no_network_is_one_sentence(hub: Hub, project: BakedProject) -> None:
     assert sentences_after_the_steps(done) == 1
 
 
-@pytest.mark.parametrize("name", ["ALL_PROXY", "https_proxy"])
+@pytest.mark.parametrize(("name", "kind"), [("ALL_PROXY", "socks5://{}127.0.0.1:1"), ("https_proxy", "http://{}[bad")])
 def test_a_proxy_that_cannot_be_used_is_named_and_its_password_is_not(
-    hub: Hub, project: BakedProject, name: str
+    hub: Hub, project: BakedProject, name: str, kind: str
 ) -> None:
-    done = deploy(project, hub, environ={name: f"socks5://user:{PASSWORD}@127.0.0.1:1"})
+    done = deploy(project, hub, environ={name: kind.format(f"user:{PASSWORD}@")})
     assert done.returncode == 2
     assert last_line(done).startswith(f"Nothing was sent: {name}: not a proxy that can be used here")
     assert hub.calls == []
@@ -627,6 +628,38 @@ def test_certificates_that_cannot_be_read_are_named_by_their_variable(hub: Hub, 
     done = deploy(project, hub, environ={"REQUESTS_CA_BUNDLE": "/nowhere/company.pem"})
     assert done.returncode == 2
     assert "REQUESTS_CA_BUNDLE: the certificates that it names cannot be read" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "REQUESTS_CA_BUNDLE",
+        pytest.param("CURL_CA_BUNDLE", marks=pytest.mark.thorough),
+        pytest.param("SSL_CERT_FILE", marks=pytest.mark.thorough),
+    ],
+)
+def test_a_companys_authority_is_trusted_for_the_variable_that_names_it(
+    hub: Hub, project: BakedProject, space: Space, tmp_path: Path, variable: str
+) -> None:
+    authority = tmp_path / "company.pem"
+    (project.path / "picture.png").write_bytes(b"\x89PNG\0")
+    space.states = [("PAUSED", "")]
+    with edge(int(hub.url.rpartition(":")[2]), authority=authority) as port:
+        hub.url = f"https://127.0.0.1:{port}"
+        hub.storage.url = f"{hub.url}/cas"
+        done = deploy(project, hub, environ={variable: str(authority)})
+        assert last_line(done).startswith("The Space is paused"), done.stdout
+        assert isinstance(hub.repositories[f"spaces/{SPACE}"].files["picture.png"], XetFile)
+        unknown = deploy(project, hub, environ={variable: certifi.where()})
+        none = deploy(project, hub)
+    assert last_line(unknown).endswith(f"its authority must vouch for it: those in {variable} do not.")
+    assert last_line(none).endswith("its authority must vouch for it: set SSL_CERT_FILE to a file that does.")
+
+
+def test_settings_of_this_machine_that_are_not_utf_8_are_named_and_not_shown(hub: Hub, project: BakedProject) -> None:
+    (project.path / ".env").write_bytes(b"API_TOKEN=geheimni\xdfvoll\n")
+    done = deploy(project, hub)
+    assert (done.returncode, done.stdout) == (2, "Nothing was sent: .env is not UTF-8: save it as that.\n")
 
 
 def test_a_name_that_is_not_utf_8_is_named_before_anything_is_sent(hub: Hub, project: BakedProject) -> None:

@@ -65,7 +65,7 @@ def browsing() -> Iterator[Browsing]:
 def visit_space(browsing: Browsing, server: Server, *hosts: str, headers: dict[str, str]) -> Iterator[Visit]:
     """Yield a page that is not open yet, in a browser that finds the Space, and the Hub with the Space in a frame."""
     with (
-        edge(SPACE, browsing.port, server.port),
+        edge(server.port, SPACE, browsing.port),
         new_context(browsing.browser, (HUB, SPACE, *hosts), ignore_https_errors=True) as (context, wrong),
     ):
         # Chromium would keep the Hub, which is public, from what is on loopback.

@@ -1,6 +1,5 @@
 """`.env.space` as people fill it: what is in it is sent under its name, or not at all, and never printed."""
 
-import importlib.util
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.bakery import ROOT, TEMPLATE_FOLDER
+from tests.support.project_tools import project_tool
 
 Read = Callable[[Path, list[str]], dict[str, str]]
 REFUSALS = re.compile(
@@ -26,13 +25,7 @@ c2VjcmV0=
 @pytest.fixture(scope="module")
 def read() -> Read:
     """The function of the project, where it stands."""
-    path = ROOT / TEMPLATE_FOLDER / "tools" / "checks.py"
-    spec = importlib.util.spec_from_file_location("checks_of_the_project", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    read: Read = module.read_secrets
+    read: Read = project_tool("checks").read_secrets
     return read
 
 

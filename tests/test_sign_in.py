@@ -22,9 +22,9 @@ from websockets.sync.client import connect
 
 from tests.support.bakery import ROOT, BakedProject, Bakery
 from tests.support.browser import browser_with_cookies
+from tests.support.edge import edge
 from tests.support.openid import OpenIDProvider, running_provider
 from tests.support.server import Server
-from tests.support.tls import tls_front
 
 pytestmark = pytest.mark.slow
 
@@ -490,8 +490,9 @@ def test_a_deploy_asks_for_what_the_sign_in_needs(project: BakedProject) -> None
     code = """
 from pathlib import Path
 from socket import create_connection
-from tools.checks import file_problems, files_to_send
-files = files_to_send(Path())
+from tools.checks import file_problems
+from tools.selection import select
+files = {path: file.read_bytes() for path, file in select(Path()).files.items()}
 print(list(file_problems(files)))
 print(list(file_problems({name: content for name, content in files.items() if name != "src/board.py"})))
 files["README.md"] = files["README.md"].replace(b"sdk: ", b"hf_oauth: true\\nsdk: ")
@@ -520,7 +521,7 @@ def test_in_the_hubs_frame_the_sign_in_ends_whether_or_not_browsers_keep_cookies
 ) -> None:
     with ExitStack() as stack:
         ports = {HOST: space.port, "huggingface.co": hub.port}
-        fronts = {host: stack.enter_context(tls_front(port, tmp_path)) for host, port in ports.items()}
+        fronts = {host: stack.enter_context(edge(port, host)) for host, port in ports.items()}
         profile = tmp_path / "profile"
         profile.mkdir()
         context = stack.enter_context(browser_with_cookies(profile, fronts, in_frames=in_frames))

@@ -1,25 +1,32 @@
 """What stands before a Space: it takes TLS off, says who asked, and speaks plain HTTP to the app."""
 
 import asyncio
+import datetime
+import ipaddress
 import ssl
-import subprocess
-import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from tests.support.machine import need
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 CLIENT = "203.0.113.7"
+HERE = "127.0.0.1"
 
 
 @contextmanager
-def edge(host: str, port: int, app_port: int) -> Iterator[None]:
-    """Answer for `https://host` on a port of loopback, with a certificate that nobody trusts, out of an app."""
-    with tempfile.TemporaryDirectory(prefix="edge-") as folder:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(*certificate(host, Path(folder)))
+def edge(app_port: int, host: str = HERE, port: int = 0, authority: Path | None = None) -> Iterator[int]:
+    """Answer for `https://host` out of the app at a port; yield the port of loopback where it does.
+
+    Nobody trusts its certificate but who reads the file `authority`, which is written if it is given.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with TemporaryDirectory(prefix="edge-") as folder:
+        context.load_cert_chain(certificate(host, Path(folder), authority))
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -30,7 +37,7 @@ def edge(host: str, port: int, app_port: int) -> Iterator[None]:
                 await forward(reader, writer, app_port)
 
     async def listen() -> asyncio.Server:
-        return await asyncio.start_server(connected, "127.0.0.1", port, ssl=context)
+        return await asyncio.start_server(connected, HERE, port, ssl=context, ssl_shutdown_timeout=1)
 
     async def stop(server: asyncio.Server) -> None:
         server.close()
@@ -41,7 +48,7 @@ def edge(host: str, port: int, app_port: int) -> Iterator[None]:
 
     server = asyncio.run_coroutine_threadsafe(listen(), loop).result(30)
     try:
-        yield
+        yield server.sockets[0].getsockname()[1]
     finally:
         asyncio.run_coroutine_threadsafe(stop(server), loop).result(30)
         loop.call_soon_threadsafe(loop.stop)
@@ -49,16 +56,39 @@ def edge(host: str, port: int, app_port: int) -> Iterator[None]:
         loop.close()
 
 
-def certificate(host: str, folder: Path) -> tuple[Path, Path]:
-    """The files of a certificate for this host, and of its key."""
-    files = folder / "certificate.pem", folder / "key.pem"
-    command = [need("openssl", "it makes the certificate of a Space"), "req", "-x509", "-newkey", "rsa:2048", "-nodes"]
-    subprocess.run(  # noqa: S603
-        [*command, "-subj", f"/CN={host}", "-days", "2", "-out", files[0], "-keyout", files[1]],
-        check=True,
-        capture_output=True,
+def certificate(host: str, folder: Path, authority: Path | None) -> Path:
+    """The file of a key and a certificate for this host; the authority that vouches for it goes to a file, too."""
+    key, company = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    vouched = signed(key.public_key(), host, company)
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    file = folder / "certificate.pem"
+    file.write_bytes(private + vouched.public_bytes(pem))
+    if authority:
+        authority.write_bytes(signed(company.public_key(), None, company).public_bytes(pem))
+    return file
+
+
+def signed(key: ec.EllipticCurvePublicKey, host: str | None, by: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+    """A certificate of this key: for a host, or for the authority itself."""
+    company = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "A company's authority")])
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)]) if host else company
+    now = datetime.datetime.now(datetime.UTC)
+    builder = (
+        x509.CertificateBuilder(company, subject, key, x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=host is None, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(by.public_key()), critical=False)
     )
-    return files
+    if host:
+        name = x509.IPAddress(ipaddress.ip_address(host)) if host[0].isdigit() else x509.DNSName(host)
+        builder = builder.add_extension(x509.SubjectAlternativeName([name]), critical=False)
+    else:
+        signs_certificates = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
+        builder = builder.add_extension(signs_certificates, critical=True)
+    return builder.sign(by, hashes.SHA256())
 
 
 async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, app_port: int) -> None:
@@ -69,7 +99,7 @@ async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ap
     kept = [line for line in lines if is_upgrade or not line.lower().startswith(b"connection:")]
     said = [b"X-Forwarded-For: " + CLIENT.encode(), b"X-Forwarded-Proto: https"]
     said += [] if is_upgrade else [b"Connection: close"]
-    app_reader, app_writer = await asyncio.open_connection("127.0.0.1", app_port)
+    app_reader, app_writer = await asyncio.open_connection(HERE, app_port)
     async with closed_in_the_end(app_writer):
         app_writer.write(b"\r\n".join([request, *kept, *said, b"", b""]))
         sending = asyncio.create_task(pipe(reader, app_writer))
@@ -88,7 +118,7 @@ async def closed_in_the_end(writer: asyncio.StreamWriter) -> AsyncIterator[None]
         await writer.drain()
     finally:
         writer.close()
-        with suppress(ConnectionError, ssl.SSLError):
+        with suppress(OSError):
             await writer.wait_closed()
 
 

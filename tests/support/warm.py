@@ -27,7 +27,6 @@ LIBRARIES = (
     "fastapi",
     "filelock",
     "httpx2",
-    "pathspec",
     "prometheus_client",
     "psycopg",
     "pydantic_settings",

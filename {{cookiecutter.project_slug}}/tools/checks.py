@@ -1,32 +1,20 @@
-"""What `make deploy` sends, and what it checks in this folder before it asks the Hub."""
+"""What `make deploy` checks in this folder before it asks the Hub."""
 
 import os
 import re
 from collections.abc import Iterator, Mapping
 from io import StringIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import yaml
 from dotenv.parser import parse_stream
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-from pathspec import GitIgnoreSpec
 
 from src.config.settings import setting_problems
+from tools.selection import BUILT_PAGE
 
-REBUILT = [".venv", "venv", "node_modules", "__pycache__", ".cache", ".*_cache"]
-IS_REBUILT = GitIgnoreSpec.from_lines(REBUILT)
-# Never sent, whatever .gitignore says: secrets, databases, and what can be rebuilt.
-NEVER_SENT = GitIgnoreSpec.from_lines(
-    REBUILT
-    + """
-    .git .env .env.* !.env.example .envrc .netrc .pgpass .pypirc .npmrc .git-credentials .aws .ssh
-    *.pem *.key *.p12 *.pfx id_rsa* id_ed25519*
-    /data/ *.db *.db-* *.sqlite *.sqlite-* *.sqlite3 *.sqlite3-*
-    """.split()
-)
-BUILT_PAGE = "web/dist"
 SECRETS_FILE = ".env.space"
 USABLE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASS|KEY|CREDENTIAL|AUTH", re.IGNORECASE)
@@ -36,61 +24,6 @@ SHORTEST_SECRET = 8
 DEFAULT_APP_PORT = 7860
 SIGNS_IN = re.compile(rb"^\s*from space_runtime\.http\.sign_in import", re.MULTILINE)
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
-
-
-def files_to_send(folder: Path) -> dict[str, bytes]:
-    """Return the content of each file by its path in the folder.
-
-    NEVER_SENT, what .gitignore files exclude, and symbolic links are left out.
-    """
-    gitignores: dict[PurePosixPath, GitIgnoreSpec] = {}
-    found = {}
-    for directory, subdirectories, names in os.walk(folder):
-        parent = PurePosixPath(Path(directory).relative_to(folder).as_posix())
-        if ".gitignore" in names:
-            text = (folder / parent / ".gitignore").read_text(encoding="utf-8", errors="replace")
-            gitignores[parent] = GitIgnoreSpec.from_lines(text.splitlines())
-        subdirectories[:] = [
-            name for name in subdirectories if not is_ignored(parent / name, gitignores, "/")
-        ]
-        for path in (parent / name for name in names):
-            file = folder / path
-            if file.is_file() and not file.is_symlink() and not is_ignored(path, gitignores):
-                found[str(path)] = file.read_bytes()
-    return dict(sorted(found.items()))
-
-
-def is_ignored(
-    path: PurePosixPath, gitignores: Mapping[PurePosixPath, GitIgnoreSpec], suffix: str = ""
-) -> bool:
-    """Apply NEVER_SENT, then the .gitignore of each folder above: the innermost match decides."""
-    if NEVER_SENT.match_file(f"{path}{suffix}"):
-        return True
-    # The .gitignore of a front end names what its build writes, which is what the Space needs.
-    if path.is_relative_to(BUILT_PAGE):
-        return False
-    ignored = False
-    for parent in reversed(path.parents):
-        if parent in gitignores:
-            match = gitignores[parent].check_file(f"{path.relative_to(parent)}{suffix}").include
-            ignored = ignored if match is None else match
-    return ignored
-
-
-def left_out(folder: Path, files: Mapping[str, bytes]) -> Iterator[str]:
-    """Yield what is in `src` and `web` and not among these files, but nothing that is rebuilt.
-
-    A folder of which nothing is sent is one line.
-    """
-    sent = {PurePosixPath(path) for path in files}
-    sent |= {parent for path in sent for parent in path.parents}
-    for part in ("src", "web"):
-        for directory, subdirectories, names in os.walk(folder / part):
-            parent = PurePosixPath(Path(directory).relative_to(folder).as_posix())
-            kept = [name for name in subdirectories if not IS_REBUILT.match_file(f"{name}/")]
-            yield from (f"{parent / name}/" for name in kept if parent / name not in sent)
-            yield from (f"{parent / name}" for name in names if parent / name not in sent)
-            subdirectories[:] = [name for name in kept if parent / name in sent]
 
 
 def read_secrets(folder: Path, names: list[str]) -> dict[str, str]:
@@ -120,6 +53,16 @@ def read_secrets(folder: Path, names: list[str]) -> dict[str, str]:
             )
         secrets[name] = binding.value
     return secrets
+
+
+def read_local_settings(folder: Path) -> dict[str, str | None]:
+    """Return what `.env` sets, if there is one; raise ValueError if it is not UTF-8."""
+    file = folder / ".env"
+    try:
+        text = file.read_text(encoding="utf-8-sig") if file.is_file() else ""
+    except UnicodeDecodeError:
+        raise ValueError(".env is not UTF-8: save it as that") from None
+    return {binding.key: binding.value for binding in parse_stream(StringIO(text)) if binding.key}
 
 
 def secret_values(variables: Mapping[str, str | None]) -> Iterator[tuple[str, str]]:
@@ -184,8 +127,8 @@ def file_problems(files: Mapping[str, bytes]) -> Iterator[str]:
     for source in COPIED_FOLDER.findall(files.get("Dockerfile", b"").decode("utf-8", "replace")):
         if not any(path.startswith(f"{source}/") for path in files):
             yield f"{source}/, which the Dockerfile copies, is empty here, or ignored"
-    if b'"build"' in files.get("web/package.json", b"") and f"{BUILT_PAGE}/index.html" not in files:
-        yield f"{BUILT_PAGE}/index.html is missing: npm --prefix web run build"
+    if b'"build"' in files.get("web/package.json", b"") and f"{BUILT_PAGE}index.html" not in files:
+        yield f"{BUILT_PAGE}index.html is missing: npm --prefix web run build"
     if "README.md" in files:
         readme = files["README.md"].decode("utf-8", "replace")
         dockerfile = files.get("Dockerfile", b"").decode("utf-8", "replace")

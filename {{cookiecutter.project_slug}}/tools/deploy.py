@@ -1,6 +1,6 @@
 """Deploy this folder to a Docker Space on Hugging Face. It is safe to run again.
 
-python -m tools.deploy USER/SPACE [--dry-run] [--secrets "NAME NAME"]
+python -m tools.deploy USER/SPACE [--list] [--dry-run] [--secrets "NAME NAME"]
 
 Exit codes: 0 the Space serves this folder; 1 the Hub refused a step, or the Space failed;
 2 something here must be fixed first, and nothing was sent; 130 interrupted.
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import httpx2
-from dotenv import dotenv_values
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
@@ -38,12 +37,13 @@ from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defin
 from huggingface_hub.utils.sha import git_hash
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from tools import checks, network
+from tools import checks, network, selection
 
 ROOT = Path(__file__).resolve().parents[1]
 POLLS_FOR_NEW_STAGE = 12
 POLLS_FOR_HEALTH = 120
 NAMED = 5
+CODE_FOLDERS = ("src/", "web/")
 LOG_LINES, LOG_SECONDS = 20, 10
 
 # The stages that a Space does not leave by itself, with the log that says why and what to do.
@@ -163,13 +163,14 @@ class Deploy:
 
     def check(self) -> tuple[dict[str, bytes], dict[str, str]]:
         """Return files and secrets to send; raise DeployError listing all that must be fixed."""
-        files = checks.files_to_send(ROOT)
+        selected = self.select()
+        files = {path: file.read_bytes() for path, file in selected.files.items()}
         try:
             secrets = checks.read_secrets(ROOT, self.replaced_secrets)
+            local = checks.read_local_settings(ROOT)
         except ValueError as error:
             raise DeployError(f"Nothing was sent: {error}.", exit_code=2) from None
         token = get_token() or ""
-        local = dotenv_values(ROOT / ".env", interpolate=False)
         confidential = {**local, **secrets, "the token of the Hub": token}
         self.output.hide(secret for _, secret in checks.secret_values(confidential))
         self.output.hide(secrets.values())
@@ -187,12 +188,36 @@ class Deploy:
         self.api.token = token
         self.validate_front_matter(files["README.md"])
         self.output.step("check", f"front matter, token, {len(files)} files")
-        if left := list(checks.left_out(ROOT, files)):
-            more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
-            # A name may be no UTF-8, and then it could not be printed.
-            names = ", ".join(left[:NAMED]).encode("utf-8", "replace").decode()
-            self.output.step("check", f"stays here: {names}{more}")
+        self.name_what_stays(selected)
         return files, secrets
+
+    def select(self) -> selection.Selection:
+        """Return what is to be sent; raise DeployError if git does not say what it ignores."""
+        try:
+            return selection.select(ROOT)
+        except ValueError as error:
+            raise DeployError(f"Nothing was sent: {error}.", exit_code=2) from None
+
+    def list_files(self) -> None:
+        """Print what would be sent, what not, and why, without asking the Hub."""
+        selected = self.select()
+        for path, file in selected.files.items():
+            real = file.relative_to(ROOT).as_posix()
+            self.output.step("sent", f"{shown(path)}{f' (from {shown(real)})' * (real != path)}")
+        left = selection.left_out(ROOT, selected)
+        for path, reason in left.items():
+            self.output.step("stays", f"{shown(path)} ({shown(reason)})")
+        self.output.step("list", f"{len(selected.files)} files to send, {len(left)} that stay")
+
+    def name_what_stays(self, selected: selection.Selection) -> None:
+        """Print how much stays here; name what git does not ignore, or what stands by the code."""
+        ignored = list(selection.ignored(ROOT, selected))
+        names = [*selected.withheld, *(path for path in ignored if path.startswith(CODE_FOLDERS))]
+        named = [shown(name) for name in names[:NAMED]]
+        if others := len(selected.withheld) + len(ignored) - len(named):
+            named.append(f"{others} more" if named else f"{others} ignored")
+        if named:
+            self.output.step("check", f"stays here: {', '.join(named)} (LIST=1 says why)")
 
     def validate_front_matter(self, readme: bytes) -> None:
         """Have the Hub check README.md as create_commit() does, but before anything is changed."""
@@ -399,6 +424,11 @@ class Deploy:
         raise DeployError(f"The commit runs, but {url} does not confirm it: see {self.page}.")
 
 
+def shown(name: str) -> str:
+    """Return a name as it can be printed: it may be no UTF-8, or hold the end of a line."""
+    return name if name.isprintable() else ascii(name)
+
+
 def explain(error: Exception, space: str) -> str:
     """Return what failed and what to do about it, in one sentence."""
     if isinstance(error, HfHubHTTPError):
@@ -429,6 +459,7 @@ def main() -> int:
     """Deploy and return the exit code."""
     parser = argparse.ArgumentParser(description="Deploy this folder to a Docker Space.")
     parser.add_argument("space", help="user/name")
+    parser.add_argument("--list", action="store_true", help="only say what would be sent")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
     parser.add_argument("--secrets", default="", help="names of secrets to set again")
     parser.add_argument("--timeout-minutes", type=float, default=30)
@@ -438,8 +469,13 @@ def main() -> int:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="huggingface_hub")
     set_client_factory(network.client)
+    network.share_certificates()
     try:
-        Deploy(options, output).run()
+        deploy = Deploy(options, output)
+        if options.list:
+            deploy.list_files()
+        else:
+            deploy.run()
     except DeployError as error:
         output.error(str(error))
         return error.exit_code

@@ -4,6 +4,7 @@ import os
 import ssl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx2
 
@@ -26,6 +27,13 @@ def problems(environ: Mapping[str, str] = os.environ) -> Iterator[str]:
             _context(environ[variable])
         except OSError:
             yield f"{variable}: the certificates that it names cannot be read"
+
+
+def share_certificates() -> None:
+    """Let the client of the Hub's storage, which knows SSL_CERT_FILE alone, trust the same."""
+    if name := _certificates(os.environ):
+        path = os.environ[name]
+        os.environ["SSL_CERT_DIR" if Path(path).is_dir() else "SSL_CERT_FILE"] = path
 
 
 def client(headers: Mapping[str, str] | None = None) -> httpx2.Client:
@@ -55,8 +63,11 @@ def explain(error: httpx2.HTTPError) -> str:
 
 
 def _is_usable_proxy(value: str) -> bool:
+    url = value if "://" in value else f"http://{value}"
     try:
-        httpx2.Client(proxy=value if "://" in value else f"http://{value}").close()
+        # Only here is a host that cannot be one refused.
+        urlsplit(url)
+        httpx2.Client(proxy=url).close()
     except (ImportError, ValueError, httpx2.InvalidURL):
         return False
     return True
