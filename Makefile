@@ -67,8 +67,8 @@ lock: .tools/bin/uv ## Pin the newest versions that the ranges allow, with hashe
 release: .venv/ready ## Tag VERSION=1.2.0 with its section of CHANGELOG.md, and push it
 	@$(VENV)/python tools/release.py $(VERSION)
 
-bench: .venv/ready ## Measure rendering against an empty template, serving against a textbook's application, a failback against a plain copy, the image against a naive one
-	@status=0; for part in render serving failback image; do $(VENV)/python -m benchmarks.$$part || status=1; done; exit $$status
+bench: .venv/ready ## Measure rendering against an empty template, serving against a textbook's application, open streams, a failback against a plain copy, the image against a naive one
+	@status=0; for part in render serving streams failback image; do $(VENV)/python -m benchmarks.$$part || status=1; done; exit $$status
 
 soak: .venv/ready ## Put the app under load and faults for half an hour (MINUTES=30), and watch what it holds
 	SOAK_MINUTES=$(MINUTES) $(VENV)/python -m pytest -s tests/test_soak.py

@@ -21,12 +21,13 @@ PORT = 7860
 USER = 1000
 HOME = "/home/user"
 APP = HOME + "/app"
+ENTRY_POINT = ["python", "-m", "space_runtime.entrypoint"]
 COMMAND = ["uvicorn", "src.main:app", "--host", "0.0.0.0", "--port", str(PORT)]  # noqa: S104
 # With bash, because a slim image has no curl, and Python would take many times the processor and memory.
 HEALTH_CHECK = [
     "bash",
     "-c",
-    f"exec 3<>/dev/tcp/127.0.0.1/{PORT} && printf 'GET /health/live HTTP/1.0\\r\\n\\r\\n' >&3"
+    "exec 3<>/dev/tcp/127.0.0.1/${PORT:-" + str(PORT) + "} && printf 'GET /health/live HTTP/1.0\\r\\n\\r\\n' >&3"
     " && read -r _ status _ <&3 && [[ $status == 200 ]]",
 ]
 
@@ -81,7 +82,6 @@ RUN python -m compileall -q migrations space_runtime src \\
 
 ENV HOME={HOME} \\
     PATH={HOME}/.local/bin:$PATH \\
-    PORT={PORT} \\
     PYTHONUNBUFFERED=1 \\
     UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN=15
 
@@ -90,7 +90,9 @@ USER {USER}
 EXPOSE {PORT}
 HEALTHCHECK --interval=30s --timeout=5s --start-period=20s CMD {json.dumps(HEALTH_CHECK)}
 
-# In exec form, so that the server itself receives SIGTERM and can finish its requests.
+# In exec form, so that the server itself receives SIGTERM and can finish its requests. The entry point hears it from
+# the first moment on, and serves at PORT instead, and on IPv6, too.
+ENTRYPOINT {json.dumps(ENTRY_POINT)}
 CMD {json.dumps(COMMAND)}
 """
 

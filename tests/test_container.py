@@ -59,24 +59,30 @@ class Image:
 
     @contextmanager
     def serve(self, *options: str, **environ: str) -> Iterator["Container"]:
+        """A container that is reached from outside and listens."""
+        options = (*(options or WITH_TEMP), "--publish", f"127.0.0.1:{PORT}:{PORT}")
+        # not another port of this machine: podman may be set up to share its network, and to publish nothing
+        with reserved(PORT), self.start(*options, **environ) as container:
+            deadline = time.monotonic() + 15
+            while not is_listening(PORT):
+                assert time.monotonic() < deadline, "The container did not listen"
+                time.sleep(0.05)
+            yield container
+
+    @contextmanager
+    def start(self, *options: str, **environ: str) -> Iterator["Container"]:
         """A container with a read-only root. It is removed afterwards, and shown when the block fails."""
         container = Container(self.engine, f"space-{uuid4().hex}")
         variables = [part for key, value in environ.items() for part in ("--env", f"{key}={value}")]
-        options = ("--read-only", *(options or WITH_TEMP), "--publish", f"127.0.0.1:{PORT}:{PORT}", *variables)
-        # not another port of this machine: podman may be set up to share its network, and to publish nothing
-        with reserved(PORT):
-            engine_output(self.engine, "run", "--detach", "--name", container.name, *options, self.name)
-            try:
-                deadline = time.monotonic() + 15
-                while not is_listening(PORT):
-                    assert time.monotonic() < deadline, "The container did not listen"
-                    time.sleep(0.05)
-                yield container
-            except BaseException:
-                sys.stderr.write(container.log())
-                raise
-            finally:
-                engine_output(self.engine, "rm", "--force", container.name)
+        options = ("--read-only", *options, *variables)
+        engine_output(self.engine, "run", "--detach", "--name", container.name, *options, self.name)
+        try:
+            yield container
+        except BaseException:
+            sys.stderr.write(container.log())
+            raise
+        finally:
+            engine_output(self.engine, "rm", "--force", container.name)
 
 
 @dataclass(frozen=True)
@@ -222,6 +228,41 @@ def test_requests_that_run_at_sigterm_finish_and_the_exit_code_is_0(image: Image
         assert [answer.split(" ", 2)[1] for answer in answers] == ["201"] * len(answers)
         state = engine_output(image.engine, "inspect", "--format", "{{.State.ExitCode}}", container.name)
         assert state.strip() == "0", container.log()
+
+
+MOMENTS = [tenths / 10 for tenths in range(21)]
+IN_EVERY_RUN = (0.0, 0.4)
+
+
+@pytest.mark.parametrize(
+    "seconds", [pytest.param(s, marks=() if s in IN_EVERY_RUN else pytest.mark.thorough) for s in MOMENTS]
+)
+def test_it_stops_whenever_it_is_asked_to(image: Image, seconds: float) -> None:
+    with image.start("--network", "none", *WITH_TEMP) as container:
+        # the moment is what is tested; at any of them it may still import, start up or serve
+        time.sleep(seconds)
+        engine_output(image.engine, "kill", "--signal", "TERM", container.name)
+        asked = time.monotonic()
+        assert engine_output(image.engine, "wait", container.name).strip() == "0"
+        assert time.monotonic() - asked < 3
+
+
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.thorough)])
+def test_port_is_honoured_on_both_kinds_of_addresses(image: Image, workers: str) -> None:
+    dockerfile = (image.project / "Dockerfile").read_text(encoding="utf-8")
+    check = json.loads(re.findall(r"^HEALTHCHECK .* CMD (.*)$", dockerfile, re.MULTILINE)[0])
+    with image.start("--network", "none", *WITH_TEMP, PORT="8099", WEB_CONCURRENCY=workers) as container:
+        until_healthy(container, *check)
+        container.execute(*[part.replace("127.0.0.1/${PORT:-7860}", "::1/8099") for part in check])
+
+
+def until_healthy(container: Container, *check: str) -> None:
+    """Return when the image's own check of its health succeeds."""
+    command = [container.engine, "exec", container.name, *check]
+    deadline = time.monotonic() + 20
+    while subprocess.run(command, capture_output=True, check=False).returncode != 0:  # noqa: S603
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_the_data_folder_and_the_code_belong_to_the_user(image: Image) -> None:

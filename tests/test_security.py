@@ -241,7 +241,7 @@ def test_nothing_that_is_stored_gets_into_a_header(opened: Server) -> None:
         (b"/health?" + b"a" * 9000, [], {414}),
         (b"/api/items?cursor=" + b"%41" * 5000, [], {414}),
         (b"/api/items?" + b"&".join(b"limit=%d" % number for number in range(700)), [], {422}),
-        (b"/" + b"a" * MEGABYTE, [], {400}),
+        (b"/" + b"a" * MEGABYTE, [], {414}),
         (b"/health", [b"X: " + b"a" * 40_000], {431}),
         (b"/health", [b"X: " + b"a" * 5 * MEGABYTE], {431}),
         (b"/health", [b"X-%d: y" % number for number in range(10_000)], {431}),

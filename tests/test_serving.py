@@ -23,9 +23,9 @@ SOON = 10
 """Seconds after which a test fails instead of hanging."""
 
 
-def full(places: int = 1, hold_seconds: float | None = None) -> ConcurrencyLimiter:
+def full(places: int = 1) -> ConcurrencyLimiter:
     """Return a limiter with no place left."""
-    limiter = ConcurrencyLimiter(places, hold_seconds=hold_seconds)
+    limiter = ConcurrencyLimiter(places)
     while limiter.try_to_enter():
         pass
     return limiter
@@ -124,18 +124,6 @@ def test_an_old_request_waits_for_its_turn_but_not_for_long(monkeypatch: pytest.
         assert time.monotonic() - begun < 0.8
 
     asyncio.run(crowd())
-
-
-def test_places_that_are_held_are_passed_on_in_a_second_event_loop_too() -> None:
-    limiter = full(hold_seconds=0.2)
-
-    async def leave_early() -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(limiter.enter(), 0.01)
-
-    asyncio.run(leave_early())
-    asyncio.run(asyncio.wait_for(limiter.enter(), 2))
-    assert limiter.inside == 2
 
 
 def test_a_client_that_leaves_does_not_free_the_place_of_the_thread_that_works_for_it() -> None:

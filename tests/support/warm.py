@@ -28,6 +28,7 @@ LIBRARIES = (
     "sqlalchemy.orm",
     "uvicorn.lifespan.on",
     "uvicorn.main",
+    "uvicorn.protocols.http.h11_impl",
     "uvicorn.protocols.http.httptools_impl",
     "uvloop",
 )

@@ -143,6 +143,13 @@ async def _wrong_method(request: Request, error: HTTPException) -> Response:
     return await _call(app.exception_handlers[HTTPException], request, error)
 
 
+async def _unreadable_body(request: Request, error: HTTPException) -> Response:
+    # FastAPI calls it the client's fault, too, if an upload finds no room on the disk.
+    if isinstance(error.__cause__, OSError):
+        raise error.__cause__
+    return await _call(request.app.exception_handlers[HTTPException], request, error)
+
+
 async def _not_found(request: Request, error: NotFound) -> Response:
     return JSONResponse({"detail": str(error)}, 404)
 
@@ -195,6 +202,7 @@ async def _invalid(request: Request, error: RequestValidationError) -> Response:
 
 
 _HANDLERS: dict[int | type[Exception], Any] = {
+    400: _unreadable_body,
     405: _wrong_method,
     NotFound: _not_found,
     IntegrityError: _conflict,

@@ -30,9 +30,6 @@ class Closed(Exception):
 class ConcurrencyLimiter:
     """Lets up to `places` in at a time; the others wait until one leaves.
 
-    With `hold_seconds`, slow requests do not block the queue: every `hold_seconds`, as many more
-    are let in as there are places, even if nobody has left.
-
     Work that needs a database thread waits here, not in the executor's queue. From there, threads
     would take one job after another without a pause, and the event loop would get the GIL so
     rarely that /health would take seconds.
@@ -40,12 +37,10 @@ class ConcurrencyLimiter:
     Methods must be called in the event loop's thread, unless they say otherwise.
     """
 
-    def __init__(self, places: int, *, hold_seconds: float | None = None) -> None:
+    def __init__(self, places: int) -> None:
         self.places = places
         self.inside = 0
-        self._hold_seconds = hold_seconds
         self._queue: OrderedDict[asyncio.Future[None], None] = OrderedDict()
-        self._timer: asyncio.TimerHandle | None = None
         self._lock = threading.Lock()
         self._left = threading.Condition(self._lock)
         self._blocking = 0
@@ -83,7 +78,6 @@ class ConcurrencyLimiter:
         self._queue[turn] = None
         # Another thread may have given its place back in the meantime.
         self.let_in()
-        self._watch()
         # Not asyncio.timeout(), which would cost every request that waits some microseconds more.
         timer = loop.call_later(seconds, _give_up, turn)
         try:
@@ -95,9 +89,6 @@ class ConcurrencyLimiter:
         finally:
             timer.cancel()
             self._queue.pop(turn, None)
-            if self._timer is not None and not self._queue:
-                self._timer.cancel()
-                self._timer = None
 
     def enter_while_blocking(self) -> None:
         """Take a place before those who wait, without returning to the event loop; raise NoPlace.
@@ -131,7 +122,18 @@ class ConcurrencyLimiter:
 
     def let_in(self) -> None:
         """Let in as many of those who wait as there are free places."""
-        self._let_in(self.places)
+        while self._queue:
+            with self._lock:
+                if self.inside >= self.places and not self._is_closed:
+                    return
+                turn, _ = self._queue.popitem(last=False)
+                if turn.done():
+                    continue
+                if self._is_closed:
+                    turn.set_exception(Closed())
+                else:
+                    self.inside += 1
+                    turn.set_result(None)
 
     def close(self) -> None:
         """Let nobody in any more, from any thread; later, let_in() turns away those who wait."""
@@ -146,30 +148,6 @@ class ConcurrencyLimiter:
 
     def _can_enter(self) -> bool:
         return self._is_closed or self.inside < self.places
-
-    def _let_in(self, places: int) -> None:
-        while self._queue:
-            with self._lock:
-                if self.inside >= places and not self._is_closed:
-                    return
-                turn, _ = self._queue.popitem(last=False)
-                if turn.done():
-                    continue
-                if self._is_closed:
-                    turn.set_exception(Closed())
-                else:
-                    self.inside += 1
-                    turn.set_result(None)
-
-    def _watch(self) -> None:
-        if self._hold_seconds is not None and self._timer is None and self._queue:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._hold_seconds / self.places, self._let_one_more_in)
-
-    def _let_one_more_in(self) -> None:
-        self._timer = None
-        self._let_in(max(self.inside + 1, self.places))
-        self._watch()
 
 
 def _give_up(turn: asyncio.Future[None]) -> None:

@@ -1,0 +1,125 @@
+"""What the server around the application must do, and ASGI has no words for.
+
+uvicorn handles SIGTERM, so the handler leads to the server, however it was started: by command, by
+`fastapi run`, by a reloader or as one of several workers. Under another server nothing is changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from uvicorn import Config, Server
+
+# Proxies keep idle connections for a minute. If the server closed first, a request could get lost.
+KEEP_ALIVE_SECONDS = 75
+GRACEFUL_SECONDS = 15
+HEAD_SECONDS = 30.0
+# Fewer than the 1,024 files that many systems let a process open.
+MAX_WITHOUT_REQUEST = 500
+
+
+@asynccontextmanager
+async def attended(stop: Callable[[], None]) -> AsyncIterator[None]:
+    """Set up the server that runs us, and call `stop` when it is told to stop.
+
+    ASGI tells of a stop only when all connections have ended, for which streams must know of it.
+    """
+    server = find_server()
+    if server is None:
+        yield
+        return
+    complete(server.config)
+    closing = asyncio.create_task(_close_the_silent(server))
+    try:
+        with _heard(stop):
+            yield
+    finally:
+        closing.cancel()
+
+
+def find_server() -> Server | None:
+    """Return the server that handles SIGTERM in this process if it is uvicorn."""
+    owner = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    if owner is None:
+        return None
+    from uvicorn import Server
+
+    return owner if isinstance(owner, Server) else None
+
+
+def complete(config: Config) -> None:
+    """Set what neither a flag nor the environment has set; new connections will follow it."""
+    from space_runtime.http.protocol import HEAD_BYTES, Protocol
+
+    if config.http == "auto":
+        config.http_protocol_class = Protocol
+    if config.h11_max_incomplete_event_size is None:
+        config.h11_max_incomplete_event_size = HEAD_BYTES
+    if config.timeout_keep_alive == 5:
+        config.timeout_keep_alive = KEEP_ALIVE_SECONDS
+    if config.timeout_graceful_shutdown is None:
+        config.timeout_graceful_shutdown = GRACEFUL_SECONDS
+
+
+class Silence:
+    """Knows how long each connection has had no request."""
+
+    def __init__(self) -> None:
+        self._heads: dict[Any, tuple[object, float]] = {}
+
+    def overdue(self, connections: set[Any], now: float) -> list[Any]:
+        """Return the connections to close: late with a head, or idle and too many."""
+        heads: dict[Any, tuple[object, float]] = {}
+        since: dict[Any, float] = {}
+        for connection in connections:
+            if not hasattr(connection, "cycle"):  # A WebSocket.
+                continue
+            cycle, timer = connection.cycle, connection.timeout_keep_alive_task
+            if cycle is not None and not cycle.response_complete:
+                continue
+            if timer is not None:
+                since[connection] = timer.when() - connection.timeout_keep_alive
+                continue
+            # uvicorn's timer runs only between an answer and the first byte of the next head.
+            before, begun = self._heads.get(connection, (cycle, now))
+            heads[connection] = (cycle, begun if before is cycle else now)
+            since[connection] = heads[connection][1]
+        self._heads = heads
+        late = [one for one in heads if now - since[one] > HEAD_SECONDS]
+        by_age = sorted(since, key=lambda connection: since[connection])
+        return list({*late, *by_age[: max(len(by_age) - MAX_WITHOUT_REQUEST, 0)]})
+
+
+async def _close_the_silent(server: Server) -> None:
+    silence = Silence()
+    while True:
+        await asyncio.sleep(1)
+        now = asyncio.get_running_loop().time()
+        for connection in silence.overdue(server.server_state.connections, now):
+            connection.transport.close()
+
+
+@contextmanager
+def _heard(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` in the event loop before the server itself hears SIGTERM or SIGINT."""
+    loop = asyncio.get_running_loop()
+    handlers = {sig: signal.getsignal(sig) for sig in (signal.SIGTERM, signal.SIGINT)}
+
+    def handle(number: int, frame: Any) -> None:
+        loop.call_soon_threadsafe(stop)
+        before = handlers[signal.Signals(number)]
+        if callable(before):
+            before(number, frame)
+
+    for sig in handlers:
+        signal.signal(sig, handle)
+    try:
+        yield
+    finally:
+        for sig, handler in handlers.items():
+            signal.signal(sig, handler)
