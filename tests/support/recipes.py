@@ -2,6 +2,8 @@
 
 import re
 import sys
+import sysconfig
+import venv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ IMPORT = re.compile(r"(from|import) ")
 NEW_FILE = re.compile(r"`((?:src|web)/[\w./]+\.\w+)`")
 PLACE = re.compile(r"In `([^`]+)`, (above|below|at the end of) `([^`]+)`")
 END_OF_FILE = re.compile(r"At the end of `([^`]+)`")
-PACKAGES = "requirements.txt"
+PROGRAMS = Path(sys.executable).parent
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,9 @@ class Block:
 
     @property
     def lines_that_count(self) -> int:
-        """How many lines a reader has to understand: neither blank ones nor imports."""
+        """How many lines of code there are to understand: neither blank ones nor imports."""
+        if self.language == "sh":
+            return 0
         return sum(bool(line.strip()) and not IMPORT.match(line.strip()) for line in self.text.splitlines())
 
 
@@ -44,30 +48,48 @@ def _blocks(text: str) -> Iterator[Block]:
         yield Block(before.strip().rpartition("\n\n")[2].replace("\n", " "), language, block)
 
 
-def follow(project: BakedProject, *titles: str, environ: Mapping[str, str] | None = None) -> None:
-    """Do what these recipes say, and format the result as `make fix` does."""
+def follow(project: BakedProject, *titles: str) -> None:
+    """Do what these recipes say, and format the result as `make fix` does.
+
+    Where several want a migration, the last one is written, which is that of all.
+    """
     recipes = recipes_of(project)
+    migration = ""
     for title in titles:
         for block in recipes[title]:
             if block.language == "sh":
-                run_verbs(project, block.text, environ or {})
+                *commands, last = block.text.splitlines()
+                if last.startswith("make migration"):
+                    migration = last
+                else:
+                    commands.append(last)
+                run_verbs(project, "\n".join(commands))
                 continue
             file = _paste(project, block)
             if re.fullmatch(r"src/\w+\.py", file) and "router = " in block.text:
                 (included,) = recipes[""]
                 name = Path(file).stem
                 _paste(project, Block(included.where, "python", included.text.replace("predict", name)))
-    for command in ("format", "check --fix", "format"):
-        project.run("python", "-m", "ruff", *command.split(), "--quiet", "src", "tests")
+    run_verbs(project, f"make fix\n{migration}")
 
 
-def run_verbs(project: BakedProject, commands: str, environ: Mapping[str, str]) -> str:
-    """Run lines of shell, whose make finds the programs of the tests; return what they print."""
+def run_verbs(
+    project: BakedProject, commands: str, environ: Mapping[str, str] | None = None, programs: Path = PROGRAMS
+) -> str:
+    """Run lines of shell, whose make finds its programs in this folder; return what they print."""
     # as if `make dev` had installed what the tests have
     (project.path / ".venv").mkdir(exist_ok=True)
     (project.path / ".venv" / "ready").touch()
-    programs = {"MAKEFLAGS": f"BIN={Path(sys.executable).parent}"}
-    return project.run("sh", "-ec", commands, environ=programs | dict(environ)).stdout
+    environ = {"MAKEFLAGS": f"BIN={programs}"} | dict(environ or {})
+    return project.run("sh", "-ec", commands, environ=environ).stdout
+
+
+def programs_with(folder: Path, packages: Path) -> Path:
+    """A folder with the tests' interpreter, for which these packages are installed, too."""
+    venv.create(folder, symlinks=True)
+    installed = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
+    (installed / "more.pth").write_text(f"{sysconfig.get_path('purelib')}\n{packages}\n")
+    return folder / "bin"
 
 
 def _paste(project: BakedProject, block: Block) -> str:
@@ -97,6 +119,8 @@ def _insert(text: str, block: str, side: str, anchor: str) -> str:
     elif side == "at the end of":
         indentation += "    "
         at = next(n for n in range(at + 1, len(lines) + 1) if n == len(lines) or lines[n][:1] not in ("", " "))
+        while not lines[at - 1]:
+            at -= 1
     imports = [line for line in block.splitlines() if IMPORT.match(line)]
     others = [indentation + line for line in block.splitlines() if line and not IMPORT.match(line)]
     lines[at:at] = others
