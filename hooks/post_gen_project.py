@@ -62,8 +62,8 @@ WORKDIR {APP}
 
 # Debian packages, if there is an apt.txt that names some. COPY wants one file at least.
 COPY --chown={USER}:{USER} alembic.ini apt.tx[t] ./
-RUN if [ -f apt.txt ]; then apt-get update && sed 's/#.*//' apt.txt \\
-    | xargs apt-get install --yes --no-install-recommends && rm -rf /var/lib/apt/lists/*; fi
+RUN if [ -f apt.txt ]; then sed -i 's/#.*//' apt.txt && apt-get update \\
+    && xargs --arg-file=apt.txt apt-get install --yes --no-install-recommends && rm -rf /var/lib/apt/lists/*; fi
 
 # Before the code, so that a change of code does not install everything again. What a base image of another maker
 # brought with its own packages stays, and is not used; pip itself leaves no bytecode of its own.

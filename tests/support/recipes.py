@@ -48,7 +48,7 @@ def _blocks(text: str) -> Iterator[Block]:
         yield Block(before.strip().rpartition("\n\n")[2].replace("\n", " "), language, block)
 
 
-def follow(project: BakedProject, *titles: str) -> None:
+def follow(project: BakedProject, *titles: str, programs: Path = PROGRAMS) -> None:
     """Do what these recipes say, and format the result as `make fix` does.
 
     Where several want a migration, the last one is written, which is that of all.
@@ -70,7 +70,7 @@ def follow(project: BakedProject, *titles: str) -> None:
                 (included,) = recipes[""]
                 name = Path(file).stem
                 _paste(project, Block(included.where, "python", included.text.replace("predict", name)))
-    run_verbs(project, f"make fix\n{migration}")
+    run_verbs(project, f"make fix\n{migration}", programs=programs)
 
 
 def run_verbs(
@@ -122,7 +122,7 @@ def _insert(text: str, block: str, side: str, anchor: str) -> str:
         while not lines[at - 1]:
             at -= 1
     imports = [line for line in block.splitlines() if IMPORT.match(line)]
-    others = [indentation + line for line in block.splitlines() if line and not IMPORT.match(line)]
+    others = [indentation + line.strip() for line in block.splitlines() if line and not IMPORT.match(line)]
     lines[at:at] = others
     first_import = next((number for number, line in enumerate(lines) if IMPORT.match(line)), 0)
     lines[first_import:first_import] = imports
