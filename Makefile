@@ -15,7 +15,7 @@ LOCK = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-ha
 	--custom-compile-command "make lock" --upgrade
 
 .DEFAULT_GOAL = help
-.PHONY: release help demo test rest test-all oracle chaos flaky soak lint check fix states lock bench clean
+.PHONY: pictures release help demo test rest test-all oracle chaos flaky soak lint check fix states lock bench clean
 
 help: ## List these verbs
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -66,6 +66,9 @@ lock: .tools/bin/uv ## Pin the newest versions that the ranges allow, with hashe
 
 release: .venv/ready ## Tag VERSION=1.2.0 with its section of CHANGELOG.md, and push it
 	@$(VENV)/python tools/release.py $(VERSION)
+
+pictures: .venv/ready ## Make the README's pictures anew, out of a real outage (chromium is needed)
+	@$(VENV)/python tools/pictures.py
 
 bench: .venv/ready ## Measure rendering against an empty template, serving against a textbook's application, open streams, a failback against a plain copy, the image against a naive one
 	@status=0; for part in render serving streams failback image; do $(VENV)/python -m benchmarks.$$part || status=1; done; exit $$status

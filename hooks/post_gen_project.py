@@ -103,6 +103,8 @@ def about(answers: "dict[str, str]") -> str:
         "title": answers["project_name"],
         "emoji": answers["emoji"],
         "description": answers["short_description"],
+        "color_from": answers["color_from"],
+        "color_to": answers["color_to"],
     }
     return json.dumps(facts, ensure_ascii=False, indent=2) + "\n"
 

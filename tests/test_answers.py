@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,12 +59,29 @@ def cases(table: dict[str, list[str]]) -> list[tuple[str, str]]:
     return [(question, answer) for question, answers in table.items() for answer in answers]
 
 
+def with_the_rest_thorough(table: dict[str, list[str]], first: int) -> list[Any]:
+    """The cases, of which `make test` renders the first ones of each question only."""
+    rest = [
+        pytest.param(question, answer, marks=pytest.mark.thorough)
+        for question in table
+        for answer in table[question][first:]
+    ]
+    return [*cases({question: answers[:first] for question, answers in table.items()}), *rest]
+
+
 def problems(refusal: RefusedError | str) -> list[str]:
     """The lines of the list, of which each names its question."""
     return re.findall(r"^  - (\w+): ", str(refusal), re.MULTILINE)
 
 
 @pytest.mark.parametrize(("question", "answer"), cases(BAD), ids=ascii)
+def test_a_bad_answer_is_known_by_name(question: str, answer: str) -> None:
+    answers = GOOD | {question: answer}
+    found = load_hook("pre_gen_project", answers).problems(answers)
+    assert [problem.partition(":")[0] for problem in found] == [question]
+
+
+@pytest.mark.parametrize(("question", "answer"), with_the_rest_thorough(BAD, 4), ids=ascii)
 def test_a_bad_answer_is_refused_by_name_and_leaves_nothing(bake: Bakery, question: str, answer: str) -> None:
     with pytest.raises(RefusedError) as refused:
         bake(**{question: answer})
@@ -88,7 +106,10 @@ def test_all_problems_are_told_at_once_in_a_line_each(bake: Bakery) -> None:
     assert refused.value.left_behind == []
 
 
-@pytest.mark.parametrize("slug", ["../x", "a/b", "/tmp/space-that-is-refused", "..", "1abc", "a b"])
+SLUGS = ["../x", "/tmp/space-that-is-refused", "a/b", "..", "1abc", "a b"]
+
+
+@pytest.mark.parametrize("slug", [*SLUGS[:2], *(pytest.param(slug, marks=pytest.mark.thorough) for slug in SLUGS[2:])])
 def test_the_command_refuses_a_bad_slug_and_leaves_nothing(bake: Bakery, tmp_path: Path, slug: str) -> None:
     folder = tmp_path / "here"
     rendering = cookiecutter_command(

@@ -36,7 +36,6 @@ def fuzz(server: Server, folder: Path, examples: int, *options: str) -> int:
     )  # fmt: skip
     print(done.stdout[-1200:])
     assert done.returncode == 0, done.stdout + done.stderr + server.log()[-5000:]
-    assert "request failed" not in server.log()
     (generated,) = re.findall(r"^  (\d+) generated, ", done.stdout, re.MULTILINE)
     return int(generated)
 
@@ -45,7 +44,7 @@ def fuzz(server: Server, folder: Path, examples: int, *options: str) -> int:
 @pytest.mark.parametrize(
     ("database_url", "examples", "requests"),
     [
-        ("postgresql", 20, 300),
+        ("postgresql", 6, 150),
         pytest.param("sqlite", 250, 2000, marks=pytest.mark.thorough),
         pytest.param("postgresql", 250, 2000, marks=pytest.mark.thorough),
     ],
@@ -57,6 +56,7 @@ def test_no_request_finds_an_answer_that_the_schema_does_not_tell_of(
     with bake().boot({"DATABASE_URL": database_url, "API_TOKEN": TOKEN}) as server:
         assert server.settled()["status"] == "ok"
         assert fuzz(server, tmp_path, examples, "--header", f"X-API-Token: {TOKEN}") >= requests
+        assert "request failed" not in server.log_at_the_end()
 
 
 @pytest.mark.slow
@@ -76,8 +76,9 @@ def test_the_schema_is_as_true_for_clients_without_a_token(
         server.settled()
         # who may not write is told so before anybody looks whether the path knows the method
         options = ["--exclude-checks=unsupported_method"] if environ else []
-        assert fuzz(server, tmp_path, 20, "--phases=examples,coverage,fuzzing", *options) >= 200
+        assert fuzz(server, tmp_path, 6, "--phases=examples,coverage,fuzzing", *options) >= 150
         assert bool(server.titles()) is (environ == {})
+        assert "request failed" not in server.log_at_the_end()
 
 
 @pytest.fixture(scope="module")

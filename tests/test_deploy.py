@@ -1,6 +1,5 @@
 """`make deploy` puts a project online and tells the truth, against a Hub on loopback that builds by serving."""
 
-import importlib.util
 import json
 import os
 import re
@@ -18,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.bakery import ROOT, TEMPLATE_FOLDER, BakedProject, Bakery
+from tests.support.bakery import BakedProject, Bakery
 from tests.support.hub import (
     GITHUB_TOKEN,
     OWNER,
@@ -33,10 +32,9 @@ from tests.support.hub import (
     running_hub,
 )
 from tests.support.leaks import check_no_secret_in
+from tests.support.parsing import front_matter_problems
 from tests.support.processes import bare_environment
 from tests.support.server import IMPATIENT, serve
-from tests.test_front_matter import HOSTILE
-from tests.test_generated_project import NO_PLUGINS
 
 SPACE = f"{OWNER}/my-space"
 API_TOKEN = "a-secret-that-writes"  # noqa: S105
@@ -829,23 +827,6 @@ def test_the_workflow_may_do_as_little_as_possible(workflow: dict[Any, Any]) -> 
 # the front matter
 
 
-@pytest.fixture(scope="module")
-def problems_of() -> Callable[[str], list[str]]:
-    """The function that judges a README, out of the template's own file."""
-    path = ROOT / TEMPLATE_FOLDER / "tools" / "checks.py"
-    spec = importlib.util.spec_from_file_location("project_checks", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    def judge(readme: str, dockerfile: str = DOCKERFILE) -> list[str]:
-        problems: list[str] = module.front_matter_problems(readme, dockerfile)
-        return problems
-
-    return judge
-
-
 DOCKERFILE = "FROM python\nEXPOSE 7860\nEXPOSE 1025\n"
 GOOD = "title: x\nsdk: docker\n"
 BAD: list[tuple[str, Sequence[str]]] = [
@@ -874,50 +855,29 @@ GOOD_LINES = [
 
 
 @pytest.mark.parametrize(("readme", "begins"), BAD)
-def test_a_bad_front_matter_is_named(
-    problems_of: Callable[[str], list[str]], readme: str, begins: Sequence[str]
-) -> None:
-    problems = problems_of(readme)
+def test_a_bad_front_matter_is_named(readme: str, begins: Sequence[str]) -> None:
+    problems = front_matter_problems(readme, DOCKERFILE)
     assert len(problems) == len(begins)
     assert all(problem.startswith(begin) for problem, begin in zip(problems, begins, strict=True)), problems
 
 
 @pytest.mark.parametrize("line", BAD_LINES)
-def test_a_bad_value_is_one_problem_that_names_its_key(problems_of: Callable[[str], list[str]], line: str) -> None:
-    (problem,) = problems_of(f"---\n{GOOD}{line}\n---\n# X\n")
+def test_a_bad_value_is_one_problem_that_names_its_key(line: str) -> None:
+    (problem,) = front_matter_problems(f"---\n{GOOD}{line}\n---\n# X\n", DOCKERFILE)
     assert problem.startswith(f"{line.split(':')[0]}: ")
 
 
 @pytest.mark.parametrize("line", GOOD_LINES)
-def test_a_good_value_is_none(problems_of: Callable[[str], list[str]], line: str) -> None:
-    assert problems_of(f"---\r\n{GOOD}{line}\n---\n# X\n") == []
+def test_a_good_value_is_none(line: str) -> None:
+    assert front_matter_problems(f"---\r\n{GOOD}{line}\n---\n# X\n", DOCKERFILE) == []
 
 
 @pytest.mark.parametrize("dockerfile", ["FROM python\n", "FROM python\nEXPOSE $PORT\n", "EXPOSE 80 443\n"])
-def test_a_port_that_the_dockerfile_does_not_tell_is_left_to_the_hub(
-    problems_of: Callable[..., list[str]], dockerfile: str
-) -> None:
-    assert problems_of(f"---\n{GOOD}app_port: 8000\n---\n", dockerfile) == []
+def test_a_port_that_the_dockerfile_does_not_tell_is_left_to_the_hub(dockerfile: str) -> None:
+    assert front_matter_problems(f"---\n{GOOD}app_port: 8000\n---\n", dockerfile) == []
 
 
-def test_a_front_matter_without_a_port_means_the_hubs_own(problems_of: Callable[..., list[str]]) -> None:
-    assert problems_of(f"---\n{GOOD}---\n") == []
-    (problem,) = problems_of(f"---\n{GOOD}---\n", "EXPOSE 8000\n")
+def test_a_front_matter_without_a_port_means_the_hubs_own() -> None:
+    assert front_matter_problems(f"---\n{GOOD}---\n", DOCKERFILE) == []
+    (problem,) = front_matter_problems(f"---\n{GOOD}---\n", "EXPOSE 8000\n")
     assert problem.startswith("app_port: ")
-
-
-@pytest.mark.parametrize("text", HOSTILE)
-def test_whatever_the_template_accepts_passes(problems_of: Callable[[str], list[str]], bake: Bakery, text: str) -> None:
-    readme = bake.as_typed(project_name=text, short_description=text).read("README.md")
-    assert problems_of(readme) == []
-
-
-@pytest.mark.slow
-def test_the_projects_own_tests_check_its_front_matter(bake: Bakery, tmp_path: Path) -> None:
-    project = bake().copy_to(tmp_path)
-    readme = project.path / "README.md"
-    readme.write_text(readme.read_text().replace('sdk: "docker"', "sdk: gradio"))
-    command = ("python", "-m", "pytest", "-q", "tests/test_architecture.py")
-    done = project.run(*command, environ=NO_PLUGINS, check=False)
-    assert done.returncode == 1
-    assert "sdk: docker is required" in done.stdout

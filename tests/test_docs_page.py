@@ -81,7 +81,7 @@ def test_a_padlock_is_shown_where_a_token_is_needed_and_nowhere_else(
                 expect(visited.page.locator(".opblock .authorization__btn")).to_have_count(padlocks)
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("theme", ["dark", pytest.param("light", marks=pytest.mark.thorough)])
 def test_the_docs_follow_the_theme_and_fit_a_narrow_screen(browser: Browser, server: Server, theme: str) -> None:
     with visit(browser, server, "/docs", color_scheme=theme) as opened:
         for size, width in WIDTHS.items():

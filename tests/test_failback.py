@@ -150,8 +150,7 @@ def test_many_rows_move_in_bounded_memory_with_progress_in_the_log(project: Bake
             time.sleep(0.1)
         assert unready > 0
         assert (most - before) / 2**20 < 60
-        assert "moving rows to PostgreSQL" in server.log()
-        assert "moved 100000 rows" in server.log()
+        assert "moving rows to PostgreSQL" in server.log_when_it_tells("moved 100000 rows")
     with login.postgres.connect(login.url) as connection:
         assert connection.execute("SELECT count(*), count(DISTINCT title) FROM items").fetchone() == (100_000, 100_000)
 
@@ -319,10 +318,11 @@ def test_a_refused_row_and_those_that_refer_to_it_stay_until_the_command_moves_t
         report = ok(server)
         assert report["pending_rows"] == 3
         assert "make failback" in str(report["detail"])
-        refusals = [line for line in server.log().splitlines() if "a row stays behind" in line]
-        assert len(refusals) == 3
-        assert sum("table z_authors, key " in line for line in refusals) == 1
-        assert "pupil" not in server.log()
+        log = server.log_at_the_end()
+    refusals = [line for line in log.splitlines() if "a row stays behind" in line]
+    assert len(refusals) == 3
+    assert sum("table z_authors, key " in line for line in refusals) == 1
+    assert "pupil" not in log
     with own_tables.boot(environ, in_place=True, app="extra:app") as server:
         assert ok(server)["pending_rows"] == 3
     again = own_tables.run(*FAILBACK, environ=environ, check=False)
@@ -372,18 +372,16 @@ def test_what_no_column_of_postgresql_can_hold_stays_and_the_rest_moves(project:
         login.allow()
         assert ok(server)["pending_rows"] == 3
         assert len(server.titles()) == 20
-        assert server.log().count("a row stays behind: table items, key ") == 3
-        assert "nul" not in server.log()
+        log = server.log_at_the_end()
+    assert log.count("a row stays behind: table items, key ") == 3
+    assert "nul" not in log
     # a newer version changes nothing about them, and they are not forgotten
     (project.path / "migrations" / "versions" / "0002_own.py").write_text(OWN_MIGRATION)
-    again = project.run(
-        "python",
-        "-m",
-        "space_runtime.failback",
-        "src.main:create_runtime",
-        environ={"DATABASE_URL": login.url},
-        check=False,
-    )
+    unasked = project.run(*FAILBACK, environ={"DATABASE_URL": login.url}, check=False)
+    assert unasked.returncode == 1
+    assert "Migrate this database?" in unasked.stdout
+    assert "refused again" not in unasked.stdout
+    again = project.run(*FAILBACK, "--yes", environ={"DATABASE_URL": login.url}, check=False)
     assert (again.returncode, "0 moved, 3 refused again" in again.stdout) == (1, True), again.stdout
 
 
@@ -477,7 +475,7 @@ def test_rows_that_a_newer_version_cannot_migrate_wait_and_the_log_says_why(
     migration.write_text(FAILS_ON_SQLITE)
     with project.boot(environ, in_place=True) as server:
         assert server.settled()["database"]["reason"] == "migration_failed"
-        assert "this cannot be done on SQLite" in server.log()
+        server.log_when_it_tells("this cannot be done on SQLite")
     migration.write_text(FAILS_ON_SQLITE.replace("raise NotImplementedError", "str"))
     with project.boot(environ, in_place=True) as server:
         assert ok(server)["pending_rows"] == 0
@@ -556,6 +554,19 @@ def test_work_under_way_when_postgresql_returns_is_waited_for(project: BakedProj
         assert server.titles() == ["slow"]
 
 
+# As a person at a terminal answers.
+ANSWERED = """
+import io
+import sys
+from space_runtime.failback.__main__ import main
+
+sys.stdin = io.StringIO("%s\\n")
+sys.stdin.isatty = lambda: True
+sys.argv = ["failback", "src.main:create_runtime"]
+sys.exit(main())
+"""
+
+
 def test_rows_of_a_configured_sqlite_move_by_command_only(project: BakedProject, login: Login) -> None:
     with project.boot({}, in_place=True) as server:
         server.settled()
@@ -569,8 +580,16 @@ def test_rows_of_a_configured_sqlite_move_by_command_only(project: BakedProject,
         assert server.titles() == []
     dry = project.run(*FAILBACK, "--dry-run", environ=environ)
     assert "app.db: items: 1 rows would be moved" in dry.stdout
+    unasked = project.run(*FAILBACK, environ=environ, check=False)
+    assert unasked.returncode == 1
+    assert "Move the rows of app.db there, too?" in unasked.stdout
+    place = f"{login.url.rpartition('/')[2]} on 127.0.0.1"
+    assert place in dry.stdout
+    assert place in unasked.stdout
+    assert login.url.partition("@")[0].rpartition(":")[2] not in dry.stdout + unasked.stdout
     assert (project.path / "data" / "app.db").exists()
-    done = project.run(*FAILBACK, environ=environ)
+    declined, done = (project.run("python", "-c", ANSWERED % answer, environ=environ, check=False) for answer in "ny")
+    assert (declined.returncode, "1 moved" in declined.stdout) == (1, False)
     assert "app.db: 1 moved, 0 refused" in done.stdout
     with project.boot(environ, in_place=True) as server:
         assert "make failback" not in str(ok(server)["detail"])
@@ -592,7 +611,7 @@ def commit_and_be_interrupted(self):
         raise KeyboardInterrupt
 
 psycopg.Connection.commit = commit_and_be_interrupted
-sys.argv = ["failback", "src.main:create_runtime"]
+sys.argv = ["failback", "src.main:create_runtime", "--yes"]
 main()
 """
 
@@ -605,7 +624,7 @@ def test_a_command_that_is_interrupted_as_it_commits_moves_no_row_twice(project:
     environ = {"DATABASE_URL": login.url}
     cut = project.run("python", "-c", INTERRUPTED, environ=environ, check=False)
     assert "run this again" in cut.stdout, cut.stdout
-    again = project.run(*FAILBACK, environ=environ, check=False)
+    again = project.run(*FAILBACK, "--yes", environ=environ, check=False)
     assert again.returncode == 0, again.stdout
     with project.boot(environ, in_place=True) as server:
         assert ok(server)["pending_rows"] == 0
@@ -634,14 +653,7 @@ def test_the_command_says_what_is_missing_and_leaves_files_in_use_alone(project:
     with project.boot({}, in_place=True) as server:
         server.settled()
         create(server, "in use")
-        busy = project.run(
-            "python",
-            "-m",
-            "space_runtime.failback",
-            "src.main:create_runtime",
-            environ={"DATABASE_URL": login.url},
-            check=False,
-        )
+        busy = project.run(*FAILBACK, "--yes", environ={"DATABASE_URL": login.url}, check=False)
         assert busy.returncode == 1
         assert "stop it" in busy.stdout
         assert server.titles() == ["in use"]
@@ -703,8 +715,9 @@ def test_processes_that_share_the_file_agree_and_move_it_when_one_is_left(projec
         create(first, "by the first")
         create(second, "by the second")
         login.allow()
-        blocked = first.health_when(lambda report: report["database"]["reason"] == "locked")
-        assert "restart" in blocked["database"]["detail"]
+        # at first, perhaps, because the second one is just making the tables for failbacks
+        blocked = first.health_when(lambda report: "a restart moves the rows" in report["database"]["detail"])
+        assert blocked["database"]["reason"] == "locked"
         # one that starts now joins the others
         with project.boot(environ, in_place=True) as third:
             degraded(third)

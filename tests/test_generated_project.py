@@ -59,13 +59,16 @@ BREACHES = {
 
 
 @pytest.mark.slow
-def test_where_the_wall_is_broken_its_test_says_what_to_do(project: BakedProject) -> None:
+def test_where_the_wall_or_the_front_matter_is_broken_its_test_says_what_to_do(project: BakedProject) -> None:
     for file, (line, _) in BREACHES.items():
         # never run, since only the text is looked at
         (project.path / file).write_text(f"{project.read(file)}\n\ndef _broken() -> None:\n    {line}\n")
+    readme = project.path / "README.md"
+    readme.write_text(readme.read_text().replace('sdk: "docker"', "sdk: gradio"))
     done = project.run("python", "-m", "pytest", "tests/test_architecture.py", environ=NO_PLUGINS, check=False)
-    assert f"{len(BREACHES)} failed" in done.stdout
+    assert f"{len(BREACHES) + 1} failed" in done.stdout
     assert [told for _, told in BREACHES.values() if told not in done.stdout] == []
+    assert "sdk: docker is required" in done.stdout
 
 
 @pytest.mark.slow
@@ -73,8 +76,10 @@ def test_where_the_wall_is_broken_its_test_says_what_to_do(project: BakedProject
     "database_url", [pytest.param("sqlite", marks=pytest.mark.thorough), "postgresql"], indirect=True
 )
 def test_migrations_go_up_and_down_and_match_the_models(project: BakedProject, database_url: str) -> None:
-    for command in ("upgrade head", "downgrade base", "upgrade head", "check"):
-        done = project.run("alembic", *command.split(), environ={"DATABASE_URL": database_url})
+    # as people type it
+    project.run("alembic", "upgrade", "head", environ={"DATABASE_URL": database_url})
+    for command in ("downgrade base", "upgrade head", "check"):
+        done = project.run("python", "-m", "alembic", *command.split(), environ={"DATABASE_URL": database_url})
         assert "secret" not in done.stdout
     assert "No new upgrade operations detected" in done.stdout
 
@@ -87,8 +92,8 @@ def test_a_model_without_its_migration_is_noticed(project: BakedProject, databas
     models = project.path / "src" / "items" / "models.py"
     models.write_text(models.read_text() + "\n    forgotten: Mapped[int | None]\n")
     environ = {"DATABASE_URL": database_url}
-    project.run("alembic", "upgrade", "head", environ=environ)
-    done = project.run("alembic", "check", environ=environ, check=False)
+    project.run("python", "-m", "alembic", "upgrade", "head", environ=environ)
+    done = project.run("python", "-m", "alembic", "check", environ=environ, check=False)
     assert done.returncode != 0
     assert "forgotten" in done.stdout
 

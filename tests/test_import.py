@@ -1,6 +1,7 @@
 """Importing the app opens no file, socket or database, whatever DATABASE_URL says."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,11 +69,11 @@ VALUES = {
 
 def test_importing_the_app_opens_nothing_whatever_the_url_is(bake: Bakery, tmp_path: Path) -> None:
     project = bake().copy_to(tmp_path)
-    opened, libraries = json.loads(project.run("python", "-c", WATCH + ONE).stdout)
+    opened, libraries = json.loads(project.run(sys.executable, "-c", WATCH + ONE).stdout)
     assert opened == []
     values_file = tmp_path / "values"
     values_file.write_text(json.dumps([VALUES, libraries]))
-    done = project.run("python", "-c", WATCH + MANY, str(values_file))
+    done = project.run(sys.executable, "-c", WATCH + MANY, str(values_file))
     assert dict(map(json.loads, done.stdout.splitlines())) == {kind: [] for kind in VALUES}
     assert not (project.path / "data").exists()
 
@@ -80,5 +81,5 @@ def test_importing_the_app_opens_nothing_whatever_the_url_is(bake: Bakery, tmp_p
 def test_importing_the_app_with_its_libraries_for_postgresql_opens_nothing(bake: Bakery, tmp_path: Path) -> None:
     project = bake().copy_to(tmp_path)
     environ = {"DATABASE_URL": VALUES["postgresql"]}
-    assert json.loads(project.run("python", "-c", WATCH + ONE, environ=environ).stdout)[0] == []
+    assert json.loads(project.run(sys.executable, "-c", WATCH + ONE, environ=environ).stdout)[0] == []
     assert not (project.path / "data").exists()

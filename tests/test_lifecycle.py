@@ -28,6 +28,7 @@ from space_runtime.lifecycle.state import (
 from space_runtime.reasons import HARMLESS, REASONS
 
 from tests.chaos.faults import FAULTS, Fault
+from tests.support.examples import examples
 from tools.states import (
     POSTGRESQL,
     README,
@@ -226,9 +227,13 @@ def next_transition(state: State, now: float, data: st.DataObject) -> tuple[Tran
     return Transition(state, step, observation, after), now
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.sampled_from(CONFIGURATIONS), st.data())
-def test_whatever_happens_the_promises_hold(configuration: Configuration, data: st.DataObject) -> None:
+@examples(few=60, many=300)
+def test_whatever_happens_the_promises_hold(examples: int) -> None:
+    settings(max_examples=examples, deadline=None)(given(st.sampled_from(CONFIGURATIONS), st.data())(check_promises))()
+
+
+def check_promises(configuration: Configuration, data: st.DataObject) -> None:
+    """Go any way through the states, and look at each."""
     state, now = machine.begin(configuration, Moment(0.0, UTC_NOW)), 0.0
     was_reached = False
     for _ in range(data.draw(st.integers(1, 30))):

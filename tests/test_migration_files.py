@@ -25,8 +25,7 @@ ROUND_TRIP = ("upgrade head", "check", "downgrade 0001", "upgrade head", "check"
 
 def alembic(project: BakedProject, url: str, *commands: str) -> str:
     """Run Alembic's commands on a database; return what they print."""
-    environ = {"DATABASE_URL": url, "PYTHONPATH": "."}
-    return project.run("python", "-c", ALEMBIC, *commands, environ=environ).stdout
+    return project.run("python", "-c", ALEMBIC, *commands, environ={"DATABASE_URL": url}).stdout
 
 
 def make_migration(project: BakedProject, url: str, name: str) -> str:
@@ -35,6 +34,18 @@ def make_migration(project: BakedProject, url: str, name: str) -> str:
     (project.path / ".venv" / "ready").touch()
     programs = f"BIN={Path(sys.executable).parent}"
     project.run("make", "migration", f"m={name}", programs, environ={"DATABASE_URL": url})
+    return text_of_migration(project, name)
+
+
+def write_migration(project: BakedProject, url: str, name: str) -> str:
+    """Do what `make migration` does, in one process; return the text of the file."""
+    alembic(project, url, "upgrade head", f"revision --autogenerate -m {name}")
+    for command in ("format --quiet", "check --fix --quiet"):
+        project.run("ruff", *command.split(), "migrations")
+    return text_of_migration(project, name)
+
+
+def text_of_migration(project: BakedProject, name: str) -> str:
     (file,) = (project.path / "migrations" / "versions").glob(f"*_{name}.py")
     return file.read_text()
 
@@ -224,7 +235,7 @@ def test_columns_get_the_type_that_each_database_has_wherever_the_migration_was_
     with postgres.connect(of_postgresql) as server:
         server.execute("CREATE EXTENSION IF NOT EXISTS vector")
     add_models(project, TYPES)
-    written = make_migration(project, database_url, "types")
+    written = write_migration(project, database_url, "types")
     imports = [line for line in written.splitlines() if line.startswith(("import", "from"))]
     assert imports == [
         "import pgvector.sqlalchemy",
@@ -234,8 +245,7 @@ def test_columns_get_the_type_that_each_database_has_wherever_the_migration_was_
     ]
     for url in (of_sqlite, of_postgresql):
         alembic(project, url, *ROUND_TRIP)
-        script = {"DATABASE_URL": url, "PYTHONPATH": "."}
-        assert "differ: []" in project.run("python", "-c", WRITE_A_ROW, environ=script).stdout
+        assert "differ: []" in project.run("python", "-c", WRITE_A_ROW, environ={"DATABASE_URL": url}).stdout
     with postgres.connect(of_postgresql) as server:
         assert server.execute(COLUMNS).fetchall() == list(ON_POSTGRESQL.items())
         server.execute("INSERT INTO second VALUES (DEFAULT, 'draft')")
@@ -277,24 +287,41 @@ def test_an_enum_is_created_before_the_column_that_needs_it_and_dropped_after_th
     models = project.path / "src" / "items" / "models.py"
     before = models.read_text()
     models.write_text(before.replace("class Item(", STATUS_TYPE.lstrip()) + STATUS)
-    make_migration(project, database_url, "status")
+    write_migration(project, database_url, "status")
     other = postgres.create_database() if database_url.startswith("sqlite") else sqlite_url(tmp_path)
     for url in (database_url, other):
         alembic(project, url, "upgrade 0001")
         add_an_item(url)
         alembic(project, url, *ROUND_TRIP)
         assert statuses(url) == [("draft",)]
-    # a value more is nothing that a column would tell
-    models.write_text(models.read_text().replace('"published"\n', '"published"\n    withdrawn = "withdrawn"\n'))
-    for url in (database_url, other):
-        alembic(project, url, "check")
     models.write_text(before)
-    make_migration(project, database_url, "gone")
+    write_migration(project, database_url, "gone")
     for url in (database_url, other):
         alembic(project, url, "upgrade head", "check", "downgrade -1", "upgrade head", "check", "downgrade base")
     if not database_url.startswith("sqlite"):
         with postgres.connect(database_url) as server:
             assert server.execute("SELECT typname FROM pg_type WHERE typtype = 'e'").fetchall() == []
+
+
+@pytest.mark.thorough
+def test_a_value_that_an_enum_gets_is_added_on_both_databases(
+    project: BakedProject, postgres: Postgres, tmp_path: Path
+) -> None:
+    models = project.path / "src" / "items" / "models.py"
+    models.write_text(models.read_text().replace("class Item(", STATUS_TYPE.lstrip()) + STATUS)
+    of_sqlite, of_postgresql = sqlite_url(tmp_path), postgres.create_database()
+    make_migration(project, of_sqlite, "status")
+    alembic(project, of_postgresql, "upgrade head")
+    add_an_item(of_postgresql)
+    # also as the default, which PostgreSQL takes only once the new value is committed
+    more = models.read_text().replace('"published"\n', '"published"\n    withdrawn = "withdrawn"\n')
+    models.write_text(more.replace('server_default="draft"', 'server_default="withdrawn"'))
+    written = make_migration(project, of_sqlite, "more")
+    assert "ALTER TYPE status ADD VALUE IF NOT EXISTS 'withdrawn'" in written
+    for url in (of_postgresql, of_sqlite, postgres.create_database()):
+        alembic(project, url, "upgrade head", "check")
+    with postgres.connect(of_postgresql) as server:
+        server.execute("UPDATE items SET status = 'withdrawn'")
 
 
 AN_ITEM = "INSERT INTO items VALUES ('6f1e3a3c6f1e3a3c6f1e3a3c6f1e3a3c', 'one', NULL, '2026-01-01', '2026-01-01')"
@@ -387,7 +414,7 @@ def test_what_others_have_in_the_same_database_is_not_mentioned_in_a_migration(
         assert foreign not in written
     # what this project has created, it also drops
     models.write_text(before)
-    written = make_migration(project, database_url, "no_notes")
+    written = write_migration(project, database_url, "no_notes")
     upgrade = written.partition("def downgrade")[0]
     assert 'op.drop_table("notes")' in upgrade
     assert upgrade.count("drop_table") == 1

@@ -2,16 +2,24 @@
 
 # ruff: noqa: S608  (all statements are from here)
 
+import socket
 import sqlite3
+import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
+from space_runtime.backends import POSTGRESQL, postgresql
+from space_runtime.failback import handover
 from space_runtime.failback.handover import Failback
 from space_runtime.failback.outcome import Outcome
 from space_runtime.files import names
@@ -19,6 +27,7 @@ from space_runtime.files.contents import count_rows, read_only
 from space_runtime.migrations import Migrations
 from space_runtime.records import failbacks, seeds
 from space_runtime.snapshots.schedule import Snapshots
+from space_runtime.time_limit import within
 
 from tests.support.postgres import Postgres
 
@@ -74,7 +83,7 @@ class Database:
 
     def reasons(self) -> list[tuple[str, str]]:
         """Return the tables of the refused rows, and why PostgreSQL refused them."""
-        query = "SELECT table_name, coalesce(sqlstate, reason) FROM space_runtime_refused_rows ORDER BY file_id, number"
+        query = "SELECT table_name, coalesce(error, reason) FROM space_runtime_refused_rows ORDER BY number"
         return [(table, reason) for table, reason in self.run(query)]
 
 
@@ -400,3 +409,259 @@ def test_references_follow_a_number_that_a_trigger_gave(database: Database) -> N
     found = database.run("SELECT owners.name, pets.name FROM pets JOIN owners ON owners.id = owner_id ORDER BY 1")
     assert found == [("one", "of one"), ("two", "of two")]
     assert {(5,), (6,)} < set(database.run("SELECT id FROM owners"))
+
+
+TREES = "CREATE TABLE trees (id integer PRIMARY KEY AUTOINCREMENT, parent_id int REFERENCES trees, name text)"
+
+
+def in_postgresql(table: str) -> str:
+    return table.replace("integer PRIMARY KEY AUTOINCREMENT", "serial PRIMARY KEY")
+
+
+def test_a_seed_that_somebody_deleted_is_told_until_postgresql_has_it_no_more(database: Database) -> None:
+    database.run(
+        "CREATE TABLE kinds (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), name text UNIQUE)",
+        "CREATE TABLE roles (id int PRIMARY KEY, kind_id uuid REFERENCES kinds, name text)",
+        "INSERT INTO kinds (name) VALUES ('kind')",
+        "INSERT INTO roles SELECT 1, id, 'admin' FROM kinds",
+    )
+    file = names.path(database.folder, "fallback", database.file_id)
+    engine = sa.create_engine(f"sqlite:///{file}")
+    with engine.begin() as connection, seeds.recording(connection):
+        connection.exec_driver_sql("CREATE TABLE kinds (id text PRIMARY KEY, name text UNIQUE)")
+        connection.exec_driver_sql("CREATE TABLE roles (id integer PRIMARY KEY, kind_id text, name text)")
+        connection.exec_driver_sql("INSERT INTO kinds VALUES ('00000000000000000000000000000001', 'kind')")
+        connection.exec_driver_sql("INSERT INTO roles SELECT 1, id, 'admin' FROM kinds")
+    assert count_rows(read_only(file)) == {}
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM roles")
+    engine.dispose()
+    assert count_rows(read_only(file)) == {"roles": 1}
+    assert database.move() == (0, 1)
+    assert database.retry() == (0, 1)
+    assert database.reasons() == [("roles", "seed_deleted")]
+    database.run("DELETE FROM roles")
+    assert database.retry() == (0, 0)
+
+
+def test_every_row_that_got_another_key_is_recorded(database: Database) -> None:
+    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 150)"
+    rows = f"{numbers} INSERT INTO trees SELECT i, nullif(i - 1, 0), 'own ' || i FROM n"
+    database.run(in_postgresql(TREES), rows.replace("own", "a stranger"), "SELECT setval('trees_id_seq', 150)")
+    assert database.move(TREES, rows) == (150, 0)
+    recorded = database.run("SELECT old_key, new_key FROM space_runtime_new_keys WHERE table_name = 'trees'")
+    names_of = dict(database.run("SELECT id::text, name FROM trees"))
+    assert {old: names_of[new] for old, new in recorded} == {str(i): f"own {i}" for i in range(1, 151)}
+
+
+def test_references_follow_a_key_of_any_type_that_a_trigger_made(database: Database) -> None:
+    database.run(
+        "CREATE TABLE owners (id uuid PRIMARY KEY, name text, slug text UNIQUE, boss_id uuid REFERENCES owners)",
+        "CREATE TABLE pets (id int PRIMARY KEY, owner_id uuid REFERENCES owners, of text REFERENCES owners (slug))",
+        "CREATE FUNCTION make_key() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN NEW.id := gen_random_uuid(); NEW.slug := lower(NEW.slug); RETURN NEW; END $$",
+        "CREATE TRIGGER make_key BEFORE INSERT ON owners FOR EACH ROW EXECUTE FUNCTION make_key()",
+    )
+    moved = database.move(
+        "CREATE TABLE owners (id text PRIMARY KEY, name text, slug text UNIQUE, boss_id text REFERENCES owners)",
+        "CREATE TABLE pets (id integer PRIMARY KEY, owner_id text REFERENCES owners, of text REFERENCES owners (slug))",
+        f"INSERT INTO owners VALUES ('{UUID(int=1).hex}', 'one', 'ONE', NULL)",
+        f"INSERT INTO owners VALUES ('{UUID(int=2).hex}', 'two', 'TWO', '{UUID(int=1).hex}')",
+        f"INSERT INTO pets VALUES (1, '{UUID(int=1).hex}', 'TWO'), (2, '{UUID(int=2).hex}', 'ONE')",
+    )
+    assert moved == (4, 0)
+    found = database.run("SELECT pets.id, name, of FROM pets JOIN owners ON owners.id = owner_id ORDER BY 1")
+    assert found == [(1, "one", "two"), (2, "two", "one")]
+    bosses = "SELECT one.name, boss.name FROM owners one JOIN owners boss ON boss.id = one.boss_id"
+    assert database.run(bosses) == [("two", "one")]
+
+
+def test_a_copy_does_not_move_rows_again_that_got_another_number(database: Database) -> None:
+    database.run(in_postgresql(TREES), "INSERT INTO trees (name) VALUES ('a stranger'), ('another')")
+    rows = "INSERT INTO trees VALUES (1, NULL, 'root'), (2, 1, 'child')"
+    assert database.move(TREES, rows) == (2, 0)
+    # another machine went on with the same snapshot
+    assert database.move(TREES, rows, "INSERT INTO trees VALUES (70, 2, 'of the copy')") == (1, 0)
+    parents = "SELECT one.name, parent.name FROM trees one JOIN trees parent ON parent.id = one.parent_id ORDER BY 1"
+    assert database.run(parents) == [("child", "root"), ("of the copy", "child")]
+
+
+def test_without_a_right_to_the_numbering_only_those_rows_stay_that_need_a_number(database: Database) -> None:
+    database.run("CREATE TABLE parents (id serial PRIMARY KEY, name text)")
+    name = database.act_as_another()
+    try:
+        rows = "INSERT INTO parents VALUES (3, 'low'), (1073741900, 'high'), (1073741901, 'high, too')"
+        assert database.move(PARENTS, rows) == (2, 1)
+        assert database.reasons() == [("parents", "no_number")]
+        assert database.run("SELECT id FROM parents ORDER BY id") == [(1073741900,), (1073741901,)]
+    finally:
+        database.run("RESET ROLE", f"DROP OWNED BY {name}", f"DROP ROLE {name}")
+
+
+# As far as tests need it: the extension itself is not in every installation.
+CITEXT = [
+    "CREATE TYPE citext",
+    "CREATE FUNCTION citextin(cstring) RETURNS citext LANGUAGE internal IMMUTABLE STRICT AS 'textin'",
+    "CREATE FUNCTION citextout(citext) RETURNS cstring LANGUAGE internal IMMUTABLE STRICT AS 'textout'",
+    "CREATE TYPE citext (INPUT = citextin, OUTPUT = citextout, CATEGORY = 'S', COLLATABLE = true)",
+    "CREATE CAST (citext AS text) WITHOUT FUNCTION AS IMPLICIT",
+    "CREATE CAST (text AS citext) WITHOUT FUNCTION AS ASSIGNMENT",
+    "CREATE CAST (varchar AS citext) WITHOUT FUNCTION AS ASSIGNMENT",
+    "CREATE FUNCTION citext_cmp(citext, citext) RETURNS int LANGUAGE sql IMMUTABLE"
+    " AS $$ SELECT bttextcmp(lower($1::text), lower($2::text)) $$",
+    *[
+        statement
+        for name, operator in {"lt": "<", "le": "<=", "eq": "=", "ge": ">=", "gt": ">"}.items()
+        for statement in (
+            f"CREATE FUNCTION citext_{name}(citext, citext) RETURNS bool LANGUAGE sql IMMUTABLE"
+            f" AS $$ SELECT citext_cmp($1, $2) {operator} 0 $$",
+            f"CREATE OPERATOR {operator} (FUNCTION = citext_{name}, LEFTARG = citext, RIGHTARG = citext)",
+        )
+    ],
+    "CREATE OPERATOR CLASS citext_ops DEFAULT FOR TYPE citext USING btree AS OPERATOR 1 <, OPERATOR 2 <=,"
+    " OPERATOR 3 =, OPERATOR 4 >=, OPERATOR 5 >, FUNCTION 1 citext_cmp(citext, citext)",
+]
+
+
+def test_a_reference_that_differs_in_case_leads_to_no_stranger(database: Database) -> None:
+    database.run(
+        *CITEXT,
+        "CREATE TABLE parents (code citext PRIMARY KEY, name text UNIQUE)",
+        "CREATE TABLE children (id int PRIMARY KEY, parent_code citext REFERENCES parents)",
+        "INSERT INTO parents VALUES ('ABC', 'a stranger')",
+    )
+    tables = (
+        "CREATE TABLE parents (code text COLLATE NOCASE PRIMARY KEY, name text UNIQUE)",
+        "CREATE TABLE children (id integer PRIMARY KEY, parent_code text REFERENCES parents)",
+    )
+    rows = ("INSERT INTO parents VALUES ('abc', 'own')", "INSERT INTO children VALUES (1, 'aBc')")
+    assert database.move(*tables, *rows) == (0, 2)
+    assert database.reasons() == [("parents", "23505 parents_pkey"), ("children", "refers_to_refused")]
+    assert [row.table_name for row in database.failback.find_refused(1)] == ["parents", "children"]
+    database.run("DELETE FROM parents")
+    assert database.retry() == (2, 0)
+
+
+def test_a_sequence_that_cycles_ends_for_rows_that_find_no_number(database: Database) -> None:
+    database.run(
+        "CREATE SEQUENCE few MAXVALUE 3 CYCLE",
+        "CREATE TABLE parents (id int PRIMARY KEY DEFAULT nextval('few'), name text)",
+        "INSERT INTO parents (name) VALUES ('one'), ('two')",
+    )
+    rows = "INSERT INTO parents VALUES (1, 'own'), (2, 'own, too')"
+    assert database.move(PARENTS, rows) == (1, 1)
+    assert database.reasons() == [("parents", "no_number")]
+
+
+def test_a_refused_row_costs_two_round_trips(database: Database) -> None:
+    database.run("CREATE TABLE parents (id int PRIMARY KEY, name text UNIQUE)", "INSERT INTO parents VALUES (0, 'bad')")
+    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 400)"
+    statements: list[str] = []
+    sa.event.listen(database.engine, "before_cursor_execute", lambda *called: statements.append(called[2]))
+    rows = f"{numbers} INSERT INTO parents SELECT i, CASE i WHEN 390 THEN 'good' ELSE 'bad' END FROM n"
+    assert database.move(PARENTS, rows) == (1, 399)
+    assert len(statements) < 2 * 400 + 100
+
+
+def test_a_refused_row_keeps_its_number_and_the_time_of_its_first_refusal(database: Database) -> None:
+    database.run(in_postgresql(PARENTS).replace("name text", "name text UNIQUE"), "INSERT INTO parents VALUES (0, 'a')")
+    assert database.move(PARENTS, "INSERT INTO parents VALUES (7, 'a')") == (0, 1)
+    database.file_id = uuid4()
+    assert database.move(PARENTS, "INSERT INTO parents VALUES (8, 'a'), (9, 'a')") == (0, 2)
+    query = "SELECT number, key, refused_at FROM space_runtime_refused_rows ORDER BY number"
+    before = database.run(query)
+    assert [row[:2] for row in before] == [(1, "7"), (2, "8"), (3, "9")]
+    assert database.retry() == (0, 3)
+    assert database.run(query) == before
+
+
+def test_a_refused_row_is_discarded_with_all_that_refer_to_it(database: Database) -> None:
+    database.run(
+        in_postgresql(TREES).replace("name text", "name text UNIQUE"), "INSERT INTO trees (name) VALUES ('taken')"
+    )
+    rows = "(1, 3, 'taken'), (2, 1, 'child'), (3, 2, 'in a circle'), (4, NULL, 'moves'), (5, 4, 'taken')"
+    assert database.move(TREES, f"INSERT INTO trees VALUES {rows}") == (1, 4)
+    numbers = {key: number for number, key in database.run("SELECT number, key FROM space_runtime_refused_rows")}
+    found = [row.number for row in database.failback.find_refused(numbers["2"])]
+    assert sorted(found) == sorted(numbers[key] for key in "123")
+    with database.engine.begin() as connection:
+        failbacks.discard_refused(connection, found)
+    assert [key for (key,) in database.run("SELECT key FROM space_runtime_refused_rows")] == ["5"]
+    with pytest.raises(LookupError):
+        database.failback.find_refused(numbers["2"])
+
+
+class TwoHeads(Migrations):
+    """Migrations with two heads, one of which is new."""
+
+    def revisions(self) -> tuple[set[str], set[str]]:
+        """Return all revisions, and which of them are heads."""
+        return {"a", "b", "c", "d"}, {"b", "d"}
+
+    def migrate(self, engine: sa.Engine) -> bool:
+        """Bring the schema to the newest revision."""
+        with engine.begin() as connection:
+            connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'd' WHERE version_num = 'c'")
+        return True
+
+
+def test_a_file_with_several_heads_is_brought_up_to_date(database: Database) -> None:
+    heads = "CREATE TABLE alembic_version (version_num text)"
+    database.run(in_postgresql(PARENTS), heads, "INSERT INTO alembic_version VALUES ('d'), ('b')")
+    database.failback = Failback(database.engine, database.models, TwoHeads(database.folder), Snapshots(None, 60.0))
+    rows = ("INSERT INTO parents VALUES (7, 'own')", "INSERT INTO alembic_version VALUES ('b'), ('c')")
+    assert database.move(PARENTS, heads, *rows) == (1, 0)
+
+
+def test_a_move_waits_for_another_that_takes_long(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    database.run(in_postgresql(PARENTS))
+    file = names.path(database.folder, "fallback", database.file_id)
+    with sqlite3.connect(file) as connection:
+        connection.execute(PARENTS)
+        connection.execute("INSERT INTO parents VALUES (7, 'own')")
+    connection.close()
+    has_waited, ended = threading.Event(), threading.Event()
+    began = time.monotonic()
+
+    def sleep(seconds: float) -> None:
+        ended.wait(seconds)
+        if time.monotonic() > began + 3 * 0.3:
+            has_waited.set()
+
+    monkeypatch.setattr(handover, "_SECONDS_OF_SILENCE", 0.3)
+    monkeypatch.setattr(postgresql, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    with ThreadPoolExecutor(1) as thread:
+        with POSTGRESQL.lock_migrations(database.engine):
+            moving = thread.submit(database.failback.move_all, [file])
+            assert has_waited.wait(60)
+            assert not moving.done()
+            monkeypatch.setattr(handover, "_SECONDS_OF_SILENCE", 20.0)
+        moving.result(60)
+    assert database.run("SELECT name FROM parents") == [("own",)]
+
+
+def test_two_silent_hosts_keep_nobody_from_the_third(postgres: Postgres) -> None:
+    url = sa.make_url(postgres.create_database())
+    with ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(2)]
+        several = url.set(
+            drivername="postgresql+psycopg",
+            host=None,
+            port=None,
+            query={
+                "host": ",".join(["127.0.0.1"] * 3),
+                "port": ",".join(map(str, [*silent, url.port])),
+                "connect_timeout": "2",
+            },
+        )
+
+        def connect() -> None:
+            engine = POSTGRESQL.create_engine(several, {}, 1)
+            POSTGRESQL.prepare_to_serve(engine, transaction_pooler=False)
+            with engine.connect():
+                pass
+            engine.dispose()
+
+        with pytest.raises(TimeoutError):
+            within(3, connect)
+        within(3, connect)

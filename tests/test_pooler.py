@@ -78,7 +78,7 @@ def test_a_transaction_pooler_is_noticed_though_nothing_in_the_url_tells(
             stranger.prepare_threshold = None
             assert stranger.execute("SHOW default_transaction_read_only").fetchone() == ("off",)
             assert stranger.execute("SHOW statement_timeout").fetchone() == ("0",)
-        assert "Traceback" not in server.log()
+        assert "Traceback" not in server.log_at_the_end()
 
 
 @pytest.mark.thorough
@@ -96,4 +96,4 @@ def test_a_standby_behind_the_pooler_is_read_only_until_it_is_promoted(
             assert report["database"]["reason"] == "read_only"
         server.health_when(lambda report: report["status"] == "ok")
         assert server.post("/api/items", json={"title": "second"}).status_code == 201
-        assert "Traceback" not in server.log()
+        assert "Traceback" not in server.log_at_the_end()

@@ -21,6 +21,8 @@ from space_runtime.url.vocabulary import UnusableURLError  # noqa: E402
 from src.database.resolver import DatabaseURLResolver  # noqa: E402
 from src.database.session import build_engine  # noqa: E402
 
+from tests.support.examples import examples  # noqa: E402
+
 CORPUS = [
     json.loads(line) for line in (Path(__file__).parent / "data" / "database-urls.jsonl").read_text().splitlines()
 ]
@@ -614,18 +616,9 @@ def test_a_long_value_gives_a_resolution_at_once(value: str) -> None:
 
 
 @pytest.mark.slow
-@settings(REPEATABLE, max_examples=2_000)
-@given(value=ANYTHING)
-def test_any_string_at_all_gives_a_resolution(value: str) -> None:
-    check_that_it_is_resolved(value)
-
-
-@pytest.mark.slow
-@pytest.mark.thorough
-@settings(REPEATABLE, max_examples=12_000)
-@given(value=ANYTHING)
-def test_any_string_of_thousands_gives_a_resolution(value: str) -> None:
-    check_that_it_is_resolved(value)
+@examples(few=500, many=12_000)
+def test_any_string_at_all_gives_a_resolution(examples: int) -> None:
+    settings(REPEATABLE, max_examples=examples)(given(value=ANYTHING)(check_that_it_is_resolved))()
 
 
 def check_that_it_is_resolved(value: str) -> None:
@@ -659,45 +652,56 @@ def _best_of_three(value: str) -> float:
     return min(times)
 
 
-@pytest.mark.slow
-@settings(REPEATABLE, max_examples=3_000)
-@given(
-    value=st.builds(
-        lambda template, before, after: template.replace("{}", before + MARKER + after),
-        st.sampled_from(
-            [
-                "postgresql://app:{}@db.example.com/appdb",
-                "postgresql://{}:x@db.example.com/appdb",
-                "postgresql://app:x@{}/appdb",
-                "postgresql://app:x@db.example.com/{}",
-                "postgresql://app:x@db.example.com/appdb?{}",
-                "postgresql://app:x@db.example.com/appdb?{}=1",
-                "postgresql://app:x@db.example.com/appdb?sslmode={}",
-                "postgresql://app:x@db.example.com:{}/appdb",
-                "mysql://app:{}@db.example.com/appdb",
-                "{}://app:x@db.example.com/appdb",
-                "sqlite:///{}?{}",
-                "host=db.example.com user=app password={} dbname=x",
-                "{}",
-            ]
-        ),
-        st.text(max_size=8),
-        st.text(max_size=8),
-    )
+WITH_A_SECRET = st.builds(
+    lambda template, before, after: template.replace("{}", before + MARKER + after),
+    st.sampled_from(
+        [
+            "postgresql://app:{}@db.example.com/appdb",
+            "postgresql://{}:x@db.example.com/appdb",
+            "postgresql://app:x@{}/appdb",
+            "postgresql://app:x@db.example.com/{}",
+            "postgresql://app:x@db.example.com/appdb?{}",
+            "postgresql://app:x@db.example.com/appdb?{}=1",
+            "postgresql://app:x@db.example.com/appdb?sslmode={}",
+            "postgresql://app:x@db.example.com:{}/appdb",
+            "mysql://app:{}@db.example.com/appdb",
+            "{}://app:x@db.example.com/appdb",
+            "sqlite:///{}?{}",
+            "host=db.example.com user=app password={} dbname=x",
+            "{}",
+        ]
+    ),
+    st.text(max_size=8),
+    st.text(max_size=8),
 )
-def test_no_part_of_a_value_is_ever_shown(value: str) -> None:
-    """Wherever the secret stands and whatever stands around it, nothing shows it."""
-    resolution = resolve(value, SPACE_ID="someone/something")
-    assert not [part for part in (MARKER, "Zq7", "Kw9Jx4", "kw9jx4") if part in shown(resolution)]
 
 
 @pytest.mark.slow
-@settings(REPEATABLE, max_examples=2_000)
-@given(password=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cf", "Cs"]), min_size=1))
-def test_an_encoded_password_arrives_as_it_is(password: str) -> None:
+@examples(few=600, many=3_000)
+def test_no_part_of_a_value_is_ever_shown(examples: int) -> None:
+    """Wherever the secret stands and whatever stands around it, nothing shows it."""
+
+    @settings(REPEATABLE, max_examples=examples)
+    @given(value=WITH_A_SECRET)
+    def holds(value: str) -> None:
+        resolution = resolve(value, SPACE_ID="someone/something")
+        assert not [part for part in (MARKER, "Zq7", "Kw9Jx4", "kw9jx4") if part in shown(resolution)]
+
+    holds()
+
+
+@pytest.mark.slow
+@examples(few=400, many=2_000)
+def test_an_encoded_password_arrives_as_it_is(examples: int) -> None:
     """Whatever a password holds, percent-encoding carries it unless it is a known placeholder."""
-    resolution = resolve(f"postgresql://app:{quote(password, safe='')}@db.example.com:5432/appdb")
-    if resolution.url is None:
-        assert resolution.reason in {"placeholder", "unexpanded_variable"}
-    else:
-        assert what_the_driver_receives(resolution)["password"] == password
+
+    @settings(REPEATABLE, max_examples=examples)
+    @given(password=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cf", "Cs"]), min_size=1))
+    def holds(password: str) -> None:
+        resolution = resolve(f"postgresql://app:{quote(password, safe='')}@db.example.com:5432/appdb")
+        if resolution.url is None:
+            assert resolution.reason in {"placeholder", "unexpanded_variable"}
+        else:
+            assert what_the_driver_receives(resolution)["password"] == password
+
+    holds()

@@ -58,7 +58,9 @@ def opened(bake: Bakery) -> Iterator[Server]:
     with bake().boot() as server:
         server.settled()
         yield server
-        assert "Traceback" not in server.log()
+        # and what strangers sent may not be anywhere in it
+        log = server.log_at_the_end()
+        assert [told for told in ("Traceback", EVIL, "smuggled", "secret-in-a-query", TOKEN) if told in log] == []
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,9 @@ def guarded(bake: Bakery) -> Iterator[Server]:
     with bake().boot({"API_TOKEN": f" {TOKEN}\n", "CORS_ORIGINS": ORIGIN}) as server:
         server.settled()
         yield server
-        assert "Traceback" not in server.log()
+        # and what strangers sent may not be anywhere in it
+        log = server.log_at_the_end()
+        assert [told for told in ("Traceback", EVIL, "smuggled", "secret-in-a-query", TOKEN) if told in log] == []
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +108,6 @@ def test_forged_hosts_are_neither_repeated_nor_redirected_to_nor_logged(opened: 
         assert EVIL.encode() not in answer.everything
     created = post(opened, b'{"title": "x"}', *forged)
     assert created.headers["location"].startswith("/api/items/")
-    assert EVIL not in opened.log()
 
 
 @pytest.mark.parametrize("size", [MEGABYTE + 1, 20 * MEGABYTE])
@@ -147,7 +150,6 @@ def test_a_body_of_another_length_than_it_says_makes_no_second_request(opened: S
         answer = request(opened.port, b"POST " + ITEMS, JSON, *headers, body=body)
         assert answer.status in (400, 422), headers
         assert answer.everything.count(b"HTTP/1.1") == 1, headers
-    assert "smuggled" not in opened.log()
 
 
 def test_a_body_that_ends_early_leaves_no_trace(opened: Server) -> None:
@@ -293,7 +295,6 @@ def test_a_token_in_the_url_opens_nothing_and_is_not_logged(guarded: Server) -> 
     for name in (b"token", b"api_token", b"X-API-Token", b"access_token"):
         target = ITEMS + b"?" + name + b"=" + TOKEN.encode()
         assert request(guarded.port, b"POST " + target).status == 401
-    assert TOKEN not in guarded.log()
 
 
 def test_a_stranger_is_refused_before_anything_else_is_looked_at(guarded: Server) -> None:
@@ -433,7 +434,6 @@ def test_a_websocket_is_refused(opened: Server, path: bytes) -> None:
     ]  # fmt: skip
     answer = send(opened.port, b"\r\n".join(upgrade))
     assert (answer.status, answer.rest) == (403, b"")
-    assert "secret-in-a-query" not in opened.log()
 
 
 def test_a_stranger_can_write_nothing_on_a_space(space: Server) -> None:
@@ -466,5 +466,5 @@ def test_a_failure_shows_only_an_id_under_which_the_log_tells_more(project: Bake
             request_id = answer.headers["X-Request-ID"]
             detail = f"Internal error. The log tells more under the id {request_id}."
             assert (answer.status_code, answer.json()) == (500, {"detail": detail})
-            assert request_id in server.log()
-        assert "the-secret-in-an-exception" in server.log()
+            server.log_when_it_tells(request_id)
+        server.log_when_it_tells("the-secret-in-an-exception")

@@ -2,6 +2,7 @@
 
 import html
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -510,7 +511,7 @@ from fastapi.testclient import TestClient
 assert TestClient(app).get("/oauth/huggingface/login").status_code == 404
 assert "HuggingFace" not in str(app.openapi())
 """
-    assert bake().run("python", "-c", code).stdout.splitlines()[-1] == "[]"
+    assert bake().run(sys.executable, "-c", code).stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize("in_frames", [False, pytest.param(True, marks=pytest.mark.thorough)])

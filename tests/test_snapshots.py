@@ -559,14 +559,14 @@ def test_a_path_begins_at_the_project_or_at_home(bake: Bakery, tmp_path: Path) -
         sqlite3.connect("live.db").execute("CREATE TABLE t (a)")
         for url in ("backups/of it", "~/backups"):
             SnapshotStore(url, Path(project)).take(Path("live.db"), "app-00000001")"""
-    project.run("python", "-c", code, environ={"HOME": str(home)})
+    project.run(sys.executable, "-c", code, environ={"HOME": str(home)})
     assert len(os.listdir(project.path / "backups" / "of it")) == 1
     assert len(os.listdir(home / "backups")) == 1
 
 
 def test_an_application_without_snapshots_imports_nothing_for_them(bake: Bakery) -> None:
     code = "import src.main, sys; print({'fsspec', 'huggingface_hub'} & set(sys.modules))"
-    assert bake().run("python", "-c", code).stdout == "set()\n"
+    assert bake().run(sys.executable, "-c", code).stdout == "set()\n"
 
 
 # S3

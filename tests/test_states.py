@@ -114,7 +114,7 @@ def test_with_a_broken_url_sqlite_serves_and_says_why(project: BakedProject, kin
     value, reason = BROKEN[kind]
     with project.boot({"DATABASE_URL": value}, in_place=True) as server:
         check_served_by_sqlite(server, project, status="degraded", reason=reason, file="fallback-*.db")
-        told = server.log() + server.get("/health").text + server.get("/").text
+        told = server.get("/health").text + server.get("/").text + server.log_at_the_end()
         assert SECRET not in told
         if reason == "tls":
             assert "DATABASE_URL sets sslmode to something that is not understood" in told
@@ -207,7 +207,7 @@ def test_with_postgresql_away_sqlite_serves_and_says_why(
                 assert refused.status_code == 503
                 assert refused.headers["Retry-After"]
         check_served_by_sqlite(server, project, status="degraded", reason=reason, file="fallback-*.db")
-        told = server.log() + server.get("/health").text + server.get("/").text
+        told = server.get("/health").text + server.get("/").text + server.log_at_the_end()
     assert SECRET not in told
     assert PASSWORD not in told
 
@@ -259,7 +259,7 @@ def test_with_a_working_postgresql_it_serves(project: BakedProject, postgres: Po
         )
         use_items(server)
         assert "X-Database" not in server.get("/api/items").headers
-        told = server.log() + server.get("/health").text
+        told = server.get("/health").text + server.log_at_the_end()
     with postgres.connect(url) as connection:
         rows = connection.execute(
             "SELECT pg_typeof(id)::text, pg_typeof(created_at)::text, title FROM items"

@@ -3,7 +3,7 @@
 import json
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -41,24 +41,24 @@ STATES: dict[str, dict[str, str]] = {
 }
 WORDS = {
     "ok": ["OK", "Everything works", "SQLite serves."],
-    "ok-on-a-space": ["OK", "Data do not survive a restart", "DATABASE_URL", "SNAPSHOT_URL", "this Space's settings"],
+    "ok-on-a-space": ["OK", "Data does not survive a restart", "DATABASE_URL", "SNAPSHOT_URL", "this Space's settings"],
     "degraded": ["Degraded", "another database", "SQLite serves instead of PostgreSQL.", "What to do", "DATABASE_URL"],
     "unavailable": ["Unavailable", "neither be read nor written", "refuses connections", "What to do", "DATABASE_URL"],
     "starting": ["Starting", "The database is being chosen."],
 }
 FACTS: dict[str, dict[str, str]] = {
-    "ok": {"Database": "SQLite", "Data survive a restart": "Yes"},
-    "ok-on-a-space": {"Database": "SQLite", "Data survive a restart": "No"},
+    "ok": {"Database": "SQLite", "Data survives a restart": "Yes"},
+    "ok-on-a-space": {"Database": "SQLite", "Data survives a restart": "No"},
     "degraded": {
         "Database": "SQLite",
-        "Data survive a restart": "Yes",
+        "Data survives a restart": "Yes",
         "Rows that are not in PostgreSQL yet": "1",
         "Mended in DATABASE_URL": "blanks around it, quotes around it, left out the parameter pgbouncer",
     },
-    "unavailable": {"Database": "None", "Data survive a restart": "Not known", "Latency": "Not measured"},
-    "starting": {"Database": "None", "Data survive a restart": "Not known", "Latency": "Not measured"},
+    "unavailable": {"Database": "None", "Data survives a restart": "Not known", "Latency": "Not measured"},
+    "starting": {"Database": "None", "Data survives a restart": "Not known", "Latency": "Not measured"},
 }
-ALWAYS = {"Database", "Data survive a restart", "Latency", "Uptime", "Last checked", "Version"}
+ALWAYS = {"Database", "Data survives a restart", "Latency", "Uptime", "Last checked", "Version"}
 
 
 @pytest.fixture(scope="module")
@@ -121,20 +121,28 @@ def count_announcements(page: Page) -> None:
     )
 
 
-def check_looks(opened: Visit, axe: str, name: str) -> None:
-    """Look at the page in each theme and width: it fits, keeps nobody from using it, and a picture is kept."""
-    for theme in THEMES:
+Look = tuple[Literal["light", "dark"], str]
+# each theme and each width
+LOOKS: list[Look] = [("light", "wide"), ("dark", "narrow")]
+OTHER_LOOKS: list[Look] = [("light", "narrow"), ("dark", "wide")]
+
+
+def check_looks(opened: Visit, axe: str, name: str, looks: Sequence[Look] = LOOKS) -> None:
+    """Look at the page in themes and widths: it fits, keeps nobody from using it, and a picture is kept."""
+    for theme, size in looks:
         opened.page.emulate_media(color_scheme=theme)
-        for size, width in WIDTHS.items():
-            opened.resize(width)
-            assert not opened.needs_sideways_scrolling
-            assert opened.barriers(axe) == [], (theme, size)
-            opened.photograph(f"{name}-{theme}-{size}")
+        opened.resize(WIDTHS[size])
+        assert not opened.needs_sideways_scrolling
+        assert opened.barriers(axe) == [], (theme, size)
+        opened.photograph(f"{name}-{theme}-{size}")
 
 
+@pytest.mark.parametrize(
+    "looks", [LOOKS, pytest.param(OTHER_LOOKS, marks=pytest.mark.thorough)], ids=["looks", "other-looks"]
+)
 @pytest.mark.parametrize("state", STATES)
 def test_each_state_is_told_in_words_that_everyone_can_use(
-    bake: Bakery, browser: Browser, axe: str, silent_port: int, state: str
+    bake: Bakery, browser: Browser, axe: str, silent_port: int, state: str, looks: Sequence[Look]
 ) -> None:
     environ = {name: value.format(silent=silent_port) for name, value in STATES[state].items()}
     with bake().boot(environ) as server:
@@ -155,8 +163,8 @@ def test_each_state_is_told_in_words_that_everyone_can_use(
             assert {name: facts[name].lower() for name in FACTS[state]} == {
                 name: value.lower() for name, value in FACTS[state].items()
             }
-            expect(page.get_by_text("Data do not survive")).to_be_visible(visible=state == "ok-on-a-space")
-            check_looks(opened, axe, f"status-{state}")
+            expect(page.get_by_text("Data does not survive")).to_be_visible(visible=state == "ok-on-a-space")
+            check_looks(opened, axe, f"status-{state}", looks)
             assert opened.problems == []
         assert server.health()["status"] == status
         if state == "starting":
@@ -291,8 +299,7 @@ def test_the_page_is_true_without_javascript(bake: Bakery, browser: Browser) -> 
 
 
 HOSTILE = [
-    '"><img src="https://elsewhere.example/x.png" onerror="alert(1)">',
-    "</title><h1>$title $$ ${title} {title} %s</h1>",
+    '</title><h1>$title $$ ${title} {title} %s</h1>"><img src="https://elsewhere.example/x.png" onerror="alert(1)">',
     "<script>document.title = 'taken over'</script>",
     "&lt;b&gt; &amp; \\u003cb> 'quoted' \\",
     "Ünï" + "x" * 190,
@@ -300,7 +307,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize(
-    "text", [*HOSTILE[:2], *(pytest.param(text, marks=pytest.mark.thorough) for text in HOSTILE[2:])]
+    "text", [*HOSTILE[:1], *(pytest.param(text, marks=pytest.mark.thorough) for text in HOSTILE[1:])]
 )
 def test_titles_and_descriptions_are_shown_as_they_were_typed(bake: Bakery, browser: Browser, text: str) -> None:
     project = bake.as_typed(project_name=text, short_description=text[:60], emoji="#️⃣")

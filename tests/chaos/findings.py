@@ -49,6 +49,7 @@ class Finding:
         assert set(times) <= {*writer.sent, *earlier}
         acknowledged = [*writer.acknowledged, *earlier]
         self.requests, self.requests_lost = len(writer.sent), len(writer.lost)
+        self.wrong += writer.lost
         self.rows, self.rows_lost = len(acknowledged), len(set(acknowledged) - set(times))
 
     def lines(self, outcome: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Whatever goes wrong with its database, the app stays up, tells the truth and loses nothing."""
 
+import re
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -101,11 +102,17 @@ def play_at_stop(fault: Fault, scene: Scene, healing: ExitStack, finding: Findin
                 serve_a_while(fault, server, writer)
                 fault.inject(scene, healing)
                 writer.send_more()
-            writer.server_stops()
+            writer.server_stops(lambda: requests_in_hand(server))
             began = time.monotonic()
             finding.saw_end(server.stop(SECONDS_TO_STOP), began)
         healing.close()
         finding.count(writer, scene.earlier, scene.titles())
+
+
+def requests_in_hand(server: Server) -> int:
+    """How many requests the app is about to answer, but for the one that asks this."""
+    (number,) = re.findall(r"^http_requests_in_progress (\S+)$", server.get("/metrics").text, re.MULTILINE)
+    return int(float(number)) - 1
 
 
 def first_report(

@@ -16,8 +16,9 @@ import yaml
 from cookiecutter.main import cookiecutter
 from pytest_cookies.plugin import Cookies
 
-from tests.support.processes import bare_environment
+from tests.support.processes import Process, bare_environment
 from tests.support.server import Server, serve
+from tests.support.warm import can_be_forked, fork
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE_FOLDER = "{{cookiecutter.project_slug}}"
@@ -69,22 +70,34 @@ class BakedProject:
         `python` and the programs beside it are those of the tests, which have the project's requirements. Output and
         errors come back together in `stdout`; a failure shows them.
         """
-        with tempfile.TemporaryDirectory(prefix="home-") as home:
-            done = subprocess.run(  # noqa: S603
-                command,
-                cwd=self.path,
-                env=bare_environment(home) | {"PYTHONDONTWRITEBYTECODE": "1"} | dict(environ or {}),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                encoding="utf-8",
-                errors="replace",
-                timeout=timeout,
-                check=False,
-            )
-        if check and done.returncode != 0:
-            raise AssertionError(f"{command} ended with {done.returncode}:\n{done.stdout}")
-        return done
+        environ = environ or {}
+        with tempfile.TemporaryDirectory(prefix="run-") as private:
+            home, output_file = Path(private, "home"), Path(private, "output")
+            home.mkdir()
+            full_environ = bare_environment(home) | {"PYTHONDONTWRITEBYTECODE": "1"} | dict(environ)
+            with output_file.open("wb") as output:
+                process: Process
+                if can_be_forked(command, environ):
+                    process = fork(command, self.path, full_environ, output.fileno())
+                else:
+                    process = subprocess.Popen(  # noqa: S603
+                        command,
+                        cwd=self.path,
+                        env=full_environ,
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                    )
+            try:
+                code = process.wait(timeout)
+            except BaseException:
+                process.kill()
+                process.wait(10)
+                raise
+            printed = output_file.read_text(encoding="utf-8", errors="replace")
+        if check and code != 0:
+            raise AssertionError(f"{command} ended with {code}:\n{printed}")
+        return subprocess.CompletedProcess(command, code, printed)
 
     @contextmanager
     def boot(

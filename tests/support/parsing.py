@@ -1,14 +1,17 @@
 """Reads files back with the parsers that will meet them."""
 
 import configparser
+import importlib.util
 import json
 import tomllib
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
 
-from tests.support.bakery import BakedProject
+from tests.support.bakery import ROOT, TEMPLATE_FOLDER, BakedProject
 
 
 def front_matter(project: BakedProject) -> str:
@@ -16,6 +19,23 @@ def front_matter(project: BakedProject) -> str:
     opening, block, _ = project.read("README.md").split("---\n", 2)
     assert opening == ""
     return block
+
+
+def front_matter_problems(readme: str, dockerfile: str) -> list[str]:
+    """What the project's own check finds in the text of a README."""
+    problems: list[str] = checks().front_matter_problems(readme, dockerfile)
+    return problems
+
+
+@cache
+def checks() -> ModuleType:
+    """The template's own file, whose package is called as one of ours."""
+    spec = importlib.util.spec_from_file_location("project_checks", ROOT / TEMPLATE_FOLDER / "tools" / "checks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def parse(path: Path) -> Any:

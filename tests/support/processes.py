@@ -11,6 +11,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import Protocol
 
@@ -41,13 +43,29 @@ def bare_environment(home: str | Path) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on, below those that the system hands out to clients of its own accord."""
-    while True:
-        # not of the generator that a test may seed: processes that seed it alike would choose alike
-        port = random.SystemRandom().randrange(10_000, 32_000)
+    """A TCP port that nobody listens on, and that no other test takes before somebody does."""
+    for port in own_ports():
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+    raise AssertionError("unreachable: the ports of a process have no end")
+
+
+@cache
+def own_ports() -> Iterator[int]:
+    """A hundred ports, again and again, which no other process takes on which these tests run on this machine.
+
+    They are below those that the system hands out to clients of its own accord.
+    """
+    # not of the generator that a test may seed
+    for hundred in random.SystemRandom().sample(range(100, 320), 220):
+        # closed when this process ends
+        lock = os.open(Path(tempfile.gettempdir(), f"ports-{hundred}00-of-{os.getuid()}.lock"), os.O_CREAT | os.O_RDWR)
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return cycle(range(hundred * 100, hundred * 100 + 100))
+        os.close(lock)
+    raise AssertionError("All ports are taken by other test runs on this machine")
 
 
 def is_listening(port: int) -> bool:

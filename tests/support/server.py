@@ -2,7 +2,6 @@
 
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -91,8 +90,21 @@ class Server:
         return titles
 
     def log(self) -> str:
-        """Everything that the process printed."""
+        """What the process has printed by now: a line follows, sometimes much later, what it tells of."""
         return self.log_file.read_text(encoding="utf-8", errors="replace")
+
+    def log_at_the_end(self) -> str:
+        """Stop the process, and return everything that it printed."""
+        self.stop()
+        return self.log()
+
+    def log_when_it_tells(self, text: str, within: float = 20) -> str:
+        """The log, as soon as this is in it."""
+        deadline = time.monotonic() + within
+        while text not in (log := self.log()):
+            assert time.monotonic() < deadline, f"After {within} s the log did not tell {text!r}, but:\n{log}"
+            time.sleep(0.02)
+        return log
 
     def stop(self, patience: float = 30) -> int:
         """Send SIGTERM and return the exit code, which is negative where a signal ended the process."""
@@ -128,7 +140,7 @@ def serve(
         secrets.update(secrets_in_headers(request.headers))
 
     port = port or free_port()
-    arguments = [app, "--host", "127.0.0.1", "--port", str(port)]
+    command = command or ["python", "-m", "uvicorn", app, "--host", "127.0.0.1", "--port", str(port)]
     with tempfile.TemporaryDirectory(prefix="served-") as private:
         home, log_file = Path(private, "home"), Path(private, "log")
         home.mkdir()
@@ -136,11 +148,11 @@ def serve(
         full_environ = bare_environment(home) | LOOKING_OFTEN | dict(environ)
         process: Process
         with log_file.open("wb") as log:
-            if command is None and not prefix and can_be_forked(environ):
-                process = fork(arguments, folder, full_environ, log.fileno())
+            if not prefix and can_be_forked(command, environ):
+                process = fork(command, folder, full_environ, log.fileno())
             else:
                 process = subprocess.Popen(  # noqa: S603
-                    [*prefix, *(command or [sys.executable, "-m", "uvicorn", *arguments])],
+                    [*prefix, *command],
                     cwd=folder,
                     env=full_environ,
                     stdin=subprocess.DEVNULL,

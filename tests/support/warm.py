@@ -1,8 +1,9 @@
-"""Starts apps as forks of a process that has imported their libraries: half of what a start costs is importing them.
+"""Starts apps and tools as forks of a process that has imported their libraries: most of a start is importing them.
 
-What is forked has no code of the project in it, and goes on as `python -m uvicorn` does: in its own folder, session and
-environment, with its own `src`. It serves the many tests that look at what an app does once it runs. The start itself
-is tested with processes that begin from nothing, too: containers, workers, `make demo`, every app with a prefix.
+What is forked has no code of the project in it, and goes on as `python -m uvicorn` or `python -m tools.deploy` does: in
+its own folder, session and environment, with its own `src`. It serves the many tests that look at what a program does
+once it runs. The start itself is tested with processes that begin from nothing, too: containers, workers, the verbs of
+both Makefiles, every app with a prefix.
 """
 
 import atexit
@@ -18,27 +19,39 @@ from pathlib import Path
 
 from tests.support.processes import bare_environment
 
+# Not huggingface_hub, which reads the environment as it is imported.
 LIBRARIES = (
     "alembic.command",
+    "dotenv",
+    "email_validator",
     "fastapi",
+    "filelock",
+    "httpx2",
+    "pathspec",
     "prometheus_client",
     "psycopg",
     "pydantic_settings",
     "sqlalchemy.dialects.sqlite",
     "sqlalchemy.orm",
+    "structlog",
+    "tqdm.auto",
     "uvicorn.lifespan.on",
     "uvicorn.main",
     "uvicorn.protocols.http.h11_impl",
     "uvicorn.protocols.http.httptools_impl",
+    "uvicorn.protocols.websockets.websockets_sansio_impl",
     "uvloop",
+    "yaml",
 )
+# These look at the project from outside, and should not find more than a person's interpreter has.
+FROM_NOTHING = ("mypy", "pytest", "ruff")
 # An interpreter reads these when it begins, or whoever loads a program does.
 READ_AT_THE_BEGINNING = ("LD_", "PYTHON", "WEB_CONCURRENCY")
 PARENT = Path(__file__).with_name("warm_parent.py")
 
 
 class Fork:
-    """An app that was forked from the warm parent, which tells how it ended."""
+    """A program that was forked from the warm parent, which tells how it ended."""
 
     def __init__(self, replies: socket.socket) -> None:
         """`replies` tells its id, and when it has ended its exit code."""
@@ -69,7 +82,7 @@ class Fork:
             try:
                 self.returncode = self._reply()
             except (BlockingIOError, TimeoutError):
-                raise subprocess.TimeoutExpired("uvicorn", timeout or 0) from None
+                raise subprocess.TimeoutExpired("a fork", timeout or 0) from None
             self._replies.close()
         return self.returncode
 
@@ -83,17 +96,22 @@ class Fork:
         self.send_signal(signal.SIGKILL)
 
 
-def can_be_forked(environ: Mapping[str, str]) -> bool:
-    """Whether an app with this environment behaves the same when its interpreter began without it."""
-    return not any(name.startswith(READ_AT_THE_BEGINNING) for name in environ)
+def can_be_forked(command: Sequence[str], environ: Mapping[str, str]) -> bool:
+    """Whether a command is `python` with code or a module that may begin as a fork, in this environment.
+
+    Who wants an interpreter that begins from nothing names it: `sys.executable`.
+    """
+    at_the_beginning = any(name.startswith(READ_AT_THE_BEGINNING) for name in environ)
+    python = command[0] == "python" and command[1] in ("-c", "-m") and command[2] not in FROM_NOTHING
+    return python and not at_the_beginning
 
 
-def fork(arguments: Sequence[str], folder: Path, environ: Mapping[str, str], log: int) -> Fork:
-    """Run `python -m uvicorn` with these arguments in this folder and environment; it prints to this descriptor."""
+def fork(command: Sequence[str], folder: Path, environ: Mapping[str, str], output: int) -> Fork:
+    """Run `python -m MODULE` or `python -c CODE` in this folder and environment; it prints to this descriptor."""
     ours, theirs = socket.socketpair()
     with theirs:
-        message = json.dumps({"arguments": list(arguments), "folder": str(folder), "environ": dict(environ)})
-        socket.send_fds(parent(), [message.encode()], [log, theirs.fileno()])
+        message = json.dumps({"arguments": list(command[1:]), "folder": str(folder), "environ": dict(environ)})
+        socket.send_fds(parent(), [message.encode()], [output, theirs.fileno()])
     return Fork(ours)
 
 

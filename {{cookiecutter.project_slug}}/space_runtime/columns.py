@@ -151,7 +151,20 @@ class ExactNumeric(_DecimalType):
 
     def coerce_compared_value(self, op: OperatorType | None, value: Any) -> TypeEngine[Any]:
         """Return a type without a scale: what is only compared with must not be rounded."""
-        return Float() if isinstance(value, float) else Numeric()
+        return Float() if isinstance(value, float) else _Compared()
+
+
+class _Compared(TypeDecorator[Decimal]):
+    """A number that a Numeric is compared with."""
+
+    impl = Numeric
+    cache_ok = True
+
+    def bind_processor(self, dialect: Dialect) -> Any:
+        """Return what gives SQLite the int or float that the same stored value is."""
+        if dialect.name != "sqlite":
+            return super().bind_processor(dialect)
+        return lambda value: None if value is None else _nearest_number(Decimal(value))
 
 
 class LongNumeric(_DecimalType):
@@ -265,11 +278,15 @@ def _fits(decimal: Decimal, digits: int) -> bool:
     return not decimal or -_MOST_DIGITS <= decimal.adjusted() < digits
 
 
-def _as_number(decimal: Decimal) -> int | float:
+def _nearest_number(decimal: Decimal) -> int | float:
     if decimal == decimal.to_integral_value() and -(2**63) <= decimal < 2**63:
         return int(decimal)
-    number = float(decimal)
-    if _without_noise(number) != decimal:
+    return float(decimal)
+
+
+def _as_number(decimal: Decimal) -> int | float:
+    number = _nearest_number(decimal)
+    if isinstance(number, float) and _without_noise(number) != decimal:
         raise RefusedValue(
             f"SQLite keeps {DIGITS_OF_A_NUMBER} digits of a Numeric, and a value has more:"
             " make the column a LongNumeric"

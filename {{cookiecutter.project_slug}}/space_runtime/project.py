@@ -20,6 +20,8 @@ class About:
     title: str
     emoji: str
     description: str
+    color_from: str = "blue"
+    color_to: str = "green"
 
 
 @dataclass(frozen=True)
@@ -40,5 +42,5 @@ class Project:
         return self.folder / os.path.expanduser(written)
 
     def read_about(self) -> About:
-        """Return the title, emoji and description."""
+        """Return what the Space is called, what it does, and the colors of its card."""
         return About(**json.loads(self.about_file.read_text(encoding="utf-8")))

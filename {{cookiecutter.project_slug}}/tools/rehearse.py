@@ -208,6 +208,8 @@ class Rehearsal:
     """Tells what happens while it happens."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
+        self.url = ""
+        """Where the application answers, once it runs."""
         self._say = say
         self._started = time.monotonic()
 
@@ -230,6 +232,7 @@ class Rehearsal:
             application = Application(engine, folder, postgresql.url())
             stack.callback(application.stop)
             application.start()
+            self.url = application.url
             self._wait(application, "PostgreSQL serves", is_ok)
             clients = stack.enter_context(Clients(application, route, text_field))
             self._wait_for_rows(application, clients, "acknowledged on PostgreSQL")

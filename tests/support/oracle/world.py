@@ -623,5 +623,5 @@ def refused_rows(connection: sa.Connection) -> list[tuple[str, str]]:
     """The markers of the rows that PostgreSQL keeps because it refused them, and why it did."""
     if not sa.inspect(connection).has_table(REFUSED):
         return []
-    found = connection.execute(sa.text(f"SELECT content, reason, sqlstate FROM {REFUSED}"))  # noqa: S608
-    return [(content["marker"], f"{reason} {sqlstate or ''}".strip()) for content, reason, sqlstate in found]
+    found = connection.execute(sa.text(f"SELECT content, reason, error FROM {REFUSED}"))  # noqa: S608
+    return [(content["marker"], f"{reason} {error or ''}".strip()) for content, reason, error in found]

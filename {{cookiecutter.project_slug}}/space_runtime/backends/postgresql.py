@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -46,6 +46,7 @@ class PostgreSQL(Backend):
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._open_connections: WeakKeyDictionary[Engine, WeakSet[Any]] = WeakKeyDictionary()
+        self._attempts_in_vain = 0
 
     def describe(self, url: URL) -> str:
         """Name the database and its server; with several in the URL, all of them."""
@@ -110,12 +111,15 @@ class PostgreSQL(Backend):
 
         Otherwise each would wait first for a primary that is gone. Later, some would be made to it
         when it comes back, although another server has taken its place and has rows of its own.
+        While none has answered, each attempt begins with the next one: those that are silent may
+        take more time together than an attempt has.
         """
         last: tuple[str, str] | None = None
 
         @event.listens_for(engine, "connect")
         def note_host(connection: Any, record: ConnectionPoolEntry) -> None:
             nonlocal last
+            self._attempts_in_vain = 0
             before, last = last, (connection.info.host, str(connection.info.port))
             if before not in (None, last):
                 self._terminate(engine, all_but=connection)
@@ -125,9 +129,10 @@ class PostgreSQL(Backend):
             hosts = options["host"].split(",")
             ports = [port or "5432" for port in options.get("port", "").split(",")]
             places = list(zip(hosts, ports * (len(hosts) // len(ports)), strict=False))
-            if last not in places:
-                return None
-            first = places.index(last)
+            first = self._attempts_in_vain % len(places)
+            if last in places:
+                first = places.index(last)
+            self._attempts_in_vain += 1
             split = {name: options[name].split(",") for name in _BY_HOST & options.keys()}
             turned = {name: ",".join(some[first:] + some[:first]) for name, some in split.items()}
             return dialect.connect(*arguments, **options | turned)
@@ -160,7 +165,9 @@ class PostgreSQL(Backend):
         """Do nothing: a server that accepts no writes is refused when a connection is made."""
 
     @contextlib.contextmanager
-    def lock_migrations(self, engine: Engine) -> Iterator[Connection]:
+    def lock_migrations(
+        self, engine: Engine, on_wait: Callable[[], None] = lambda: None
+    ) -> Iterator[Connection]:
         """Hold an advisory lock in a transaction on a session of its own, outside of the pool.
 
         If that session is lost, the server lets others in: then the migrating connection is shut
@@ -176,7 +183,7 @@ class PostgreSQL(Backend):
             connection.rollback()
             pooled = connection.info.get("pooled", driver_connection.info.backend_pid != process_id)
             if not pooled:
-                session = stack.enter_context(_lock_session(engine))
+                session = stack.enter_context(_lock_session(engine, on_wait))
                 stack.enter_context(_watching(session, driver_connection))
 
             @event.listens_for(connection, "begin")
@@ -186,8 +193,7 @@ class PostgreSQL(Backend):
                     if "pooled" in connection.info:  # the engine's own listener comes too late
                         self.begin(connection, reading=False, bounded=False)
                     if pooled:
-                        connection.exec_driver_sql("SET LOCAL lock_timeout = '60s'")
-                        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
+                        _take_lock(connection.exec_driver_sql, on_wait)
                     for setting in _WHILE_MIGRATING:
                         connection.exec_driver_sql(f"SET LOCAL {setting}")
                 elif not pooled:  # where a setting would reach other clients
@@ -220,7 +226,7 @@ class PostgreSQL(Backend):
 
 
 @contextlib.contextmanager
-def _lock_session(engine: Engine) -> Iterator[Any]:
+def _lock_session(engine: Engine, on_wait: Callable[[], None]) -> Iterator[Any]:
     """Yield a driver's connection that holds the lock; it takes no place in the pool."""
     import psycopg  # here, so that a start on SQLite does not load the driver
 
@@ -233,7 +239,7 @@ def _lock_session(engine: Engine) -> Iterator[Any]:
         # INDEX CONCURRENTLY waits.
         session.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
         try:
-            _take_lock(session)
+            _take_lock(session.execute, on_wait)
         except psycopg.Error as error:
             message = "The connection to the server was lost."
             raise DatabaseUnavailable(message, reason="connection_lost") from error
@@ -246,23 +252,22 @@ def _lock_session(engine: Engine) -> Iterator[Any]:
         pool.dispose()
 
 
-def _take_lock(session: Any) -> None:
+def _take_lock(execute: Callable[[str], Any], on_wait: Callable[[], None]) -> None:
     """Take the lock; raise DatabaseUnavailable if another process keeps it for a minute.
 
     The server is asked again and again: a statement that waited there would keep its snapshot, and
     a CREATE INDEX CONCURRENTLY of the process that has the lock would wait for that in turn.
     """
-    deadline = time.monotonic() + _SECONDS_FOR_OTHERS
-    while True:
-        session.execute(_HEARTBEAT)
-        # Without parameters: the protocol for them leaves a portal open, and with it a snapshot.
-        (is_taken,) = session.execute(f"SELECT pg_try_advisory_xact_lock({_LOCK})").fetchone()
-        if is_taken:
-            return
-        session.rollback()
-        if time.monotonic() > deadline:
+    began = time.monotonic()
+    execute(_HEARTBEAT)
+    # Without parameters: the protocol for them leaves a portal open, and with it a snapshot.
+    while not execute(f"SELECT pg_try_advisory_xact_lock({_LOCK})").fetchone()[0]:
+        if time.monotonic() > began + _SECONDS_FOR_OTHERS:
             raise DatabaseUnavailable("Another process migrates the database.", reason="locked")
+        on_wait()
         time.sleep(0.1)
+    if (waited := time.monotonic() - began) > 1:
+        logger.info("waited %.0f s for another process that migrated or moved rows", waited)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """The interface through which the rest of the runtime uses a database."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
 
@@ -56,11 +56,14 @@ class Backend(Protocol):
     def try_to_write(self, connection: Connection) -> None:
         """Raise what a write would raise now, and change nothing."""
 
-    def lock_migrations(self, engine: Engine) -> AbstractContextManager[Connection]:
+    def lock_migrations(
+        self, engine: Engine, on_wait: Callable[[], None] = ...
+    ) -> AbstractContextManager[Connection]:
         """Yield a connection, not in a transaction, that only one process can have at a time.
 
         The lock is not the connection's own, so that the caller may begin and commit as often as it
-        likes. Raise DatabaseUnavailable if another process keeps the lock for too long.
+        likes. Raise DatabaseUnavailable if another process keeps the lock for too long; until then
+        `on_wait` is called again and again.
         """
         ...
 

@@ -4,7 +4,7 @@ import contextlib
 import math
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,7 +127,9 @@ class SQLite(Backend):
         connection.execute(text(f"PRAGMA user_version = {int(version)}"))
 
     @contextlib.contextmanager
-    def lock_migrations(self, engine: Engine) -> Iterator[Connection]:
+    def lock_migrations(
+        self, engine: Engine, on_wait: Callable[[], None] = lambda: None
+    ) -> Iterator[Connection]:
         """Hold a lock on a file beside the database, which is removed at the end."""
         with contextlib.ExitStack() as stack:
             is_in_memory = _is_in_memory(engine.url)

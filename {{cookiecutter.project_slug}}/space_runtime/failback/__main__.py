@@ -8,11 +8,14 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from space_runtime.backends import backend_of
 from space_runtime.backends.errors import (
     DatabaseUnavailable,
     OutcomeUnknown,
@@ -29,12 +32,11 @@ from space_runtime.files.sqlite_files import CONFIGURED_FILE
 from space_runtime.migrations import Migrations
 from space_runtime.reasons import REASONS
 from space_runtime.records import failbacks
-from space_runtime.records.failbacks import REFUSALS
 from space_runtime.records.stored import to_json
 from space_runtime.runtime import Runtime
 
-_DESCRIPTION = """Move rows from SQLite to PostgreSQL: those written while PostgreSQL was away,
-those that it refused before, and those in app.db (or in FILE), which only this command moves.
+_DESCRIPTION = """Move rows from SQLite to PostgreSQL: those written while PostgreSQL was away and
+those that it refused before, and, after asking, those in app.db (or in FILE).
 """
 
 
@@ -45,12 +47,17 @@ def main() -> int:
     actions = parser.add_mutually_exclusive_group()
     actions.add_argument("--dry-run", action="store_true", help="only say what would be moved")
     actions.add_argument(
-        "--list", action="store_true", help="list the refused rows: table, key, why"
+        "--list", action="store_true", help="list the refused rows: number, table, key, why"
     )
     actions.add_argument(
         "--export", type=Path, metavar="NEW_FILE", help="write the refused rows to a file, as JSON"
     )
-    actions.add_argument("--discard", action="store_true", help="delete the refused rows for good")
+    actions.add_argument(
+        "--discard",
+        metavar="NUMBER",
+        help="delete this refused row, and those that refer to it; or all",
+    )
+    parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="an SQLite file")
     arguments = parser.parse_args()
     if missing := [str(file) for file in arguments.files if not file.is_file()]:
@@ -68,8 +75,8 @@ def main() -> int:
             if arguments.export:
                 return _export(target, arguments.export)
             if arguments.discard:
-                return _discard(target)
-            return _move(runtime, target, arguments.files, only_plan=arguments.dry_run)
+                return _discard(runtime, target, arguments.discard, yes=arguments.yes)
+            return _move(runtime, target, arguments)
         except Busy:
             sys.exit("The application is using these files: stop it, then try again.")
         except SchemasDiffer:
@@ -85,39 +92,62 @@ def main() -> int:
             sys.exit(f"Nothing more was moved: {REASONS[connection_reason(error)].explanation}.")
 
 
-def _move(runtime: Runtime, target: Engine, chosen: list[Path], *, only_plan: bool) -> int:
+def _move(runtime: Runtime, target: Engine, arguments: argparse.Namespace) -> int:
     directories = runtime.locations.directories()
     files = names.find("handover", directories) + names.find("fallback", directories)
     # Path.exists() raises PermissionError in a directory that may not be entered.
     configured = [directory / CONFIGURED_FILE for directory in directories]
-    files += chosen or [file for file in configured if os.path.exists(file)]
-    if only_plan:
-        return _print_plan(files, target)
-
+    chosen = arguments.files or [file for file in configured if os.path.exists(file)]
     migrations = Migrations(runtime.project.folder)
+    is_behind = migrations.is_behind(target)
+    print(f"To {backend_of(target).describe(target.url)}:")
+    if is_behind:
+        print("its schema is older than this project's, or it has none yet: it would be migrated")
+    _print_plan([*files, *chosen], target)
+    if arguments.dry_run:
+        return 0
+
+    yes = arguments.yes
+    if is_behind and not _confirm("Migrate this database?", yes=yes):
+        return 1
+    # What an outage left behind belongs there. These rows may be no more than somebody's tests.
+    question = "Move the rows of {} there, too? They were not written in an outage."
+    left_alone = [one for one in chosen if not _confirm(question.format(one.name), yes=yes)]
+    files += [one for one in chosen if one not in left_alone]
     migrations.migrate(target)
     failback = Failback(target, runtime.project.metadata, migrations, runtime.snapshots)
-    print(f"To the database {target.url.database}:")
     with target.connect() as connection:
         refused_before = failbacks.files_with_refused(connection)
-    left = 0
+    refused = 0
     for file_id in refused_before:
         outcome = failback.retry_refused(file_id)
-        left += outcome.refused
+        refused += outcome.refused
         print(f"refused before: {outcome.moved} moved, {outcome.refused} refused again")
     for file in files:
         with exclusive([names.location_of(file)]):
             outcome = failback.move(file)
-        left += outcome.refused
+        refused += outcome.refused
         print(f"{file.name}: {outcome.moved} moved, {outcome.refused} refused")
-    if not (refused_before or files):
-        print("There is nothing to move.")
-        return 0
-    print("PostgreSQL keeps the refused rows: make failback LIST=1 says why." if left else "Done.")
-    return 1 if left else 0
+    if refused:
+        print("PostgreSQL keeps the refused rows: make failback LIST=1 says why.")
+    elif not left_alone:
+        print("Done." if refused_before or files else "There is nothing to move.")
+    return 1 if refused or left_alone else 0
 
 
-def _print_plan(files: list[Path], target: Engine) -> int:
+def _confirm(question: str, *, yes: bool) -> bool:
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        print(f"{question} There is nobody to ask: YES=1 says yes.")
+        return False
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
+def _print_plan(files: list[Path], target: Engine) -> None:
     for file in files:
         if not is_moved(target, names.id_of(file)):
             for name, count in count_rows(read_only(file)).items():
@@ -125,17 +155,22 @@ def _print_plan(files: list[Path], target: Engine) -> int:
     with target.connect() as connection:
         count = failbacks.count_refused(connection)
     print(f"{count} rows that were refused before would be tried again")
-    return 0
 
 
 def _list(target: Engine) -> int:
     with target.connect() as connection:
-        for row in failbacks.list_refused(connection):
-            why = REFUSALS.get(row.reason, row.reason)
-            code = f" ({row.sqlstate})" if row.sqlstate else ""
-            print(f"{row.refused_at:%Y-%m-%d %H:%M}  {row.table_name}  {row.key}  {why}{code}")
+        _print_rows(failbacks.list_refused(connection))
         print(f"{failbacks.count_refused(connection)} refused rows")
+        if renamed := sum(1 for _ in failbacks.read_new_keys(connection)):
+            print(f"{renamed} rows were moved with another key: EXPORT=file says which")
     return 0
+
+
+def _print_rows(rows: Iterable[Any]) -> None:
+    for row in rows:
+        why = failbacks.because(row.reason, row.error)
+        when = f"{row.refused_at:%Y-%m-%d %H:%M}"
+        print(f"{row.number}  {when}  {row.table_name}  {row.key}  {why}")
 
 
 def _export(target: Engine, file: Path) -> int:
@@ -145,24 +180,42 @@ def _export(target: Engine, file: Path) -> int:
             for file_id in failbacks.files_with_refused(connection):
                 for row in failbacks.read_refused(connection, file_id):
                     count += 1
-                    values = to_json(row.content | row.settled)
+                    sqlstate, _, constraint = (row.error or "").partition(" ")
                     line = {
+                        "number": row.number,
                         "table": row.table_name,
                         "reason": row.reason,
-                        "sqlstate": row.sqlstate,
-                        "row": values,
+                        "sqlstate": sqlstate or None,
+                        "constraint": constraint or None,
+                        "row": to_json(row.content | row.settled),
                     }
                     lines.write(json.dumps(line) + "\n")
+            for new in failbacks.read_new_keys(connection):
+                line = {"table": new.table_name, "old_key": new.old_key, "new_key": new.new_key}
+                lines.write(json.dumps(line) + "\n")
     except OSError as error:
         sys.exit(f"{file}: {error.strerror}")
     print(f"{count} refused rows were written to {file}")
     return 0
 
 
-def _discard(target: Engine) -> int:
+def _discard(runtime: Runtime, target: Engine, which: str, *, yes: bool) -> int:
+    if which == "all":
+        with target.connect() as connection:
+            rows = list(failbacks.list_refused(connection))
+    else:
+        migrations = Migrations(runtime.project.folder)
+        failback = Failback(target, runtime.project.metadata, migrations, runtime.snapshots)
+        try:
+            rows = failback.find_refused(int(which))
+        except (ValueError, LookupError):
+            sys.exit("DISCARD is `all` or a number that LIST=1 shows.")
+        _print_rows(rows)
+    if not _confirm(f"Delete these {len(rows)} rows for good?", yes=yes):
+        return 1
     with target.begin() as connection:
-        count = failbacks.discard_refused(connection) if failbacks.count_refused(connection) else 0
-    print(f"{count} refused rows were deleted")
+        failbacks.discard_refused(connection, [row.number for row in rows])
+    print(f"{len(rows)} refused rows were deleted")
     return 0
 
 

@@ -7,7 +7,7 @@ table of failbacks in PostgreSQL show what is left to do.
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from uuid import UUID
@@ -22,15 +22,18 @@ from space_runtime.failback.outcome import MoveFailed, Outcome
 from space_runtime.file_locks import Busy
 from space_runtime.files import names
 from space_runtime.files.contents import count_rows, read_only
-from space_runtime.migrations import Migrations, current_revision
+from space_runtime.migrations import Migrations, current_revisions
 from space_runtime.observability.metrics import FAILBACK_ROWS, FAILBACKS
 from space_runtime.records import failbacks
+from space_runtime.records.failbacks import RefusedRow
 from space_runtime.snapshots.schedule import Snapshots
 from space_runtime.time_limit import while_progressing
 
 logger = logging.getLogger(__name__)
 
 _SECONDS_OF_SILENCE = 20.0
+ROWS_FOLLOW = "it moves its rows to PostgreSQL or migrates it, and these rows follow"
+"""What another process does that keeps PostgreSQL locked."""
 
 
 class SchemasDiffer(Exception):
@@ -80,10 +83,15 @@ class Failback:
             logger.error("rows could not be moved: %s", failed.detail)
             reason = running_reason(failed.error) or "rows_not_moved"
             raise CannotServe(reason, is_there=False, detail=failed.detail) from None
-        except (SQLAlchemyError, DatabaseUnavailable, sqlite3.Error, OSError) as error:
+        except DatabaseUnavailable as error:
+            detail = ROWS_FOLLOW if error.reason == "locked" else ""
+            raise CannotServe(
+                error.reason or "rows_not_moved", is_there=False, detail=detail
+            ) from None
+        except (SQLAlchemyError, sqlite3.Error, OSError) as error:
             code = getattr(getattr(error, "orig", error), "sqlstate", None)
             logger.error("rows could not be moved: %s %s", type(error).__name__, code or "")
-            reason = getattr(error, "reason", None) or running_reason(error) or "rows_not_moved"
+            reason = running_reason(error) or "rows_not_moved"
             raise CannotServe(reason, is_there=False) from None
 
     def move(self, file: Path, on_progress: Callable[[], None] = lambda: None) -> Outcome:
@@ -100,7 +108,7 @@ class Failback:
         self._snapshots.add_tombstone(series)
         try:
             if not count_rows(read_only(handed_over), at_most=1):
-                self._record_empty(file_id)
+                self._record_empty(file_id, on_progress)
                 names.remove(handed_over)
                 return Outcome()
             if not is_moved(self._target, file_id):
@@ -141,9 +149,27 @@ class Failback:
         with _transaction(self._target) as connection:
             source = RefusedSource(failbacks.take_refused(connection, file_id))
             moved = failbacks.moved_ids(connection)
-            is_copy = _is_copy(file_id, moved)
-            move = Move(source, connection, self._models, file_id, is_copy=is_copy)
+            copy_of = _originals(file_id, moved)
+            move = Move(source, connection, self._models, file_id, copy_of=copy_of)
             return move.run(source.changed_seeds)
+
+    def find_refused(self, number: int) -> list[RefusedRow]:
+        """Return the refused row with this number and all that refer to it; raise LookupError.
+
+        Without it, those must not be tried again: they might find a stranger's row in its place.
+        """
+        from space_runtime.failback.behind import with_those_that_refer
+        from space_runtime.failback.schema import read_references, read_schema
+
+        with self._target.connect() as connection:
+            for file_id in failbacks.files_with_refused(connection):
+                rows = {row.number: row for row in failbacks.read_refused(connection, file_id)}
+                if number in rows:
+                    present = {row.table_name for row in rows.values()}
+                    tables = read_schema(connection, self._models, present)
+                    references = read_references(tables, self._models, present)
+                    return with_those_that_refer(rows[number], rows.values(), references, tables)
+        raise LookupError(number)
 
     def _move_rows(self, file: Path, file_id: UUID, on_progress: Callable[[], None]) -> Outcome:
         """Move every row of a file and record its id, in one transaction.
@@ -154,27 +180,30 @@ class Failback:
         from space_runtime.failback.move import Move
         from space_runtime.failback.sources import FileSource
 
-        with read_only(file).connect() as rows, _transaction(self._target) as connection:
+        with (
+            read_only(file).connect() as rows,
+            _transaction(self._target, on_progress) as connection,
+        ):
             self._create_records(connection)
             moved = failbacks.moved_ids(connection)
             if file_id in moved:
                 raise AlreadyMoved
-            if current_revision(rows) != current_revision(connection):
+            if current_revisions(rows) != current_revisions(connection):
                 raise SchemasDiffer
             outcome = Move(
                 FileSource(rows),
                 connection,
                 self._models,
                 file_id,
-                is_copy=_is_copy(file_id, moved),
+                copy_of=_originals(file_id, moved),
                 on_progress=on_progress,
             ).run()
             failbacks.record_move(connection, file_id, outcome.moved)
         return outcome
 
-    def _record_empty(self, file_id: UUID) -> None:
+    def _record_empty(self, file_id: UUID, on_progress: Callable[[], None]) -> None:
         """Record that a file without rows was moved, so that no snapshot of it is restored."""
-        with _transaction(self._target) as connection:
+        with _transaction(self._target, on_progress) as connection:
             self._create_records(connection)
             if file_id not in failbacks.moved_ids(connection):
                 failbacks.record_move(connection, file_id, 0)
@@ -192,8 +221,8 @@ class Failback:
         """
         known, newest = self._migrations.revisions()
         with read_only(file).connect() as connection:
-            revision = current_revision(connection)
-        if revision not in known - newest:
+            revisions = current_revisions(connection)
+        if not revisions or revisions == newest or not revisions <= known:
             return
         engine = SQLITE.create_engine(URL.create("sqlite", database=str(file)), {}, 1)
         try:
@@ -206,8 +235,10 @@ class Failback:
         checkpoint(file)
 
 
-def _is_copy(file_id: UUID, moved: Iterable[UUID]) -> bool:
-    return any(names.copy_of(one) == file_id for one in moved)
+def _originals(file_id: UUID, moved: Collection[UUID]) -> list[UUID]:
+    """Return the files that this one is a copy of, also by way of another copy."""
+    found = [one for one in moved if names.copy_of(one) == file_id]
+    return found + [older for one in found for older in _originals(one, moved)]
 
 
 def is_moved(target: Engine, file_id: UUID) -> bool:
@@ -246,14 +277,17 @@ def finish(file: Path) -> Path:
 
 
 @contextmanager
-def _transaction(target: Engine) -> Iterator[Connection]:
+def _transaction(
+    target: Engine, on_wait: Callable[[], None] = lambda: None
+) -> Iterator[Connection]:
     """Yield a connection that holds the migrations' lock; commit at the end.
 
     Raise OutcomeUnknown if the connection is lost during COMMIT.
     """
     is_committing = False
     try:
-        with backend_of(target).lock_migrations(target) as connection, connection.begin():
+        lock = backend_of(target).lock_migrations(target, on_wait)
+        with lock as connection, connection.begin():
             yield connection
             is_committing = True
     except BaseException as error:

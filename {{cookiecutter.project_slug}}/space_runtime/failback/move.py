@@ -9,6 +9,8 @@ import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
+from math import inf
 from typing import Any
 from uuid import UUID
 
@@ -16,16 +18,17 @@ from sqlalchemy import Connection, MetaData
 from sqlalchemy.exc import DBAPIError
 
 from space_runtime.failback.behind import MOST_ROWS_NAMED, RowsBehind
-from space_runtime.failback.keys import Keys
 from space_runtime.failback.order import parents_first
 from space_runtime.failback.outcome import MoveFailed, Outcome
 from space_runtime.failback.schema import (
+    Reference,
     TableSchema,
     Unmovable,
     in_order,
     in_order_of_insertion,
+    keys_of,
+    read_references,
     read_schema,
-    references_of_model,
     referred_columns,
 )
 from space_runtime.failback.sources import (
@@ -37,6 +40,7 @@ from space_runtime.failback.sources import (
 )
 from space_runtime.failback.target import Refused, Target
 from space_runtime.failback.values import as_raw, is_same
+from space_runtime.records import failbacks
 from space_runtime.records.failbacks import RefusalCode, RefusedRow
 from space_runtime.records.generated_keys import highest
 from space_runtime.records.stored import Raw, as_text
@@ -55,6 +59,7 @@ class _Row:
     stored: StoredRow
     values: dict[str, Any]
     """What is written to PostgreSQL."""
+    has_new_key: bool = False
 
 
 @dataclass(slots=True)
@@ -64,7 +69,7 @@ class _Refusal:
     table: str
     stored: StoredRow
     code: RefusalCode
-    sqlstate: str | None
+    error: str | None = None
 
 
 class Move:
@@ -77,30 +82,35 @@ class Move:
         models: MetaData,
         file_id: UUID,
         *,
-        is_copy: bool = False,
+        copy_of: Collection[UUID] = (),
         on_progress: Callable[[], None] = lambda: None,
     ) -> None:
-        """With `is_copy`, rows that PostgreSQL has already are not moved once more.
+        """Rows that came to PostgreSQL with one of the files `copy_of` are not moved once more.
 
         `on_progress` is called before each batch.
         """
-        self._source = source
-        self._is_copy, self._on_progress = is_copy, on_progress
+        self._source, self._connection, self._file_id = source, target, file_id
+        self._is_copy, self._on_progress = bool(copy_of), on_progress
         self._target = Target(target)
         present = source.tables()
         self._tables = read_schema(target, models, present)
         self._missing_tables = [name for name in present if name not in self._tables]
-        self._references = {name: one.references for name, one in self._tables.items()} | {
-            name: tuple(references_of_model(models.tables.get(name), present))
-            for name in self._missing_tables
-        }
+        self._references = read_references(self._tables, models, present)
         self._referred = referred_columns(self._references)
-        self._keys = Keys()
+        self._keys = keys_of(self._tables)
+        self._new_keys: list[tuple[str, str, str]] = []
+        """Of moved rows of one batch: the table, the key that it had, the one that it has."""
+        self._keys_of_copied = {
+            (row.table_name, row.old_key): row.new_key
+            for row in (failbacks.read_new_keys(target, copy_of) if copy_of else ())
+        }
         self._seeds: dict[str, set[Locator]] = {}
         self._missing_seeds: dict[tuple[str, tuple[str, ...], tuple[Any, ...]], StoredRow] = {}
         self._kept_seeds: set[Node] = set()
-        self._new_numbers_only: set[str] = set()
-        self._behind = RowsBehind(target, file_id, self._tables)
+        self._replaced_below: dict[str, float] = {}
+        """Which numbers PostgreSQL's numbering might meet, in tables where it does not go on."""
+        self._rows_at_once = ROWS_AT_ONCE
+        self._behind = RowsBehind(target, file_id, self._tables, source.before)
         self._moved = self._renumbered_rows = 0
         self._unsettled: list[_Refusal] = []
         self._at_work = ""
@@ -121,7 +131,7 @@ class Move:
                 self._move_group(group)
             for name in self._missing_tables:
                 for stored in self._source.rows(name):
-                    self._settle(_Refusal(name, stored, "no_such_table", None))
+                    self._settle(_Refusal(name, stored, "no_such_table"))
             self._behind.write()
         except DBAPIError as error:
             if isinstance(error.orig, sqlite3.Error):
@@ -136,22 +146,24 @@ class Move:
         return Outcome(self._moved, self._behind.count)
 
     def _keep_changed_seeds(self, rows: Iterable[RefusedRow]) -> None:
-        """Let changed seeds stay behind, as before, unless PostgreSQL has the same values by now.
+        """Let changed seeds stay behind, as before, unless somebody changed PostgreSQL's, too.
 
         Only a person can decide which values a seed should have.
         """
         for row in rows:
-            stored = StoredRow((), row.key, row.content, row.settled)
+            stored = StoredRow((row.number,), row.key, row.content, row.settled)
             schema = self._tables.get(row.table_name)
-            if schema is None or not self._is_there(schema, stored):
-                self._behind.record(row.table_name, stored, row.reason, row.sqlstate)
+            if schema is None or not self._is_changed_too(schema, stored, row.reason):
+                self._behind.record(row.table_name, stored, row.reason)
 
-    def _is_there(self, schema: TableSchema, stored: StoredRow) -> bool:
+    def _is_changed_too(self, schema: TableSchema, stored: StoredRow, code: RefusalCode) -> bool:
         try:
             values = schema.read(stored)
         except Unmovable:
             return False
         there = self._target.counterpart(schema, values)
+        if code == "seed_deleted":
+            return there is None
         return there is not None and is_same(values, there)
 
     def _move_group(self, group: list[TableSchema]) -> None:
@@ -203,53 +215,82 @@ class Move:
                     continue
                 node = (schema.name, row.locator)
                 for columns in self._referred.get(schema.name, ()):
-                    at[schema.name, columns, _pick(columns, row.content)] = node
-                stored = ((one, _pick(one.columns, row.content)) for one in schema.references)
+                    stored = _pick(columns, row.content)
+                    at[schema.name, columns, self._keys.same(schema.name, columns, stored)] = node
                 referring[node] = [
-                    (one.table, one.to, values) for one, values in stored if None not in values
+                    (one.table, one.to, self._keys.same(one.table, one.to, values))
+                    for one, values in self._referring(schema, row)
+                    if None not in values
                 ]
         return {node: [at[one] for one in found if one in at] for node, found in referring.items()}
 
     def _move_rows(self, schema: TableSchema, stored: Sequence[StoredRow]) -> None:
         """Move rows, of which each comes after those of them that it refers to."""
-        rows = self._prepared(schema, stored)
-        for row in rows:
-            self._follow_references(schema, row)
-        self._insert(schema, rows)
-        self._settle_refused()
+        self._insert(schema, self._prepared(schema, stored))
+        self._record_batch()
         if time.monotonic() > self._reported + SECONDS_BETWEEN_REPORTS:
             self._reported = time.monotonic()
             logger.info("moving rows to PostgreSQL: %d so far", self._moved)
 
     def _insert(self, schema: TableSchema, rows: Sequence[_Row]) -> None:
-        """Insert rows, in halves as long as one of them is refused."""
-        # Rows of the same batch, or those that they refer to, may have been refused just now.
-        rows = [row for row in rows if not self._stays_with_another(schema, row)]
-        if not rows:
-            return
+        """Insert rows, fewer at once while they are refused, and more again while they are not."""
+        left = list(rows)
+        with self._target.attempts():
+            while left:
+                some = left[: self._rows_at_once]
+                # What they refer to may have been refused just now, or got a key from a trigger.
+                for row in some:
+                    self._follow_references(schema, row)
+                moving = [row for row in some if not self._stays_with_another(schema, row)]
+                if moving and (refused := self._insert_some(schema, moving)):
+                    if len(moving) > 1:
+                        left[: len(some)] = moving
+                        self._rows_at_once = len(moving) // 2
+                        continue
+                    self._refuse(schema.name, moving[0].stored, "refused", refused.error)
+                elif moving:
+                    self._count_moved(schema, moving)
+                    self._rows_at_once = min(2 * self._rows_at_once, ROWS_AT_ONCE)
+                del left[: len(some)]
+
+    def _insert_some(self, schema: TableSchema, rows: Sequence[_Row]) -> Refused | None:
         self._on_progress()
         try:
             self._target.attempt(lambda: self._insert_batch(schema, rows))
         except Refused as refused:
-            if len(rows) > 1:
-                middle = len(rows) // 2
-                self._insert(schema, rows[:middle])
-                self._insert(schema, rows[middle:])
-            else:
-                self._refuse(schema.name, rows[0].stored, "refused", refused.sqlstate)
-        else:
-            self._moved += len(rows)
+            return refused
+        return None
 
     def _insert_batch(self, schema: TableSchema, rows: Sequence[_Row]) -> None:
-        numbers = self._target.insert(schema, [row.values for row in rows])
-        if set(numbers) == {row.values[name] for row in rows for name in schema.key if numbers}:
+        referred = [*schema.key, *chain(*self._referred.get(schema.name, ()))]
+        columns = list(dict.fromkeys(referred)) if schema.has_trigger else []
+        inserted = self._target.insert(schema, [row.values for row in rows], columns)
+        if not columns or set(inserted) == {_pick(columns, row.values) for row in rows}:
             return
-        # A trigger numbers the rows itself. One by one it is known which has which number.
+        # A trigger makes keys itself. One by one it is known which row has which.
         if len(rows) > 1:
-            raise Refused(None)
-        (row,), (key,), (number,) = rows, schema.key, numbers
-        row.values[key] = number
-        self._replace_keys(schema, row, {key})
+            raise Refused
+        (row,), (values,) = rows, inserted
+        row.values.update(zip(columns, values, strict=True))
+        self._replace_keys(schema, row, columns)
+        row.has_new_key = True
+
+    def _count_moved(self, schema: TableSchema, rows: Sequence[_Row]) -> None:
+        self._moved += len(rows)
+        self._new_keys += [
+            (schema.name, row.stored.key, as_text(_pick(schema.key, row.values)))
+            for row in rows
+            if row.has_new_key
+        ]
+
+    def _record_batch(self) -> None:
+        """Record what became of the rows that were at work: those left behind, and new keys."""
+        for one in self._unsettled:
+            self._settle(one)
+        self._unsettled.clear()
+        if self._new_keys:
+            failbacks.record_new_keys(self._connection, self._file_id, self._new_keys)
+            self._new_keys.clear()
 
     def _move_circle(self, schemas: Mapping[str, TableSchema], circle: Sequence[Node]) -> None:
         """Move rows that refer to each other in a circle: all of them, or none."""
@@ -272,10 +313,11 @@ class Move:
                 self._target.attempt_deferred(lambda: self._insert_circle(tables, rows))
             except Refused as refused:
                 for schema, row in rows:
-                    self._refuse(schema.name, row.stored, "refused", refused.sqlstate)
+                    self._refuse(schema.name, row.stored, "refused", refused.error)
             else:
-                self._moved += len(rows)
-        self._settle_refused()
+                for schema, row in rows:
+                    self._count_moved(schema, [row])
+        self._record_batch()
 
     def _insert_circle(
         self, tables: Sequence[TableSchema], rows: Sequence[tuple[TableSchema, _Row]]
@@ -324,13 +366,11 @@ class Move:
         numbers = [row.values.get(key) for row in rows]
         # In a column of any type but INTEGER, SQLite has NULL for a key that nobody gave.
         taken: set[Any] = {None}
-        if schema.name in self._new_numbers_only:
-            taken.update(numbers)
-        else:
-            integers = [number for number in numbers if isinstance(number, int)]
-            most = highest(schema.columns[key].kind)
-            taken.update(self._target.taken(schema, integers))
-            taken.update(number for number in integers if number > most)
+        integers = [number for number in numbers if isinstance(number, int)]
+        most = highest(schema.columns[key].kind)
+        below = self._replaced_below.get(schema.name, -inf)
+        taken.update(self._target.taken(schema, integers))
+        taken.update(number for number in integers if number > most or number < below)
         if taken.isdisjoint(numbers):
             return rows
         new = iter(self._target.next_numbers(schema, sum(one in taken for one in numbers)))
@@ -346,6 +386,7 @@ class Move:
                     logger.warning("table %s: number %s is now %s", schema.name, old, number)
                 self._renumbered_rows += 1
                 row.values[key] = number
+                row.has_new_key = True
                 self._replace_keys(schema, row, {key})
             kept.append(row)
         return kept
@@ -357,6 +398,13 @@ class Move:
         """
         if not schema.key or not rows:
             return rows
+        for row in rows:
+            new_key = self._keys_of_copied.get((schema.name, row.stored.key))
+            if new_key is not None and len(schema.key) == 1:
+                (name,) = schema.key
+                row.values[name] = type(row.values[name])(new_key)
+                self._replace_keys(schema, row, {name})
+            self._follow_references(schema, row)
         keys = [_pick(schema.key, row.values) for row in rows]
         there = self._target.with_keys(schema, keys)
         new = []
@@ -370,14 +418,19 @@ class Move:
     def _follow_references(self, schema: TableSchema, row: _Row) -> None:
         """Let the row refer to what the rows that it refers to have become."""
         changed = set(row.stored.settled)
-        for one in schema.references:
-            stored = _pick(one.columns, row.stored.content)
+        for one, stored in self._referring(schema, row.stored):
             new = self._keys.replacement(one.table, one.to, stored)
             if new is not None:
                 row.values.update(zip(one.columns, new, strict=True))
                 changed.update(one.columns)
         if changed:
             self._replace_keys(schema, row, changed)
+
+    def _referring(
+        self, schema: TableSchema, stored: StoredRow
+    ) -> list[tuple[Reference, tuple[Any, ...]]]:
+        """Return what the row refers to: the references, and the values that SQLite stored."""
+        return [(one, _pick(one.columns, stored.content)) for one in schema.references]
 
     def _replace_keys(self, schema: TableSchema, row: _Row, changed: Collection[str]) -> None:
         """Let references to this row follow the change of these columns."""
@@ -392,43 +445,43 @@ class Move:
         """Refuse the row if it refers to one that stays behind; return whether it does."""
         if not self._keys.has_refused:
             return False
-        referred = [
-            (one.table, one.to, _pick(one.columns, row.stored.content)) for one in schema.references
+        refused = [
+            (one.table, one.to, self._keys.same(one.table, one.to, stored))
+            for one, stored in self._referring(schema, row.stored)
+            if self._keys.is_refused(one.table, one.to, stored)
         ]
-        refused = [one for one in referred if self._keys.is_refused(*one)]
         for one in refused:
             seed = self._missing_seeds.get(one)
             if seed is not None and (one[0], seed.locator) not in self._kept_seeds:
                 self._kept_seeds.add((one[0], seed.locator))
-                self._settle(_Refusal(one[0], seed, "seed_missing", None))
+                self._unsettled.append(_Refusal(one[0], seed, "seed_missing"))
         if refused:
             self._refuse(schema.name, row.stored, "refers_to_refused")
         return bool(refused)
 
     def _refuse(
-        self, table: str, row: StoredRow, code: RefusalCode, sqlstate: str | None = None
+        self, table: str, row: StoredRow, code: RefusalCode, error: str | None = None
     ) -> None:
         """Let the row stay behind, and all that refer to it."""
         self._refuse_keys(table, row)
         # It may refer to rows of the same batch, of which nobody knows yet what becomes of them.
-        self._unsettled.append(_Refusal(table, row, code, sqlstate))
+        self._unsettled.append(_Refusal(table, row, code, error))
 
     def _refuse_keys(self, table: str, row: StoredRow) -> None:
         for columns in self._referred.get(table, ()):
             self._keys.refuse(table, columns, _pick(columns, row.content))
 
-    def _settle_refused(self) -> None:
-        for one in self._unsettled:
-            self._settle(one)
-        self._unsettled.clear()
-
     def _settle(self, refusal: _Refusal) -> None:
-        """Record the row, and what its references to rows that were moved have become.
+        """Record the row, and what its references to rows that were moved have become."""
+        stored = self._settled(refusal.table, refusal.stored)
+        self._behind.record(refusal.table, stored, refusal.code, refusal.error)
+
+    def _settled(self, table: str, stored: StoredRow) -> StoredRow:
+        """Return the row with what its references to rows that were moved have become.
 
         What it refers to may have got a number, and been refused all the same: the next attempt
         gives that row another one.
         """
-        table, stored = refusal.table, refusal.stored
         settled = {**stored.settled}
         for one in self._references[table]:
             values = _pick(one.columns, stored.content)
@@ -436,7 +489,7 @@ class Move:
             if new is not None and not self._keys.is_refused(one.table, one.to, values):
                 for name, value in zip(one.columns, new, strict=True):
                     settled[name] = self._as_stored(table, name, value)
-        self._behind.record(table, replace(stored, settled=settled), refusal.code, refusal.sqlstate)
+        return replace(stored, settled=settled)
 
     def _as_stored(self, table: str, name: str, value: Any) -> Raw:
         column = self._tables[table].columns.get(name) if table in self._tables else None
@@ -471,11 +524,18 @@ class Move:
                 inserted = _pick(columns, seed.inserted)
                 if there is None:
                     self._keys.refuse(schema.name, columns, inserted)
-                    self._missing_seeds[schema.name, columns, inserted] = stored
+                    same = self._keys.same(schema.name, columns, inserted)
+                    self._missing_seeds[schema.name, columns, same] = stored
                 else:
                     self._keys.replace(schema.name, columns, inserted, _pick(columns, there))
             if seed.now != seed.inserted:
-                self._behind.record(schema.name, replace(stored, content=seed.now), "seed_changed")
+                self._settle(
+                    _Refusal(schema.name, replace(stored, content=seed.now), "seed_changed")
+                )
+        for deleted in self._source.deleted_seeds(schema.name):
+            stored = self._settled(schema.name, deleted)
+            if not self._is_changed_too(schema, stored, "seed_deleted"):
+                self._behind.record(schema.name, stored, "seed_deleted")
 
     def _advance_sequence(self, schema: TableSchema) -> None:
         """Let PostgreSQL's numbering continue after all numbers that it would meet otherwise.
@@ -489,7 +549,9 @@ class Move:
         seeds = self._seeds[schema.name]
         last = self._source.highest(schema.name, key, below=limit, without=seeds)
         if last is not None and not self._target.advance(schema, int(last), limit):
-            self._new_numbers_only.add(schema.name)
+            # Without a right to it, the numbering is taken to be where it usually is.
+            may_number = self._target.may_number(schema)
+            self._replaced_below[schema.name] = inf if may_number else limit
 
 
 def _pick(columns: Iterable[str], values: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import JSON, Connection, MetaData, Table, Text, cast, func, inspect, select
+from sqlalchemy import JSON, Connection, MetaData, Table, Text, cast, func, inspect, select, text
 from sqlalchemy import Sequence as NamedSequence
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.types import TypeEngine
 
+from space_runtime.failback.keys import Keys
 from space_runtime.failback.order import parents_first
 from space_runtime.failback.sources import StoredRow
 from space_runtime.failback.values import Conversion, Conversions, unchanged
@@ -22,6 +23,16 @@ from space_runtime.records import generated_keys
 from space_runtime.records.failbacks import RefusalCode
 from space_runtime.records.tables import quote
 
+# Of tables with a trigger that may change a row before it is inserted.
+_TRIGGERED = text(
+    "SELECT relname FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid"
+    " WHERE NOT tgisinternal AND tgtype & 7 = 7 AND pg_table_is_visible(tgrelid)"
+)
+_WITHOUT_CASE = text(
+    "SELECT relname, attname FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid"
+    " JOIN pg_type ON pg_type.oid = atttypid LEFT JOIN pg_collation c ON c.oid = attcollation"
+    " WHERE pg_table_is_visible(attrelid) AND (typname = 'citext' OR NOT collisdeterministic)"
+)
 _NEXT_VALUE = re.compile(r"nextval\('(?P<sequence>.+)'::regclass\)")
 
 
@@ -80,6 +91,11 @@ class TableSchema:
     """The numbers that SQLite generates begin here, and PostgreSQL's end."""
     always_generated: bool
     """Whether PostgreSQL takes no value of ours for a column unless it is told to."""
+    has_trigger: bool
+    """Whether a trigger may change a row before it is inserted."""
+
+    without_case: frozenset[str]
+    """The columns for which `A` is taken to be the same as `a`."""
 
     def read(self, stored: StoredRow) -> dict[str, Any]:
         """Return the values that PostgreSQL gets for a row; raise Unmovable."""
@@ -110,6 +126,8 @@ def read_schema(
     foreign_keys = inspector.get_multi_foreign_keys(filter_names=names)
     unique = inspector.get_multi_unique_constraints(filter_names=names)
     indexes = inspector.get_multi_indexes(filter_names=names)
+    triggered = set(target.scalars(_TRIGGERED))
+    without_case = {tuple(row) for row in target.execute(_WITHOUT_CASE)}
     tables = {}
     for name in names:
         at, model = (None, name), models.tables.get(name)
@@ -153,12 +171,31 @@ def read_schema(
             frozenset(info["name"] for info in columns[at] if info.get("computed")),
             key,
             tuple(dict.fromkeys(uniques)),
-            _without_doubles([*referring, *references_of_model(model, present)]),
+            _without_doubles([*referring, *_references_of_model(model, present)]),
             _sequence(target, name, model, key, columns[at], referring),
             _own_numbers_from(model, key, written),
             any(_is_always_generated(info) for info in columns[at]),
+            name in triggered,
+            frozenset(column for column in written if (name, column) in without_case),
         )
     return tables
+
+
+def read_references(
+    tables: Mapping[str, TableSchema], models: MetaData, present: Collection[str]
+) -> dict[str, tuple[Reference, ...]]:
+    """Return the references of all tables that are present, though PostgreSQL may lack some."""
+    return {
+        name: tables[name].references
+        if name in tables
+        else tuple(_references_of_model(models.tables.get(name), present))
+        for name in present
+    }
+
+
+def keys_of(tables: Mapping[str, TableSchema]) -> Keys:
+    """Return a record for what becomes of the keys of these tables."""
+    return Keys({name: one.without_case for name, one in tables.items()})
 
 
 def in_order(tables: dict[str, TableSchema]) -> list[list[TableSchema]]:
@@ -221,7 +258,7 @@ def _without_doubles(references: Iterable[Reference]) -> tuple[Reference, ...]:
     return tuple(found.values())
 
 
-def references_of_model(model: Table | None, present: Collection[str]) -> list[Reference]:
+def _references_of_model(model: Table | None, present: Collection[str]) -> list[Reference]:
     """Return references that the model has, which PostgreSQL need not enforce."""
     if model is None:
         return []

@@ -41,6 +41,9 @@ class StoredRow:
 class Source(Protocol):
     """Rows in tables."""
 
+    before: dict[Locator, RefusedRow]
+    """What is known of rows that were refused before."""
+
     def tables(self) -> list[str]:
         """Return the names of the tables."""
         ...
@@ -48,6 +51,9 @@ class Source(Protocol):
     def seeds(self, table: str) -> Iterable[Seed]:
         """Return the rows of the table that migrations inserted."""
         ...
+
+    def deleted_seeds(self, table: str) -> Iterable[StoredRow]:
+        """Return the rows of the table that migrations inserted and people deleted."""
 
     def rows(self, table: str) -> Iterator[StoredRow]:
         """Yield all rows of the table, in the order in which they were inserted."""
@@ -68,6 +74,7 @@ class FileSource:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self.before: dict[Locator, RefusedRow] = {}
         self._shapes: dict[str, Shape] = {}
 
     def tables(self) -> list[str]:
@@ -79,6 +86,12 @@ class FileSource:
         """Return the rows of the table that migrations inserted."""
         ...
         return seeds.read(self._connection, table)
+
+    def deleted_seeds(self, table: str) -> Iterable[StoredRow]:
+        """Return the rows of the table that migrations inserted and people deleted."""
+        key = self._shape(table).key
+        for row in seeds.deleted(self._connection, table):
+            yield StoredRow((), as_text(row.get(name) for name in key), row)
 
     def rows(self, table: str) -> Iterator[StoredRow]:
         """Yield all rows of the table."""
@@ -124,14 +137,15 @@ class RefusedSource:
 
     def __init__(self, refused: Iterable[RefusedRow]) -> None:
         self._tables: dict[str, dict[Locator, RefusedRow]] = {}
+        self.before: dict[Locator, RefusedRow] = {(row.number,): row for row in refused}
         self.changed_seeds: list[RefusedRow] = []
         """They do not move: PostgreSQL has rows in their place."""
-        for row in refused:
+        for locator, row in self.before.items():
             rows = self._tables.setdefault(row.table_name, {})
-            if row.reason == "seed_changed":
+            if row.reason in ("seed_changed", "seed_deleted"):
                 self.changed_seeds.append(row)
             else:
-                rows[(row.number,)] = row
+                rows[locator] = row
 
     def tables(self) -> list[str]:
         """Return the names of the tables."""
@@ -148,6 +162,10 @@ class RefusedSource:
             for locator, row in self._tables[table].items()
             if row.reason == "seed_missing"
         )
+
+    def deleted_seeds(self, table: str) -> Iterable[StoredRow]:
+        """Return nothing: they are among `changed_seeds`."""
+        return ()
 
     def rows(self, table: str) -> Iterator[StoredRow]:
         """Yield all rows of the table."""

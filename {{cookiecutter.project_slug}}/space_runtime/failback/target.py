@@ -1,6 +1,7 @@
 """What a failback does in PostgreSQL; all of it in the one transaction of a connection."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -46,11 +47,11 @@ Values = Mapping[str, Any]
 
 
 class Refused(Exception):
-    """The database refuses a row; `sqlstate` is None if already the driver does."""
+    """The database refuses a row; `error` names the SQLSTATE and the constraint, if there are."""
 
-    def __init__(self, sqlstate: str | None) -> None:
-        super().__init__(sqlstate)
-        self.sqlstate = sqlstate
+    def __init__(self, error: str | None = None) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 class _OverridingInsert(Insert):
@@ -71,25 +72,29 @@ class Target:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._clauses: dict[str, TableClause] = {}
+        self._to_begin: str | None = None
+        """The statement with which an attempt begins; None outside of a block of attempts."""
 
     def prepare(self) -> None:
         """Let PostgreSQL take times as SQLite has them, and check constraints at each statement."""
         self._connection.execute(text("SET LOCAL TIME ZONE 'UTC'"))
         self._connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
 
-    def insert(self, schema: TableSchema, rows: Sequence[Values]) -> list[int]:
+    def insert(
+        self, schema: TableSchema, rows: Sequence[Values], columns: Sequence[str] = ()
+    ) -> list[tuple[Any, ...]]:
         """Insert rows in one statement, so that they may refer to each other.
 
-        Return the numbers that are their keys now, in any order; a trigger may have changed them.
+        Return what these columns have now, in any order; a trigger may have changed them.
         """
         clause = self._clause(schema)
         insert = _OverridingInsert(clause) if schema.always_generated else clause.insert()
         # SQLAlchemy sends a single INSERT only if it returns something.
-        key = clause.c[schema.key[0]] if schema.sequence else literal_column("1", Integer)
-        inserted = self._connection.scalars(insert.returning(key), list(rows)).all()
+        told = [clause.c[name] for name in columns] or [literal_column("1", Integer)]
+        inserted = self._connection.execute(insert.returning(*told), list(rows)).all()
         if len(inserted) != len(rows):  # A trigger dropped some.
-            raise Refused(None)
-        return list(inserted) if schema.sequence else []
+            raise Refused
+        return [tuple(row) for row in inserted]
 
     def update(self, schema: TableSchema, row: Values, names: Sequence[str]) -> None:
         """Set these columns of the row that has this key."""
@@ -98,31 +103,50 @@ class Target:
         values = {name: row[name] for name in names}
         self._connection.execute(update(clause).where(*same_key).values(values))
 
+    @contextmanager
+    def attempts(self) -> Iterator[None]:
+        """Save a round trip or two for each attempt() in this block; it may do nothing else."""
+        self._connection.exec_driver_sql("SAVEPOINT attempt")
+        self._to_begin = ""
+        try:
+            yield
+        finally:
+            self._to_begin = None
+        self._connection.exec_driver_sql("RELEASE SAVEPOINT attempt")
+
     def attempt(self, work: Callable[[], Result]) -> Result:
         """Do this, or nothing of it; raise Refused if an error is about the rows."""
-        self._connection.exec_driver_sql("SAVEPOINT attempt")
+        if self._to_begin is not None:
+            outcome = self._attempted(work)
+        else:
+            with self.attempts():
+                outcome = self._attempted(work)
+        if isinstance(outcome, Refused):
+            raise outcome
+        return outcome
+
+    def _attempted(self, work: Callable[[], Result]) -> Result | Refused:
+        if self._to_begin:
+            self._connection.exec_driver_sql(self._to_begin)
         try:
             result = work()
-        except Refused:
-            self._undo_attempt()
-            raise
+        except Refused as error:
+            refused = error
         except StatementError as error:
             if not _is_about_rows(error):
                 raise
-            self._undo_attempt()
-            raise Refused(getattr(error.orig, "sqlstate", None)) from None
+            refused = Refused(_named(error))
         except (ValueError, TypeError, LookupError, ArithmeticError):
             # A type may refuse to write what SQLite had stored.
-            self._undo_attempt()
-            raise Refused(None) from None
-        self._connection.exec_driver_sql("RELEASE SAVEPOINT attempt")
-        return result
-
-    def _undo_attempt(self) -> None:
+            refused = Refused()
+        else:
+            self._to_begin = "RELEASE SAVEPOINT attempt; SAVEPOINT attempt"
+            return result
         # SQLAlchemy's own savepoints stay open when they are rolled back, each within the one
         # before; a few thousand refused rows would use up the server's memory for locks.
         self._connection.exec_driver_sql("ROLLBACK TO SAVEPOINT attempt")
-        self._connection.exec_driver_sql("RELEASE SAVEPOINT attempt")
+        self._to_begin = ""
+        return refused
 
     def attempt_deferred(self, work: Callable[[], None]) -> None:
         """Like attempt(), with deferrable constraints checked at the end of the work."""
@@ -200,16 +224,22 @@ class Target:
 
         The sequence may be behind, because rows were inserted with numbers of their own.
         """
-        if not self._may(schema, "USAGE, UPDATE"):
+        if not self.may_number(schema):
             return []
         numbers: list[int] = []
+        seen: set[int] = set()
         while len(numbers) < count:
             try:
                 following = self.attempt(partial(self._following, schema, count - len(numbers)))
             except Refused:
                 break
-            taken = self.taken(schema, following)
-            numbers += [number for number in following if number not in taken]
+            # One that cycles never ends.
+            new = [number for number in dict.fromkeys(following) if number not in seen]
+            if not new:
+                break
+            seen.update(new)
+            taken = self.taken(schema, new)
+            numbers += [number for number in new if number not in taken]
         return numbers
 
     def last_number(self, schema: TableSchema) -> int:
@@ -221,7 +251,7 @@ class Target:
 
         It cannot be done if this role has no right to it, or the sequence has reached `limit`.
         """
-        if not self._may(schema, "USAGE, UPDATE"):
+        if not self.may_number(schema):
             return False
         query = text("SELECT pg_sequence_last_value(CAST(:sequence AS regclass))")
         last = self._connection.scalar(query, {"sequence": schema.sequence})
@@ -239,6 +269,10 @@ class Target:
             except Refused:
                 return False
         return bool(highest <= last < limit)
+
+    def may_number(self, schema: TableSchema) -> bool:
+        """Return whether this role may take numbers from the sequence."""
+        return self._may(schema, "USAGE, UPDATE")
 
     def _may(self, schema: TableSchema, rights: str) -> bool:
         """Return whether this role has one of these rights to the sequence."""
@@ -282,3 +316,9 @@ def _is_about_rows(error: StatementError) -> bool:
         return type(error).__name__ in ("DataError", "ProgrammingError")
     raised_by = getattr(getattr(error.orig, "diag", None), "source_function", None)
     return raised_by in _RAISE_FOR_A_ROW or not str(sqlstate).startswith(_NOT_ABOUT_A_ROW)
+
+
+def _named(error: StatementError) -> str | None:
+    """Return the SQLSTATE and the constraint, as far as the server named them."""
+    constraint = getattr(getattr(error.orig, "diag", None), "constraint_name", None)
+    return " ".join(filter(None, [getattr(error.orig, "sqlstate", None), constraint])) or None

@@ -32,15 +32,16 @@ def count_rows(source: Engine, *, at_most: int = -1) -> dict[str, int]:
     """Return how many rows people wrote to each table, counting up to `at_most`.
 
     Tables without such rows are left out. Rows that migrations inserted are not counted, unless
-    somebody changed them since.
+    somebody changed or deleted them since.
     """
     counts = {}
     with source.connect() as connection:
         for name in data_tables(connection):
             unchanged = seeds.count_unchanged(connection, name)
+            deleted = len(seeds.deleted(connection, name))
             limit = at_most + unchanged if at_most >= 0 else -1
             rows = f"SELECT 1 FROM {quote(name)} LIMIT {limit}"
             found = connection.exec_driver_sql(f"SELECT count(*) FROM ({rows})").scalar_one()
-            if found > unchanged:
-                counts[name] = found - unchanged
+            if written := found - unchanged + deleted:
+                counts[name] = written
     return counts

@@ -14,11 +14,12 @@ from string import Template
 from typing import Annotated
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import HTMLResponse, Response
 
 from space_runtime.http.health import Health, RuntimeDep, health
 from space_runtime.http.policy import content_security_policy
+from space_runtime.http.routes import routes_of
 from space_runtime.project import About
 from space_runtime.reasons import REASONS
 from space_runtime.runtime import Runtime
@@ -65,9 +66,17 @@ async def status_page(
         | {
             "color_scheme": theme if theme in ("light", "dark") else "light dark",
             "hide_metrics": "" if runtime.settings.metrics == "on" else "hidden",
+            "first_url": f"{str(request.base_url).rstrip('/')}{_first_route(request.app)}",
         }
     )
     return _page("status_page.html", values)
+
+
+@cache
+def _first_route(app: FastAPI) -> str:
+    """Return a path that everybody can read: the first of the API, else the health report."""
+    paths = (line.path for line in routes_of(app) if "GET" in line.methods)
+    return next((path for path in paths if path.startswith("/api/") and "{" not in path), "/health")
 
 
 def not_found_page(request: Request) -> Response:
@@ -88,6 +97,8 @@ def _values(report: Health, about: About) -> dict[str, str]:
         "emoji": about.emoji,
         "icon": quote(html.escape(about.emoji)),
         "description": about.description,
+        "color_from": about.color_from,
+        "color_to": about.color_to,
         "status": report.status,
         "word": report.status.capitalize() if report.status != "ok" else "OK",
         "headline": _headline(report),

@@ -27,7 +27,7 @@ from space_runtime.backends.opening import (
 )
 from space_runtime.backends.protocol import Backend, Name
 from space_runtime.backends.sqlite import is_sound
-from space_runtime.failback.handover import Failback, is_moved
+from space_runtime.failback.handover import ROWS_FOLLOW, Failback, is_moved
 from space_runtime.file_locks import Busy
 from space_runtime.files.locations import outlives_container
 from space_runtime.files.sqlite_files import SQLiteFiles
@@ -255,8 +255,7 @@ class Lifecycle:
             raise CannotServe(connection_reason(error), is_there=False) from None
         if has_to_wait:
             # Later, the data routes would have to wait as well.
-            detail = "it moves its rows to PostgreSQL or migrates it, and these rows follow"
-            raise CannotServe("locked", is_there=False, detail=detail)
+            raise CannotServe("locked", is_there=False, detail=ROWS_FOLLOW)
         self._waiting_files = self._locks.enter_context(self._files.waiting_exclusively())
         return machine.Locked()
 

@@ -29,6 +29,12 @@ class Migrations:
         with engine.connect() as connection:
             return current_revisions(connection) == self.revisions()[1]
 
+    def is_behind(self, engine: Engine) -> bool:
+        """Return whether migrate() would change the schema; raise what it raises."""
+        with engine.connect() as connection:
+            is_newer = self._is_newer(connection)
+            return not is_newer and current_revisions(connection) != self.revisions()[1]
+
     def migrate(self, engine: Engine) -> bool:
         """Bring the schema to the newest revision; return False if it is newer than this code.
 
@@ -116,11 +122,6 @@ def current_revisions(connection: Connection) -> set[str]:
     if not inspect(connection).has_table(VERSION_TABLE):
         return set()
     return set(connection.scalars(text("SELECT version_num FROM alembic_version")))
-
-
-def current_revision(connection: Connection) -> str | None:
-    """Return the same in one word, or None if the database was never migrated."""
-    return ", ".join(sorted(current_revisions(connection))) or None
 
 
 def _recorded_revisions(connection: Connection) -> set[str]:

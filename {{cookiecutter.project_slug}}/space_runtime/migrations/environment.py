@@ -6,6 +6,7 @@ drop what no model describes, so it is only shown what a model or an own migrati
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from sqlalchemy.types import TypeEngine
 
 from space_runtime.backends import backend_of
 from space_runtime.backends.errors import DatabaseUnavailable, running_reason
-from space_runtime.migrations import Migrations, around, current_revision
+from space_runtime.migrations import Migrations, around, current_revisions
 from space_runtime.migrations.history import own_names
 from space_runtime.migrations.rendering import add_enum_operations, render_item
 from space_runtime.reasons import REASONS
@@ -37,10 +38,10 @@ def run_command(engine: Engine, models: MetaData) -> None:
     say("Database: %s", backend.describe(engine.url))
     try:
         with backend.lock_migrations(engine) as connection:
-            before = current_revision(connection)
+            before = ", ".join(sorted(current_revisions(connection)))
             connection.rollback()  # Alembic begins its own transactions.
             run(connection, models)
-            after = current_revision(connection)
+            after = ", ".join(sorted(current_revisions(connection)))
     except (DatabaseUnavailable, DBAPIError) as error:
         reason = REASONS.get(getattr(error, "reason", None) or running_reason(error) or "")
         if reason is None:
@@ -99,7 +100,7 @@ def run(connection: Connection, models: MetaData) -> None:
         include_object=include_object,
         compare_type=compare_type,
         render_item=render_item,
-        process_revision_directives=_complete_scripts,
+        process_revision_directives=partial(_complete_scripts, own.enums),
     )
     with context.begin_transaction():
         if not _changes_schema():
@@ -111,10 +112,13 @@ def run(connection: Connection, models: MetaData) -> None:
 
 
 def _complete_scripts(
-    migration_context: MigrationContext, revision: Any, scripts: list[MigrationScript]
+    enums: Mapping[str, set[str]],
+    migration_context: MigrationContext,
+    revision: Any,
+    scripts: list[MigrationScript],
 ) -> None:
     """Add what Alembic leaves out, and let no migration be written that would change nothing."""
-    add_enum_operations(migration_context, revision, scripts)
+    add_enum_operations(enums, migration_context, scripts)
     if not getattr(context.config.cmd_opts, "autogenerate", False):
         return
     say = context.config.print_stdout

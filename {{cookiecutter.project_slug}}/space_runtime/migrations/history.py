@@ -5,10 +5,17 @@ database, or one that looks at rows, could not be run for this.
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
+
+_ADDED_VALUE = re.compile(
+    r"ALTER\s+TYPE\s+(?:\S+\.)?\"?(?P<enum>\w+)\"?\s+ADD\s+VALUE\s+(?:IF\s+NOT\s+EXISTS\s+)?"
+    r"'(?P<value>(?:[^']|'')+)'",
+    re.IGNORECASE,
+)
 
 TableName = tuple[str | None, str]
 """A schema, None for the default one, and a name."""
@@ -19,6 +26,8 @@ class OwnNames(NamedTuple):
 
     tables: set[TableName]
     indexes: set[str]
+    enums: dict[str, set[str]]
+    """The values of each enum that are written there."""
 
 
 def read_revisions(folder: Path) -> dict[str, set[str]]:
@@ -33,7 +42,7 @@ def own_names(folder: Path) -> OwnNames:
     """
     scripts = list(_read(folder))
     modules = {revision: module for revision, _, module in scripts}
-    names = OwnNames(set(), set())
+    names = OwnNames(set(), set(), {})
     for revision in TopologicalSorter({one: before for one, before, _ in scripts}).static_order():
         if revision in modules:
             for call in _calls(modules[revision]):
@@ -70,6 +79,12 @@ def _follow(call: ast.Call, names: OwnNames) -> None:
     keywords = {keyword.arg: _text(keyword.value) for keyword in call.keywords}
     arguments = [_text(argument) for argument in call.args]
     schema = keywords.get("schema")
+    texts = [text for text in arguments if text is not None]
+    if call.func.attr in ("Enum", "ENUM") and (enum := keywords.get("name")) and texts:
+        names.enums.setdefault(enum, set()).update(texts)
+    for added in (match for text in texts for match in _ADDED_VALUE.finditer(text)):
+        value = added["value"].replace("''", "'")
+        names.enums.setdefault(added["enum"], set()).add(value)
     match call.func.attr, *arguments, *keywords.values():
         case "create_table", str(name), *_:
             names.tables.add((schema, name))

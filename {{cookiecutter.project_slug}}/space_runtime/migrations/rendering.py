@@ -8,7 +8,7 @@ imports the model's code nor changes with it.
 import copy
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from typing import Any, Literal
 
 from alembic.autogenerate import renderers
@@ -178,6 +178,32 @@ class DropEnum(CreateEnum):
     """Drops an enum's type that no column has any more."""
 
 
+class AddEnumValues(CreateEnum):
+    """Adds values to an enum's type where the database has such types."""
+
+    def __init__(self, kind: Enum, values: list[str]) -> None:
+        super().__init__(kind)
+        self.values = values
+
+
+@renderers.dispatch_for(AddEnumValues)
+def _render_add(autogen: AutogenContext, operation: AddEnumValues) -> list[str]:
+    parts = filter(None, [operation.kind.schema, operation.kind.name])
+    name = ".".join(map(_postgresql.identifier_preparer.quote, parts))
+    quoted = (value.replace("'", "''") for value in operation.values)
+    statements = [f"ALTER TYPE {name} ADD VALUE IF NOT EXISTS '{value}'" for value in quoted]
+    database = "op.get_bind().dialect.name"
+    return [
+        f'if {database} == "postgresql":',
+        # Such a value can be used only after a COMMIT.
+        "with op.get_context().autocommit_block():",
+        *(f"op.execute({statement!r})" for statement in statements),
+        # An empty line ends each block.
+        "",
+        "",
+    ]
+
+
 @renderers.dispatch_for(CreateEnum)
 def _render_create(autogen: AutogenContext, operation: CreateEnum) -> str:
     return f"sa.{Enum.__repr__(operation.kind)}.create(op.get_bind(), checkfirst=True)"
@@ -191,13 +217,33 @@ def _render_drop(autogen: AutogenContext, operation: CreateEnum) -> str:
 
 
 def add_enum_operations(
-    migration_context: MigrationContext, revision: object, scripts: list[MigrationScript]
+    known: Mapping[str, Set[str]],
+    migration_context: MigrationContext,
+    scripts: list[MigrationScript],
 ) -> None:
-    """Create each enum before the first column that has it, and drop it after the last one."""
+    """Create each enum before the first column that has it, and drop it after the last one.
+
+    Add values that are new, compared with those that earlier migrations have: `known`.
+    """
     models = migration_context.opts["target_metadata"]
     for script in scripts:
         for operations in (*script.upgrade_ops_list, *script.downgrade_ops_list):
             _surround(operations, models)
+        for operations in script.upgrade_ops_list:
+            operations.ops[:0] = _added_values(known, models)
+
+
+def _added_values(known: Mapping[str, Set[str]], models: MetaData) -> list[AddEnumValues]:
+    kinds: dict[str, Enum] = {}
+    for table in models.tables.values():
+        for column in table.columns:
+            kinds |= _native_enum(column.type)
+    added = []
+    for kind in kinds.values():
+        before = known.get(str(kind.name), set())
+        if before and (new := [value for value in kind.enums if value not in before]):
+            added.append(AddEnumValues(kind, new))
+    return added
 
 
 def _surround(operations: OpContainer, models: MetaData) -> None:

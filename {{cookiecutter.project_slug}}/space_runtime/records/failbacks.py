@@ -1,14 +1,16 @@
-"""What PostgreSQL remembers of failbacks: which files were moved, and the rows that it refused.
+"""What PostgreSQL remembers of failbacks: moved files, refused rows, and keys that were replaced.
 
-Both tables are made after the migrations and by whoever applies those, but not as a migration:
+The tables are made after the migrations and by whoever applies those, but not as a migration:
 `alembic downgrade` must not drop the record of what was moved.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     JSON,
     BigInteger,
     Column,
@@ -19,8 +21,10 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
+    any_,
     func,
     inspect,
+    literal,
     select,
 )
 
@@ -35,6 +39,7 @@ RefusalCode = Literal[
     "no_number",
     "already_there",
     "seed_changed",
+    "seed_deleted",
     "seed_missing",
 ]
 
@@ -47,9 +52,16 @@ REFUSALS: dict[str, str] = {
     "no_number": "PostgreSQL has its number, and the role may not take a new one",
     "already_there": "PostgreSQL has a row with this key that differs",
     "seed_changed": "a migration inserted it, and it was changed on SQLite",
+    "seed_deleted": "a migration inserted it, and it was deleted on SQLite",
     "seed_missing": "a migration inserted it, and PostgreSQL no longer has it",
 }
 """Why a row stayed behind: the codes in the table, and a clause for people."""
+
+
+def because(code: str, error: str | None) -> str:
+    """Return why a row stayed behind, for people."""
+    return REFUSALS.get(code, code) + (f" ({error})" if error else "")
+
 
 _metadata = MetaData()
 moved_files = Table(
@@ -62,18 +74,27 @@ moved_files = Table(
 refused_rows = Table(
     "space_runtime_refused_rows",
     _metadata,
-    Column("file_id", Uuid, primary_key=True),
     # Not a sequence, for which a role that may only write rows would need a right of its own.
     Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("file_id", Uuid, nullable=False),
     Column("table_name", Text, nullable=False),
     Column("key", Text, nullable=False),
     Column("reason", Text, nullable=False),
-    Column("sqlstate", Text),
+    # The SQLSTATE and, if the server named one, the constraint.
+    Column("error", Text),
     # Not jsonb, which takes no NUL characters.
     Column("content", JSON, nullable=False),
     # What the references to rows that were moved have become; `content` is as SQLite had it.
     Column("settled", JSON, nullable=False),
-    Column("refused_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("refused_at", DateTime(timezone=True), nullable=False),
+)
+new_keys = Table(
+    "space_runtime_new_keys",
+    _metadata,
+    Column("file_id", Uuid, nullable=False),
+    Column("table_name", Text, nullable=False),
+    Column("old_key", Text, nullable=False),
+    Column("new_key", Text, nullable=False),
 )
 OWN_TABLES = frozenset(_metadata.tables)
 
@@ -85,10 +106,12 @@ class RefusedRow(NamedTuple):
     table_name: str
     key: str
     reason: RefusalCode
-    sqlstate: str | None
+    error: str | None
     content: dict[str, Raw]
     settled: dict[str, Raw]
     """What the references that are known already have become."""
+    refused_at: datetime
+    """The first time."""
 
 
 def create_tables(connection: Connection) -> None:
@@ -160,9 +183,10 @@ def read_refused(connection: Connection, file_id: UUID) -> Iterator[RefusedRow]:
             row.table_name,
             row.key,
             row.reason,
-            row.sqlstate,
+            row.error,
             from_json(row.content),
             from_json(row.settled),
+            row.refused_at,
         )
 
 
@@ -174,23 +198,44 @@ def files_with_refused(connection: Connection) -> list[UUID]:
 
 
 def list_refused(connection: Connection) -> Iterator[Any]:
-    """Yield what may be shown of each refused row; its other values may be private."""
+    """Yield all of each refused row but its values, which may be private."""
     if inspect(connection).has_table(refused_rows.name):
-        columns = refused_rows.c
-        yield from connection.execute(
-            select(
-                columns.table_name,
-                columns.key,
-                columns.reason,
-                columns.sqlstate,
-                columns.refused_at,
-            ).order_by(columns.refused_at, columns.file_id, columns.number)
-        )
+        shown = [one for one in refused_rows.c if one.name not in ("content", "settled")]
+        yield from connection.execute(select(*shown).order_by(refused_rows.c.number))
 
 
-def discard_refused(connection: Connection) -> int:
-    """Delete all refused rows; return how many there were."""
-    return connection.execute(refused_rows.delete()).rowcount
+def discard_refused(connection: Connection, numbers: Collection[int]) -> None:
+    """Delete the refused rows with these numbers."""
+    array = literal(list(numbers), ARRAY(Integer))
+    connection.execute(refused_rows.delete().where(refused_rows.c.number == any_(array)))
+
+
+def last_number(connection: Connection) -> tuple[int, datetime]:
+    """Return the highest number of a refused row, and the time of this transaction."""
+    highest, now = connection.execute(select(func.max(refused_rows.c.number), func.now())).one()
+    return highest or 0, now
+
+
+def record_new_keys(
+    connection: Connection, file_id: UUID, keys: Sequence[tuple[str, str, str]]
+) -> None:
+    """Record the table, the old and the new key of moved rows."""
+    values = [
+        {"file_id": file_id, "table_name": table, "old_key": old, "new_key": new}
+        for table, old, new in keys
+    ]
+    connection.execute(new_keys.insert(), values)
+
+
+def read_new_keys(
+    connection: Connection, file_ids: Collection[UUID] | None = None
+) -> Iterator[Any]:
+    """Yield the rows of these files, or of all, that got another key: table, old and new key."""
+    if inspect(connection).has_table(new_keys.name):
+        query = select(new_keys)
+        if file_ids is not None:
+            query = query.where(new_keys.c.file_id.in_(file_ids))
+        yield from connection.execute(query)
 
 
 def count_refused(connection: Connection) -> int:

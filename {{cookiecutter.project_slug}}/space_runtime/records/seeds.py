@@ -61,6 +61,19 @@ def count_unchanged(connection: Connection, table: str) -> int:
     return int(connection.exec_driver_sql(query).scalar_one())
 
 
+def deleted(connection: Connection, table: str) -> list[dict[str, Any]]:
+    """Return the recorded rows of a table that people deleted, as a migration inserted them."""
+    if not _is_recorded(connection, table):
+        return []
+    shaped = shape(connection, table)
+    query = (
+        f"SELECT {_names(shaped.columns, 'seed')} FROM {_joined(connection, table, 'LEFT JOIN')}"
+        f" WHERE row.{quote(shaped.key[0])} IS NULL AND NOT seed.{_LATER}"
+    )
+    rows = connection.exec_driver_sql(query)
+    return [dict(zip(shaped.columns, row, strict=True)) for row in rows]
+
+
 def read(connection: Connection, table: str) -> Iterator[Seed]:
     """Yield the recorded rows of a table that are still there."""
     if not _is_recorded(connection, table):
@@ -110,12 +123,12 @@ def _unchanged(connection: Connection, table: str) -> str:
     return f"SELECT {_names(key, 'row')} FROM {_joined(connection, table)} WHERE {same}"
 
 
-def _joined(connection: Connection, table: str) -> str:
+def _joined(connection: Connection, table: str, join: str = "JOIN") -> str:
     same = " AND ".join(
         f"row.{quote(name)} = seed.{_ROW_ID if name == ROW_ID else quote(name)}"
         for name in shape(connection, table).key
     )
-    return f"main.{quote(_PREFIX + table)} seed JOIN main.{quote(table)} row ON {same}"
+    return f"main.{quote(_PREFIX + table)} seed {join} main.{quote(table)} row ON {same}"
 
 
 def _temporary(table: str) -> str:
