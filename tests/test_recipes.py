@@ -107,7 +107,9 @@ def check_jobs(server: Server, hub: OpenIDProvider) -> None:
 def check_notes(server: Server, hub: OpenIDProvider) -> None:
     add = partial(server.post, headers=WITH_TOKEN)
     item = add("/api/items", json={"title": "an item"}).json()
-    note = add("/api/notes", json={"title": "a note", "item_id": item["id"]}).json()
+    answer = add("/api/notes", json={"title": "a note", "item_id": item["id"]})
+    assert answer.status_code == 201, answer.text
+    note = answer.json()
     assert server.get(f"/api/notes/{note['id']}").json()["item_id"] == item["id"]
     assert add("/api/notes", json={"title": "of nothing", "item_id": note["id"]}).status_code == 409
     assert note["id"] in [listed["id"] for listed in server.get("/api/notes").json()["items"]]
