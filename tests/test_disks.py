@@ -68,6 +68,27 @@ def test_a_directory_that_was_asked_for_and_cannot_be_written_is_named(project: 
 
 
 @pytest.mark.parametrize(
+    ("link", "target", "named"),
+    [
+        pytest.param("data", "data", "data", id="a folder that leads to itself"),
+        pytest.param("data", "/proc/nowhere", "data", id="a folder that is not there", marks=pytest.mark.thorough),
+        pytest.param("data/app.db", "app.db", "data", id="a file that leads to itself"),
+        pytest.param(
+            "data/app.db", "/proc/nowhere/app.db", "data", id="a file that is not there", marks=pytest.mark.thorough
+        ),
+    ],
+)
+def test_a_link_that_leads_nowhere_is_named(project: BakedProject, link: str, target: str, named: str) -> None:
+    (project.path / link).parent.mkdir(exist_ok=True)
+    (project.path / link).symlink_to(target)
+    with project.boot(in_place=True) as server:
+        report = server.settled()
+        assert (report["status"], report["database"]["reason"]) == ("degraded", "no_writable_path"), server.log()
+        assert create(server, "elsewhere") == 201
+        assert f"{named} cannot be written to: SQLite is kept elsewhere" in server.log()
+
+
+@pytest.mark.parametrize(
     "url",
     [pytest.param("sqlite:////proc/app.db", marks=pytest.mark.thorough), "sqlite:////no-such-directory/app.db"],
 )

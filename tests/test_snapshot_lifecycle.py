@@ -1,5 +1,7 @@
 """Snapshots of a running app: taken on a timer and at the stop, restored when the disk is gone."""
 
+import json
+import os
 import shutil
 import signal
 import sqlite3
@@ -9,16 +11,19 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from space_runtime.snapshots.store import KEPT
 
+from tests.support import disks
 from tests.support.bakery import BakedProject
 from tests.support.killing import app_that_dies
 from tests.support.postgres import Login
 from tests.support.server import Server
 
 pytestmark = pytest.mark.slow
+THOROUGH = pytest.mark.thorough
 
 
 @pytest.fixture
@@ -126,15 +131,14 @@ def test_what_a_timer_kept_comes_back_after_a_kill_and_the_loss_of_the_disk(
         assert "kept" in server.titles()
 
 
-def test_the_last_snapshot_at_the_stop_holds_every_acknowledged_row(
-    project: BakedProject, environ: dict[str, str]
-) -> None:
-    environ = environ | {"SNAPSHOT_INTERVAL": "3600"}
+def test_the_last_snapshot_at_the_stop_holds_every_acknowledged_row(project: BakedProject) -> None:
+    environ = {"SNAPSHOT_URL": "./copies", "SNAPSHOT_INTERVAL": "3600"}
     with project.boot(environ, in_place=True) as server:
         server.settled()
         for number in range(20):
             create(server, str(number))
         assert server.stop() == -signal.SIGTERM
+        assert f"snapshots go to the folder {project.path}/copies" in server.log()
     lose_the_disk(project)
     with project.boot(environ, in_place=True) as server:
         server.settled()
@@ -515,3 +519,182 @@ def test_two_containers_that_serve_the_same_rows_from_a_snapshot_lose_none_that_
         for server in (first, second):
             server.health_when(lambda report: report["status"] == "ok", within=60)
         assert sorted(first.titles()) == ["kept", "of the first", "of the second"]
+
+
+def test_rows_in_a_folder_that_is_a_link_move_to_postgresql(
+    project: BakedProject, fallback: dict[str, str], login: Login, tmp_path: Path
+) -> None:
+    (tmp_path / "volume").mkdir()
+    (project.path / "data").symlink_to(tmp_path / "volume")
+    with project.boot(fallback, in_place=True) as server:
+        assert server.settled()["status"] == "degraded"
+        create(server, "on the volume")
+        login.allow()
+        server.health_when(lambda report: report["status"] == "ok", within=30)
+        assert server.titles() == ["on the volume"]
+    assert [file.name.partition("-")[0] for file in (tmp_path / "volume").glob("*.db")] == ["moved"]
+
+
+@THOROUGH
+def test_a_file_for_postgresql_that_is_a_symbolic_link_is_kept_as_any_other(
+    project: BakedProject, store: Path, fallback: dict[str, str], tmp_path: Path
+) -> None:
+    with project.boot(fallback, in_place=True) as server:
+        assert server.settled()["status"] == "degraded"
+        server.stop()
+    (file,) = (project.path / "data").glob("fallback-*.db")
+    file.rename(tmp_path / "real.db")
+    file.symlink_to(tmp_path / "real.db")
+    with project.boot(fallback, in_place=True) as server:
+        assert server.settled()["status"] == "degraded"
+        for title in ("one", "two"):
+            create(server, title)
+            wait_for_snapshot_of(store, title)
+
+
+def relabel(project: BakedProject, title: str) -> None:
+    """Give the project another name."""
+    about = project.path / "src" / "config" / "about.json"
+    about.write_text(json.dumps(json.loads(about.read_text(encoding="utf-8")) | {"title": title}), encoding="utf-8")
+
+
+ANOTHER = "SNAPSHOT_URL belongs to another deployment"
+
+
+def test_two_deployments_with_one_snapshot_url_never_see_or_displace_each_others_rows(
+    project: BakedProject, store: Path, environ: dict[str, str], tmp_path: Path
+) -> None:
+    with project.boot(environ, in_place=True) as server:
+        server.settled()
+        create(server, "of the first")
+        server.stop()
+    before = {file.name: file.read_bytes() for file in store.glob("*.db")}
+    (mark,) = store.glob("owner-*.txt")
+    lose_the_disk(project)
+
+    # such as a duplicate of a Space, to which the Hub has copied the variable
+    other = project.copy_to(tmp_path / "other")
+    on_a_space = environ | {"SPACE_ID": "example/duplicate", "API_TOKEN": "long enough"}
+    with other.boot(on_a_space, in_place=True) as server:
+        server.health_when(lambda report: ANOTHER in report["database"]["detail"])
+        assert server.titles() == []
+        for number in range(KEPT + 1):
+            answer = server.post("/api/items", json={"title": str(number)}, headers={"X-API-Token": "long enough"})
+            assert answer.status_code == 201
+        server.stop()
+        told = server.log()
+        assert told.index(ANOTHER) < told.index("POST")
+        assert mark.name in told
+        assert "no snapshot can be taken" in told
+    assert {file.name: file.read_bytes() for file in store.glob("*.db")} == before
+
+    with project.boot(environ, in_place=True) as server:
+        server.settled()
+        assert server.titles() == ["of the first"]
+    lose_the_disk(project)
+    relabel(project, "Renamed")
+    with project.boot(environ, in_place=True) as server:
+        server.health_when(lambda report: ANOTHER in report["database"]["detail"])
+        assert server.titles() == []
+    # what the sentence says
+    mark.unlink()
+    lose_the_disk(project)
+    with project.boot(environ, in_place=True) as server:
+        server.settled()
+        assert server.titles() == ["of the first"]
+
+
+def test_rows_of_an_outage_do_not_move_to_the_postgresql_of_another_deployment(
+    project: BakedProject, store: Path, fallback: dict[str, str], login: Login
+) -> None:
+    with project.boot(fallback, in_place=True) as server:
+        assert server.settled()["status"] == "degraded"
+        create(server, "of the first")
+        wait_for_snapshot_of(store, "of the first")
+        server.kill()
+    lose_the_disk(project)
+    login.allow()
+    relabel(project, "Another")
+    with project.boot(fallback, in_place=True) as server:
+        assert server.settled()["status"] == "ok"
+        assert server.titles() == []
+        assert ANOTHER in server.log()
+    assert not list(store.glob("*.moved"))
+
+
+def test_two_copies_that_run_at_once_notice_each_other_and_say_so(
+    project: BakedProject, environ: dict[str, str], tmp_path: Path
+) -> None:
+    def is_alone(report: dict[str, Any]) -> bool:
+        return "Another copy" not in report["database"]["detail"]
+
+    with project.boot(environ, in_place=True) as first:
+        assert is_alone(first.settled())
+        with project.copy_to(tmp_path / "other").boot(environ, in_place=True) as second:
+            for server in (first, second):
+                server.health_when(lambda report: not is_alone(report))
+                assert "Another copy of this application uses SNAPSHOT_URL" in server.log()
+            second.stop()
+        first.health_when(is_alone)
+
+
+# A place that lists at once, and that nothing can be written to until the file `may_go_on` is there.
+SLOW_PLACE = """
+import pathlib
+import time
+
+import fsspec
+from fsspec.implementations.memory import MemoryFileSystem
+
+from space_runtime.snapshots import schedule
+from src.main import app
+
+
+class Slow(MemoryFileSystem):
+    protocol = "slow"
+
+    def _open(self, *arguments, **options):
+        while not pathlib.Path("may_go_on").exists():
+            time.sleep(0.05)
+        return super()._open(*arguments, **options)
+
+
+fsspec.register_implementation("slow", Slow)
+schedule.SECONDS_OF_SILENCE = 1.0
+"""
+
+
+def test_the_database_serves_while_snapshot_url_is_tried(project: BakedProject, environ: dict[str, str]) -> None:
+    (project.path / "slow.py").write_text(SLOW_PLACE)
+    with project.boot(environ | {"SNAPSHOT_URL": "slow://x"}, in_place=True, app="slow:app") as server:
+        server.settled()
+        create(server, "served")
+        server.health_when(lambda report: "SNAPSHOT_URL is being tried" in report["database"]["detail"])
+        server.health_when(lambda report: "SNAPSHOT_URL has not answered" in report["database"]["detail"])
+        (project.path / "may_go_on").touch()
+        server.health_when(lambda report: "The newest snapshot is" in report["database"]["detail"])
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("backup", "neither a URL with :// in it nor a folder that exists"),
+        pytest.param("webdav://example.com/x", "a package is missing; add it to requirements.txt", marks=THOROUGH),
+        pytest.param("unheard-of://x", "a protocol that nothing here knows", marks=THOROUGH),
+        pytest.param("{forbidden}/x", f"let user {os.getuid()} write to that folder", marks=THOROUGH),
+    ],
+)
+def test_a_snapshot_url_that_cannot_be_used_is_told_at_the_start(
+    project: BakedProject, environ: dict[str, str], tmp_path: Path, url: str, told: str
+) -> None:
+    forbidden = tmp_path / "forbidden"
+    forbidden.mkdir(mode=0o555)
+    rarely = {"SNAPSHOT_URL": url.format(forbidden=forbidden), "SNAPSHOT_INTERVAL": "3600"}
+    prefix = disks.without_roots_rights() if url[0] == "{" else ()
+    with project.boot(environ | rarely, in_place=True, prefix=prefix) as server:
+        report = server.health_when(lambda report: "Snapshots fail: " in report["database"]["detail"])
+        assert report["status"] == "ok"
+        assert told in report["database"]["detail"]
+        assert "credentials" not in report["database"]["detail"]
+        assert "no snapshot can be taken: SNAPSHOT_URL" in server.log()
+        assert not (project.path / "backup").exists()

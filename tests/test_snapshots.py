@@ -11,15 +11,17 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec  # type: ignore[import-untyped]
 import httpx2
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
-from space_runtime.snapshots.store import KEPT, DamagedSnapshot, Snapshot, SnapshotError, SnapshotStore
+from space_runtime.snapshots.folder import Folder, SnapshotError
+from space_runtime.snapshots.store import KEPT, BelongsToAnother, DamagedSnapshot, Snapshot, SnapshotStore
 
 from tests.support.bakery import ROOT, TEMPLATE_FOLDER, Bakery
 from tests.support.hub import READ_ONLY_TOKEN, TOKEN, Hub, Repository, running_hub
@@ -71,8 +73,13 @@ def wait_until(holds: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def kept(place: Path) -> list[str]:
+    """What is there, but for the mark that says whose it is."""
+    return sorted(name for name in os.listdir(place) if not name.startswith("owner-"))
+
+
 def names_of(place: Path, series: str) -> list[str]:
-    return sorted(name for name in os.listdir(place) if name.startswith(f"{series}-"))
+    return [name for name in kept(place) if name.startswith(f"{series}-")]
 
 
 @contextmanager
@@ -138,7 +145,7 @@ def test_what_is_restored_is_what_was_there_byte_by_byte(
     take(store, ledger)
     target = tmp_path / "restored.db"
     store.restore("app", target)
-    (name,) = os.listdir(place)
+    (name,) = kept(place)
     assert target.read_bytes() == (place / name).read_bytes()
     with closing(sqlite3.connect(target)) as connection:
         assert list(connection.iterdump()) == list(ledger.connection.iterdump())
@@ -150,10 +157,10 @@ def test_what_is_restored_is_what_was_there_byte_by_byte(
 def test_an_unchanged_database_is_not_stored_again(store: SnapshotStore, ledger: Ledger, place: Path) -> None:
     take(store, ledger)
     assert store.take(ledger.path, APP) is None
-    assert len(os.listdir(place)) == 1
+    assert len(kept(place)) == 1
     ledger.write(2)
     take(store, ledger)
-    assert len(os.listdir(place)) == 2
+    assert len(kept(place)) == 2
 
 
 def test_taking_a_snapshot_leaves_nothing_beside_the_database(store: SnapshotStore, ledger: Ledger) -> None:
@@ -180,7 +187,7 @@ def test_only_the_newest_of_the_same_database_are_kept(store: SnapshotStore, led
         newest = take(store, ledger)
     assert len(names_of(place, APP)) == KEPT
     assert names_of(place, APP)[-1] == newest.name
-    assert sorted(os.listdir(place)) == sorted(names_of(place, APP) + others)
+    assert kept(place) == sorted(names_of(place, APP) + others)
 
 
 def test_numbers_decide_and_no_clock(store: SnapshotStore, ledger: Ledger, place: Path, tmp_path: Path) -> None:
@@ -265,7 +272,7 @@ def test_when_every_snapshot_is_damaged_that_is_an_error_and_nothing_is_restored
 
 def test_a_damaged_database_pushes_out_no_sound_snapshot(store: SnapshotStore, ledger: Ledger, place: Path) -> None:
     ledger.write(2, "x" * 100_000)
-    kept = take(store, ledger).name
+    sound = take(store, ledger).name
     ledger.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     ledger.close()
     with ledger.path.open("r+b") as file:
@@ -273,7 +280,7 @@ def test_a_damaged_database_pushes_out_no_sound_snapshot(store: SnapshotStore, l
         file.write(b"\xff" * 4096)
     with pytest.raises(SnapshotError):
         store.take(ledger.path, APP)
-    assert os.listdir(place) == [kept]
+    assert kept(place) == [sound]
 
 
 def test_a_missing_database_is_an_error_and_stays_missing(store: SnapshotStore, place: Path, tmp_path: Path) -> None:
@@ -320,7 +327,7 @@ def test_a_kill_at_any_moment_leaves_a_readable_snapshot(tmp_path: Path, place: 
     # one that was being made, and the live file with its journals
     assert len(os.listdir(live)) <= 5
     # those that were torn count as well until newer ones push them out
-    assert len(os.listdir(place)) <= KEPT + 1
+    assert len(kept(place)) <= KEPT + 1
 
 
 # what was moved to PostgreSQL
@@ -385,6 +392,133 @@ def test_fallback_files_are_told_apart_by_their_ids(store: SnapshotStore, ledger
     store.remove_tombstone(FALLBACK)
     assert store.series("fallback") == {FALLBACK: False, OTHER_FALLBACK: True}
     assert restored(store, "app", tmp_path / "back") is None
+
+
+# whose folder it is
+
+
+def of(deployment: str, place: Path) -> SnapshotStore:
+    """The snapshots of a deployment in a directory, as one of its processes sees them."""
+    return SnapshotStore(str(place), deployment=lambda: deployment)
+
+
+def owners(place: Path) -> list[str]:
+    return sorted(name for name in os.listdir(place) if name.startswith("owner-"))
+
+
+def test_another_deployment_takes_nothing_from_a_folder_and_leaves_it_as_it_is(
+    ledger: Ledger, place: Path, tmp_path: Path
+) -> None:
+    mine = of("me/mine", place)
+    mine.attend()
+    take(mine, ledger)
+    take(mine, ledger, FALLBACK)
+    before = sorted(os.listdir(place))
+    (owner,) = owners(place)
+    assert "me/mine" in (place / owner).read_text()
+
+    attempts: list[Callable[[SnapshotStore], object]] = [
+        lambda store: store.restore("app", tmp_path / "restored.db"),
+        lambda store: store.series("fallback"),
+        lambda store: store.attend(),
+        lambda store: store.take(ledger.path, LATER_APP),
+        lambda store: store.add_tombstone(FALLBACK),
+        lambda store: store.remove_tombstone(FALLBACK),
+    ]
+    for attempt in attempts:
+        with pytest.raises(BelongsToAnother, match=f"a folder of its own.* delete {owner} there and restart"):
+            attempt(of("me/copy", place))
+    assert sorted(os.listdir(place)) == before
+    assert not (tmp_path / "restored.db").exists()
+
+
+def test_a_folder_without_an_owner_is_taken_over_by_the_first_that_comes(
+    store: SnapshotStore, ledger: Ledger, place: Path, tmp_path: Path
+) -> None:
+    take(store, ledger)
+    for mark in owners(place):
+        (place / mark).unlink()
+    assert restored(of("first", place), "app", tmp_path / "back") == [1]
+    with pytest.raises(BelongsToAnother):
+        of("second", place).restore("app", tmp_path / "restored.db")
+    # an empty one is not claimed by a look
+    assert of("second", tmp_path / "empty").series("app") == {}
+    of("first", tmp_path / "empty").attend()
+
+
+def test_a_process_that_was_refused_stays_so_until_a_restart(ledger: Ledger, place: Path, tmp_path: Path) -> None:
+    take(of("old name", place), ledger)
+    running = of("new name", place)
+    with pytest.raises(BelongsToAnother):
+        running.restore("app", tmp_path / "restored.db")
+    (place / owners(place)[0]).unlink()
+    # it began without the rows, and its snapshots would hide them
+    with pytest.raises(BelongsToAnother):
+        running.take(ledger.path, LATER_APP)
+    assert restored(of("new name", place), "app", tmp_path / "back") == [1]
+
+
+def test_the_mark_of_the_owner_is_never_pruned(ledger: Ledger, place: Path) -> None:
+    mine = of("me/mine", place)
+    mine.attend()
+    before = owners(place)
+    for amount in range(2, KEPT + 4):
+        ledger.write(amount)
+        take(mine, ledger)
+        mine.attend()
+    assert owners(place) == before
+
+
+def test_of_two_deployments_that_claim_a_folder_at_once_one_has_it(
+    ledger: Ledger, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    neither_has_put, put = threading.Barrier(2), Folder.put
+    place.mkdir(parents=True)
+
+    def put_together(folder: Folder, name: str, content: BinaryIO) -> dict[str, int]:
+        if name.startswith("owner-"):
+            neither_has_put.wait(30)
+        return put(folder, name, content)
+
+    monkeypatch.setattr(Folder, "put", put_together)
+    stores = [of("one", place), of("other", place)]
+
+    def has_it(store: SnapshotStore) -> bool:
+        try:
+            store.attend()
+            return True
+        except BelongsToAnother:
+            return False
+
+    with ThreadPoolExecutor(2) as both:
+        list(both.map(has_it, stores))
+    # one that looked before the other had put its mark learns it now
+    assert sorted(map(has_it, stores)) == [False, True]
+    assert len(owners(place)) == 1
+    with pytest.raises(BelongsToAnother):
+        stores[[has_it(store) for store in stores].index(False)].take(ledger.path, APP)
+
+
+def test_two_copies_of_a_deployment_notice_each_other_while_both_run(place: Path) -> None:
+    of("it", place).attend()
+    first, second = of("it", place), of("it", place)
+    # what is left over of a process that has ended is none
+    assert not any(first.attend() for _ in range(3))
+    second.attend()
+    assert [first.attend(), second.attend(), first.attend(), second.attend()] == [True] * 4
+    # the second one ends, and its last mark is removed
+    assert [first.attend(), first.attend()] == [True, False]
+    assert len(kept(place)) == 1
+
+
+@pytest.mark.parametrize("word", ["backup", "true", "s3:/bucket/folder", "bucket/folder"])
+def test_a_word_that_is_no_folder_is_no_place_for_snapshots(word: str, ledger: Ledger, tmp_path: Path) -> None:
+    before = os.listdir(tmp_path)
+    with pytest.raises(SnapshotError, match=r"neither a URL .* write \./NAME"):
+        SnapshotStore(word, tmp_path).take(ledger.path, APP)
+    assert os.listdir(tmp_path) == before
+    (tmp_path / word).mkdir(parents=True)
+    take(SnapshotStore(word, tmp_path), ledger)
 
 
 # file systems of others
@@ -453,11 +587,13 @@ def test_whatever_a_file_system_raises_becomes_one_error_without_its_text(
 
 def test_a_place_that_keeps_less_than_it_was_given_is_found_out(awkward: type[Awkward], ledger: Ledger) -> None:
     store = SnapshotStore("awkward://x")
+    take(store, ledger)
+    ledger.write(2)
     awkward.trouble = "cuts"
     with pytest.raises(SnapshotError, match="whole"):
         store.take(ledger.path, APP)
     awkward.trouble = ""
-    assert take(store, ledger).number == 2
+    assert take(store, ledger).number == 3
 
 
 def test_a_place_where_nothing_can_be_removed_keeps_taking_snapshots(
@@ -542,6 +678,22 @@ def test_no_error_tells_the_url(url: str, ledger: Ledger, caplog: pytest.LogCapt
     assert str(caught.value).endswith(".")
 
 
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("unheard-of://bucket", "a protocol that nothing here knows: use hf://, s3://"),
+        ("hf://nothing", "write hf://buckets/USER/BUCKET/FOLDER or hf://datasets/USER/DATASET/FOLDER"),
+        ("s3://", "write s3://BUCKET/FOLDER"),
+        ("ftp://127.0.0.1:1/x", "its server cannot be reached; check the network"),
+        ("/proc/nowhere/x", "it does not exist, or it cannot be made"),
+    ],
+)
+def test_what_is_wrong_with_a_url_is_told_with_what_to_do(url: str, told: str, ledger: Ledger) -> None:
+    with pytest.raises(SnapshotError) as caught:
+        SnapshotStore(url).take(ledger.path, APP)
+    assert told in str(caught.value)
+
+
 def test_a_missing_package_is_named() -> None:
     with pytest.raises(SnapshotError, match=r"requirements\.txt.*webdav4"):
         SnapshotStore("webdav://example.com/x").series("app")
@@ -557,11 +709,11 @@ def test_a_path_begins_at_the_project_or_at_home(bake: Bakery, tmp_path: Path) -
         project = os.getcwd()
         os.chdir("..")
         sqlite3.connect("live.db").execute("CREATE TABLE t (a)")
-        for url in ("backups/of it", "~/backups"):
+        for url in ("./backups/of it", "~/backups"):
             SnapshotStore(url, Path(project)).take(Path("live.db"), "app-00000001")"""
     project.run(sys.executable, "-c", code, environ={"HOME": str(home)})
-    assert len(os.listdir(project.path / "backups" / "of it")) == 1
-    assert len(os.listdir(home / "backups")) == 1
+    assert len(kept(project.path / "backups" / "of it")) == 1
+    assert len(kept(home / "backups")) == 1
 
 
 def test_an_application_without_snapshots_imports_nothing_for_them(bake: Bakery) -> None:
@@ -574,10 +726,11 @@ def test_an_application_without_snapshots_imports_nothing_for_them(bake: Bakery)
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[dict[str, str]]:
-    """What makes s3fs use an S3 on loopback, with the bucket `example`."""
+    """What makes s3fs use an S3 on loopback, with the buckets `example` and `lenient`."""
     port = free_port()
     process = subprocess.Popen(  # noqa: S603
-        [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)],
+        [sys.executable, "-m", "tests.support.s3", str(port)],
+        cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -589,7 +742,8 @@ def s3() -> Iterator[dict[str, str]]:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         url = f"http://127.0.0.1:{port}"
-        assert httpx2.put(f"{url}/example", timeout=60, trust_env=False).status_code == 200
+        for bucket in ("example", "lenient"):
+            assert httpx2.put(f"{url}/{bucket}", timeout=60, trust_env=False).status_code == 200
         yield {
             "AWS_ENDPOINT_URL": url,
             "AWS_DEFAULT_REGION": "us-east-1",
@@ -602,8 +756,27 @@ def s3() -> Iterator[dict[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("url", [pytest.param("s3://example", marks=pytest.mark.thorough), "s3://example/in/a/folder"])
-def test_s3_keeps_snapshots_and_gives_them_back(s3: dict[str, str], url: str, tmp_path: Path) -> None:
+def test_an_s3_that_refuses_checksums_keeps_snapshots_and_gives_them_back(
+    s3: dict[str, str], url: str, tmp_path: Path
+) -> None:
     assert run(play_through, url, str(tmp_path), environ=s3) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_checksums_are_sent_where_they_are_asked_for(s3: dict[str, str], tmp_path: Path) -> None:
+    asked = s3 | {"AWS_REQUEST_CHECKSUM_CALCULATION": "when_supported"}
+    assert run(play_through, "s3://lenient", str(tmp_path), environ=asked) == ""
+    told = run(be_refused, "s3://example", str(tmp_path), environ=asked)
+    assert "the store answers InvalidArgument; check AWS_ENDPOINT_URL and AWS_DEFAULT_REGION." in told
+
+
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "FSSPEC_S3_ENDPOINT_URL"])
+def test_an_endpoint_without_a_scheme_is_named_and_not_shown(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, f"{SECRET}.example.com:9000")
+    with pytest.raises(SnapshotError, match=f"{name} must begin with https:// or http://") as caught:
+        SnapshotStore("s3://example").series("app")
+    assert SECRET not in str(caught.value)
 
 
 @pytest.mark.slow
@@ -642,7 +815,7 @@ def test_the_hub_keeps_snapshots_and_gives_them_back(
     assert run(play_through, url, str(tmp_path), environ=hub_environ) == ""
     assert hub.refused == []
     files = hub.buckets["example/backups"] | hub.repositories["datasets/example/backups"].files
-    assert len(files) == KEPT + 1
+    assert len([name for name in files if name.endswith(".db")]) == KEPT + 1
     assert not list((tmp_path / "tmp").glob("hffs-*"))
 
 

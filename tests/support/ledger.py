@@ -13,7 +13,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Self
 
-from space_runtime.snapshots.store import KEPT, Snapshot, SnapshotError, SnapshotStore
+from space_runtime.snapshots.folder import SnapshotError
+from space_runtime.snapshots.store import KEPT, Snapshot, SnapshotStore
 
 APP = "app-00000001"
 FALLBACK = f"fallback-{'1' * 32}"
@@ -83,6 +84,7 @@ def play_through(url: str, folder: str) -> None:
     store, back = SnapshotStore(url), Path(folder, "back")
     assert restored(store, "app", back) is None
     assert store.series("app") == {}
+    assert [one.attend() for one in (store, SnapshotStore(url), store)] == [False, False, True]
 
     with Ledger(Path(folder, "app.db")) as ledger:
         first = take(store, ledger, FALLBACK)

@@ -47,9 +47,7 @@ class Runtime:
         self.started = time.monotonic()
         self.database = Database(sessions)
         self.locations = Locations(project, settings.sqlite_dir)
-        snapshots = settings.snapshot_url
-        store = SnapshotStore(snapshots.get_secret_value(), project.folder) if snapshots else None
-        self.snapshots = Snapshots(store, settings.snapshot_interval)
+        self.snapshots = Snapshots(self._snapshot_store(), settings.snapshot_interval)
         self.lifecycle = Lifecycle(
             self.database,
             Configuration(
@@ -80,6 +78,15 @@ class Runtime:
     def is_ready(self) -> bool:
         """Whether data routes work and the hooks have ended."""
         return self.lifecycle.is_ready and self.hooks.progress.have_ended
+
+    def _snapshot_store(self) -> SnapshotStore | None:
+        if (url := self.settings.snapshot_url) is None:
+            return None
+
+        def deployment() -> str:
+            return self.space.id or self.project.read_about().title
+
+        return SnapshotStore(url.get_secret_value(), self.project.folder, deployment)
 
     @contextmanager
     def open_database(self) -> Iterator[Database]:

@@ -43,7 +43,10 @@ class Locations:
         self._sqlite_dir = sqlite_dir
 
     def directories(self) -> list[Path]:
-        """Return the directories, best first."""
+        """Return the directories, best first, as they are called without symbolic links."""
+        return list(dict.fromkeys(map(real_path, self._candidates())))
+
+    def _candidates(self) -> list[Path]:
         name = self._project.folder.name
         # Other users of the machine may run the same project, so the user id is in the name.
         own_name = f"{name}-{os.getuid()}"
@@ -55,29 +58,30 @@ class Locations:
             found.append(Path(tempfile.gettempdir()) / own_name)
         if _MEMORY.is_dir():
             found.append(_MEMORY / own_name)
-        return list(dict.fromkeys(found))
+        return found
 
     def find(self, file_name: str) -> Location:
         """Return the first usable path for a file of this name."""
         passed_over = ""
-        for directory in self.directories():
+        for directory in self._candidates():
             path = real_path(directory / file_name)
             if is_usable(path):
                 if passed_over:
                     logger.warning("%s cannot be written to: SQLite is kept elsewhere", passed_over)
                 return Location(path, bool(passed_over) or directory.is_relative_to(_MEMORY))
-            passed_over = passed_over or self._wanted(directory, path)
+            passed_over = passed_over or self._wanted(directory, file_name)
         return Location(None)
 
     def configured(self, database: str) -> Path:
         """Return the path that a URL names."""
         return real_path(self._project.path(database))
 
-    def _wanted(self, directory: Path, path: Path) -> str:
+    def _wanted(self, directory: Path, file_name: str) -> str:
         """Return how its owner calls this directory, or "" if nobody asked for it."""
         if self._sqlite_dir and directory == self._project.path(self._sqlite_dir):
             return "SQLITE_DIR"
-        if os.path.ismount(directory) or os.path.exists(path):
+        is_link = os.path.islink(directory)
+        if is_link or os.path.ismount(directory) or os.path.lexists(directory / file_name):
             return directory.name
         return ""
 
@@ -113,7 +117,9 @@ def is_usable(path: Path) -> bool:
     probe = path.parent / f".probe-{uuid4().hex}"
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if path.is_dir() or (path.exists() and not os.access(path, os.R_OK | os.W_OK)):
+        if path.is_dir() or real_path(path).is_symlink():  # It leads to itself.
+            return False
+        if path.exists() and not os.access(path, os.R_OK | os.W_OK):
             return False
         try:
             with closing(sqlite3.connect(probe, isolation_level=None)) as connection:

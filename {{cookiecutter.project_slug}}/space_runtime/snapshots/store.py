@@ -5,6 +5,8 @@ series. Numbers, which increase across all series, give the order, because a clo
 Object stores cannot rename an object once its upload is complete, so the digest is what tells a
 complete object from a truncated one. `<series>-<number>.moved` is a tombstone: the rows of that
 series are being moved to PostgreSQL or are there already, so SQLite must not serve them again.
+`owner-<digest>.txt` says to which deployment the folder belongs, by the digest of its name, and
+`running-<id>.txt` that a process of it uses the folder.
 """
 
 import fcntl
@@ -13,27 +15,35 @@ import io
 import logging
 import os
 import re
-import shutil
 import sqlite3
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
+from uuid import uuid4
+
+from space_runtime.snapshots.folder import Folder, Misconfigured, SnapshotError, resolve
 
 logger = logging.getLogger(__name__)
 
 KEPT = 5
 _SERIES = r"app-[0-9a-f]{8}|fallback-[0-9a-f]{32}"
 _NAME = re.compile("(" + _SERIES + r")-([0-9]{8})(?:-([0-9a-f]{16})\.db|\.moved)")
-
-
-class SnapshotError(Exception):
-    """Why a snapshot failed: one sentence without URLs, users or secrets."""
+_OWNER = re.compile(r"owner-[0-9a-f]{16}\.txt")
+_OWNER_TEXT = (
+    "The snapshots in this folder belong to {}. Other deployments leave it alone. After this file"
+    " is deleted, the next one that starts takes the folder over, with the rows in it.\n"
+)
+_RUNNING = re.compile(r"running-[0-9a-f]{8}\.txt")
+_RUNNING_TEXT = b"A process takes snapshots, or has ended. The next one removes this file.\n"
 
 
 class DamagedSnapshot(SnapshotError):
     """The object is truncated, or the database in it is damaged."""
+
+
+class BelongsToAnother(Misconfigured):
+    """The folder is another deployment's."""
 
 
 class Snapshot(NamedTuple):
@@ -68,11 +78,47 @@ class Snapshot(NamedTuple):
 class SnapshotStore:
     """The snapshots at one URL. The methods may block for long, and raise SnapshotError."""
 
-    def __init__(self, url: str, folder: Path = Path()) -> None:
-        """`url` may be a path; a relative one starts at `folder`."""
-        is_path = "://" not in url and "::" not in url
-        self._url = str((folder / os.path.expanduser(url)).absolute()) if is_path else url
+    def __init__(
+        self, url: str, folder: Path = Path(), deployment: Callable[[], str] = lambda: ""
+    ) -> None:
+        """`url` may be a path; a relative one starts at `folder`. `deployment` is the owner."""
+        self._url = url
+        self._project_folder = folder
+        self._deployment = deployment
         self._last_digests: dict[str, str] = {}
+        self._running_mark = f"running-{uuid4().hex[:8]}.txt"
+        self._has_attended = False
+        self._stuck: set[str] = set()
+        self._refusal: str | None = None
+
+    @property
+    def found_folder(self) -> str:
+        """Where a path leads that does not begin at the root, or "" if it is no such path."""
+        url = resolve(self._url, self._project_folder)
+        return url if os.path.isabs(url) and not os.path.isabs(self._url) else ""
+
+    def attend(self) -> bool:
+        """Try the URL, claim its folder, and leave a mark that this process uses it.
+
+        Return whether another copy of this deployment is running: it does if its mark is there
+        again, since each one removes the marks of the others.
+        """
+        folder = self._open()
+        listed = self._ours(folder, folder.listing(), must_claim=True)
+        running = {name for name in listed if _RUNNING.fullmatch(name)}
+        if self._running_mark not in running or not self._has_attended:
+            # Also tells whether this folder can be written to.
+            folder.put(self._running_mark, io.BytesIO(_RUNNING_TEXT))
+        self._stuck &= running
+        others = running - {self._running_mark} - self._stuck
+        for other in others:
+            try:
+                folder.remove(other)
+            except SnapshotError:
+                self._stuck.add(other)
+        # At first, marks may be left over from processes that have ended.
+        had_attended, self._has_attended = self._has_attended, True
+        return had_attended and bool(others)
 
     def take(self, file: Path, series: str) -> Snapshot | None:
         """Store a copy of the live file; return None if it has not changed since the last one."""
@@ -81,16 +127,17 @@ class SnapshotStore:
             digest = _digest(copy)
             if digest == self._last_digests.get(series):
                 return None
-            folder = _Folder(self._url)
-            listed = folder.listing()
+            folder = self._open()
+            listed = _snapshots(self._ours(folder, folder.listing(), must_claim=True))
             snapshot = Snapshot(_next_number(listed), series, digest)
             with copy.open("rb") as content:
-                folder.put(snapshot, content)
+                stored = folder.put(snapshot.name, content)
         self._last_digests[series] = digest
-        ours = [one for one in [*listed, snapshot] if one.series == series and not one.is_tombstone]
+        listed = _snapshots(self._ours(folder, stored, must_claim=True))
+        ours = [one for one in listed if one.series == series and not one.is_tombstone]
         try:
             for old in ours[:-KEPT]:
-                folder.remove(old)
+                folder.remove(old.name)
         except SnapshotError as error:
             logger.warning("a snapshot was taken, but older ones stay: %s", error)
         return snapshot
@@ -102,8 +149,9 @@ class SnapshotStore:
         If a snapshot is damaged, the one before is tried. If it cannot be fetched, no other is: it
         may be sound, and after restoring an older one, new snapshots would soon displace it.
         """
-        folder = _Folder(self._url)
-        ours = [one for one in folder.listing() if one.is_of(which)]
+        folder = self._open()
+        listed = _snapshots(self._ours(folder, folder.listing()))
+        ours = [one for one in listed if one.is_of(which)]
         # A caller that names one series has already checked that its rows were not moved.
         moved = {one.series for one in ours if one.is_tombstone and one.series != which}
         if not ours or ours[-1].series in moved:
@@ -112,7 +160,7 @@ class SnapshotStore:
             if snapshot.is_tombstone or snapshot.series in moved:
                 continue
             try:
-                folder.fetch(snapshot, target)
+                _fetch(folder, snapshot, target)
                 return snapshot
             except DamagedSnapshot:
                 logger.warning("snapshot %d is damaged: trying the one before", snapshot.number)
@@ -120,120 +168,84 @@ class SnapshotStore:
 
     def series(self, kind: str) -> dict[str, bool]:
         """Return the series of this kind, oldest first, and whether each has a tombstone."""
-        ours = [one for one in _Folder(self._url).listing() if one.is_of(kind)]
+        folder = self._open()
+        listed = _snapshots(self._ours(folder, folder.listing()))
+        ours = [one for one in listed if one.is_of(kind)]
         moved = {one.series for one in ours if one.is_tombstone}
         return {one.series: one.series in moved for one in ours}
 
     def add_tombstone(self, series: str) -> None:
         """Mark the rows of this series as handed over to PostgreSQL."""
-        folder = _Folder(self._url)
-        listed = folder.listing()
+        folder = self._open()
+        listed = _snapshots(self._ours(folder, folder.listing(), must_claim=True))
         if not any(one.is_tombstone and one.series == series for one in listed):
             content = io.BytesIO(b"The rows of this database were moved to PostgreSQL.\n")
-            folder.put(Snapshot(_next_number(listed), series, ""), content)
+            folder.put(Snapshot(_next_number(listed), series, "").name, content)
 
     def remove_tombstone(self, series: str) -> None:
         """Remove the mark: the rows were not moved after all."""
-        folder = _Folder(self._url)
-        for one in folder.listing():
+        folder = self._open()
+        for one in _snapshots(self._ours(folder, folder.listing())):
             if one.is_tombstone and one.series == series:
-                folder.remove(one)
+                folder.remove(one.name)
 
+    def _open(self) -> Folder:
+        if self._refusal:
+            # Until a restart: what is here now did not begin with the rows that are there.
+            raise BelongsToAnother(self._refusal)
+        return Folder(resolve(self._url, self._project_folder))
 
-class _Folder:
-    """The folder at a URL, opened with fsspec for one operation.
+    def _ours(
+        self, folder: Folder, listed: Collection[str], *, must_claim: bool = False
+    ) -> Collection[str]:
+        """Return the names if they belong to this deployment, else raise BelongsToAnother.
 
-    A file system object that is reused would return old listings and use dead connections.
-    """
-
-    def __init__(self, url: str) -> None:
-        # By default, huggingface_hub draws progress bars in the log and needs a writable home.
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("HF_XET_CACHE", f"{tempfile.gettempdir()}/xet-{os.getuid()}")
-        with _errors_named("opened"):
-            # Imported here because it is slow, and only applications with snapshots need it.
-            from fsspec.core import url_to_fs  # type: ignore[import-untyped]
-
-            self._files, path = url_to_fs(url, skip_instance_cache=True)
-        self._path = path.rstrip("/")
-
-    def listing(self) -> dict[Snapshot, int]:
-        """Return the snapshots and tombstones, in order of number, with their sizes in bytes."""
-        with _errors_named("listed"):
-            self._files.invalidate_cache()
+        A folder without an owner is claimed first. Without `must_claim`, that is left out if there
+        is nothing in it, and may fail: one that is read-only can still be restored from.
+        """
+        deployment = self._deployment()
+        own = f"owner-{hashlib.sha256(deployment.encode()).hexdigest()[:16]}.txt"
+        owners = sorted(name for name in listed if _OWNER.fullmatch(name))
+        if not owners and (must_claim or _snapshots(listed)):
             try:
-                entries = self._files.ls(self._path, detail=True)
-            except FileNotFoundError as error:
-                # A cause means that the whole bucket or repository is missing, not just the folder.
-                if error.__cause__ is not None:
+                listed = folder.put(own, io.BytesIO(_OWNER_TEXT.format(deployment).encode()))
+            except SnapshotError:
+                if must_claim:
                     raise
-                entries = []
-        sizes = {Snapshot.parse(os.path.basename(one["name"])): one["size"] for one in entries}
-        return {snapshot: sizes[snapshot] for snapshot in sorted(filter(None, sizes))}
-
-    def put(self, snapshot: Snapshot, content: BinaryIO) -> None:
-        """Store the content under the name of the snapshot, and check that it is complete."""
-        with _errors_named("written to"):
-            path = f"{self._path}/{snapshot.name}"
-            try:
-                stored = self._files.open(path, "wb")
-            except FileNotFoundError:
-                # Not done up front, because on S3 it may need the right to create buckets.
-                self._files.makedirs(self._path, exist_ok=True)
-                stored = self._files.open(path, "wb")
-            try:
-                with stored:
-                    shutil.copyfileobj(content, stored)
-            finally:
-                # When an upload fails, huggingface_hub leaves its own copy behind.
-                if temporary := getattr(stored, "temp_file", None):
-                    Path(temporary.name).unlink(missing_ok=True)
-        if self.listing().get(snapshot) != content.tell():
-            raise SnapshotError("SNAPSHOT_URL did not keep the whole snapshot.")
-
-    def fetch(self, snapshot: Snapshot, target: Path) -> None:
-        """Create `target`, which must not exist, from a snapshot; raise DamagedSnapshot."""
-        with _private_file(target) as copy:
-            with _errors_named("read"):
-                self._files.get_file(f"{self._path}/{snapshot.name}", str(copy))
-            if _digest(copy) != snapshot.digest or not _is_sound(copy):
-                raise DamagedSnapshot("The snapshot is damaged.")
-            # The caller may have given up waiting and created a database, which is now in use.
-            if target.exists():
-                raise SnapshotError("A database was begun meanwhile, which no snapshot replaces.")
-            # SQLite would apply a journal left by an earlier file to this one.
-            for ending in ("-wal", "-shm", "-journal"):
-                target.with_name(target.name + ending).unlink(missing_ok=True)
-            copy.replace(target)
-
-    def remove(self, snapshot: Snapshot) -> None:
-        """Remove a snapshot or a tombstone."""
-        with _errors_named("pruned"):
-            self._files.rm_file(f"{self._path}/{snapshot.name}")
+            owners = sorted(name for name in listed if _OWNER.fullmatch(name))
+        # Few stores can create a name only if it is free. So two may claim a folder at once, and
+        # both then find that it belongs to the one whose mark is first.
+        if owners and owners[0] != own:
+            self._refusal = (
+                "SNAPSHOT_URL belongs to another deployment, so nothing is restored from there or"
+                " stored there: give this one a folder of its own. If its snapshots are those of"
+                f" this one, delete {owners[0]} there and restart."
+            )
+            if own in owners:
+                with suppress(SnapshotError):
+                    folder.remove(own)
+            raise BelongsToAnother(self._refusal)
+        return listed
 
 
-@contextmanager
-def _errors_named(done: str) -> Iterator[None]:
-    """Turn errors into SnapshotError: their own texts may contain URLs and secrets."""
-    try:
-        yield
-    except Exception as error:  # A file system is a plug-in and may raise anything.
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        # The errors of hf_xet have the status only in their text.
-        refused = status in (401, 403) or "403 Forbidden" in str(error)
-        if isinstance(error, ImportError):
-            cause = f"a package is missing from requirements.txt ({error})"
-        elif refused or isinstance(error, PermissionError):
-            cause = "access is refused; check the credentials"
-        elif isinstance(error, FileNotFoundError):
-            cause = "it does not exist, or these credentials may not see it"
-        elif isinstance(error, OSError) and error.errno:
-            cause = os.strerror(error.errno)
-        elif status is not None:
-            cause = f"HTTP {status}"
-        else:
-            cause = type(error).__name__
-        raise SnapshotError(f"SNAPSHOT_URL could not be {done}: {cause}.") from None
+def _snapshots(names: Iterable[str]) -> list[Snapshot]:
+    """Return the snapshots and tombstones among these names, in order of number."""
+    return sorted(filter(None, map(Snapshot.parse, names)))
+
+
+def _fetch(folder: Folder, snapshot: Snapshot, target: Path) -> None:
+    """Create `target`, which must not exist, from a snapshot; raise DamagedSnapshot."""
+    with _private_file(target) as copy:
+        folder.fetch(snapshot.name, copy)
+        if _digest(copy) != snapshot.digest or not _is_sound(copy):
+            raise DamagedSnapshot("The snapshot is damaged.")
+        # The caller may have given up waiting and created a database, which is now in use.
+        if target.exists():
+            raise SnapshotError("A database was begun meanwhile, which no snapshot replaces.")
+        # SQLite would apply a journal left by an earlier file to this one.
+        for ending in ("-wal", "-shm", "-journal"):
+            target.with_name(target.name + ending).unlink(missing_ok=True)
+        copy.replace(target)
 
 
 @contextmanager
