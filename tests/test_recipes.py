@@ -160,6 +160,10 @@ def test_each_recipe_has_at_most_fifteen_lines_and_a_test(bake: Bakery) -> None:
     assert [title for title in recipes if title] == list(CHECKS)
     lines = {title: sum(block.lines_that_count for block in blocks) for title, blocks in recipes.items()}
     assert {title: count for title, count in lines.items() if count > 15} == {}
+    beside = [
+        path.read_text().splitlines() for path in REFERENCE.rglob("*") if path.is_file() and path.suffix != ".pyc"
+    ]
+    assert sum(lines.values()) + sum(map(len, beside)) < 300
 
 
 @pytest.fixture(scope="module")
