@@ -312,7 +312,6 @@ def test_the_reference_application_is_deployed(reference: BakedProject, tmp_path
             builder.stop()
 
 
-@pytest.mark.thorough
 def test_make_lock_pins_what_the_indexes_of_the_recipe_have_and_names_them(
     project: BakedProject, tmp_path: Path
 ) -> None:
