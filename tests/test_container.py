@@ -24,7 +24,7 @@ from tests.support.processes import is_listening, reserved
 
 PORT = 7860
 VERSIONS = ["3.14", "3.15", "3.13"]
-# Of the others, `make test` looks whether they serve.
+# A change of code builds each anew.
 IMAGES = [VERSIONS[0], *(pytest.param(version, marks=pytest.mark.thorough) for version in VERSIONS[1:])]
 WITH_TEMP = ("--tmpfs", "/tmp")
 # The Hub hands all variables of a Space to the build.
@@ -200,7 +200,6 @@ def test_the_image_installs_what_apt_txt_names_and_asks_for_nothing_without_it(
     assert (tmp_path / "asked").exists() is bool(listed)
 
 
-@pytest.mark.parametrize("image", VERSIONS, indirect=True)
 def test_the_container_serves_with_a_read_only_root_as_an_ordinary_user(image: Image) -> None:
     with image.serve() as container, container.client() as space:
         assert settled(space)["database"]["backend"] == "sqlite"

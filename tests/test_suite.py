@@ -33,7 +33,11 @@ def run_suite(folder: Path, tests: str, *options: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("processes", [[], ["-n", "2"]], ids=["one process", "two processes"])
+@pytest.mark.parametrize(
+    "processes",
+    [[], pytest.param(["-n", "2"], marks=pytest.mark.slow)],
+    ids=["one process", "two processes"],
+)
 def test_a_failure_is_named_at_once_and_again_at_the_end(tmp_path: Path, processes: list[str]) -> None:
     shown = run_suite(tmp_path, "def test_sum():\n    assert 1 + 1 == 3\n", *processes)
     at_once, _, later = shown.partition("= FAILURES =")
@@ -83,6 +87,7 @@ def test_that_needs(purpose, monkeypatch):
     assert shown.count("nodejs") == 1
 
 
+@pytest.mark.slow
 def test_what_a_test_leaves_open_fails_this_test_and_no_later_one(tmp_path: Path) -> None:
     # a cycle keeps the file until the collector comes, which may be while any test runs
     tests = """

@@ -111,6 +111,8 @@ def new_context(
     try:
         yield context, problems
     finally:
+        # The page asks for itself again and again, also while the test ends.
+        context.unroute_all(behavior="ignoreErrors")
         context.close()
 
 
