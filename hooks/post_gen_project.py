@@ -60,13 +60,17 @@ RUN useradd --no-create-home --home-dir {HOME} --user-group --uid {USER} user \\
     && install --directory --owner={USER} --group={USER} {HOME} {APP} {APP}/data
 WORKDIR {APP}
 
+# Debian packages, if there is an apt.txt that names some. COPY wants one file at least.
+COPY --chown={USER}:{USER} alembic.ini apt.tx[t] ./
+RUN if [ -f apt.txt ]; then sed -i 's/#.*//' apt.txt && apt-get update \\
+    && xargs --arg-file=apt.txt apt-get install --yes --no-install-recommends && rm -rf /var/lib/apt/lists/*; fi
+
 # Before the code, so that a change of code does not install everything again. What a base image of another maker
 # brought with its own packages stays, and is not used; pip itself leaves no bytecode of its own.
 COPY --chown={USER}:{USER} requirements.lock ./
 RUN PYTHONDONTWRITEBYTECODE=1 pip install --no-cache-dir --root-user-action=ignore --ignore-installed \\
     --require-hashes --requirement requirements.lock
 
-COPY --chown={USER}:{USER} alembic.ini ./
 COPY --chown={USER}:{USER} migrations/ migrations/
 COPY --chown={USER}:{USER} space_runtime/ space_runtime/
 COPY --chown={USER}:{USER} web/ web/

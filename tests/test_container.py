@@ -1,6 +1,7 @@
 """The image builds from a fresh render, runs as the Hub runs it, and holds only what runs."""
 
 import json
+import os
 import re
 import shlex
 import socket
@@ -180,6 +181,23 @@ def test_the_dockerfile_and_the_front_matter_agree(bake: Bakery, version: str) -
     assert f"\napp_port: {PORT}\n" in project.read("README.md")
     command = json.loads(re.findall(r"^CMD (.*)$", dockerfile, re.MULTILINE)[-1])
     assert command == ["uvicorn", "src.main:app", "--host", "0.0.0.0", "--port", str(PORT)]  # noqa: S104
+
+
+@pytest.mark.parametrize("listed", [None, "# a sound\nffmpeg # and a picture\n\ngit\n"])
+def test_the_image_installs_what_apt_txt_names_and_asks_for_nothing_without_it(
+    bake: Bakery, tmp_path: Path, listed: str | None
+) -> None:
+    (step,) = re.findall(r"^RUN (if \[ -f apt.txt .*?)\n\n", bake().read("Dockerfile"), re.DOTALL | re.MULTILINE)
+    if listed is not None:
+        (tmp_path / "apt.txt").write_text(listed)
+    (tmp_path / "apt-get").write_text('#!/bin/sh\necho "$@" >> asked\n')
+    (tmp_path / "apt-get").chmod(0o755)
+    # not on the machine of the tests
+    step = step.replace("/var/lib/apt/lists", str(tmp_path / "lists"))
+    subprocess.run(["sh", "-ec", step], cwd=tmp_path, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}, check=True)  # noqa: S603, S607
+    asked = (tmp_path / "asked").read_text().splitlines() if listed else []
+    assert asked == (["update", "install --yes --no-install-recommends ffmpeg git"] if listed else [])
+    assert (tmp_path / "asked").exists() is bool(listed)
 
 
 def test_the_container_serves_with_a_read_only_root_as_an_ordinary_user(image: Image) -> None:

@@ -1,7 +1,6 @@
 """The project is clean as rendered, and its own tests and migrations pass on both databases."""
 
 import re
-import shutil
 import socket
 import sys
 from collections.abc import Callable
@@ -70,31 +69,6 @@ def test_where_the_wall_or_the_front_matter_is_broken_its_test_says_what_to_do(p
     assert f"{len(BREACHES) + 1} failed" in done.stdout
     assert [told for _, told in BREACHES.values() if told not in done.stdout] == []
     assert "sdk: docker is required" in done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.thorough
-def test_the_sample_can_be_removed_as_the_readme_says(project: BakedProject) -> None:
-    shutil.rmtree(project.path / "src" / "items")
-    (project.path / "tests" / "test_items.py").unlink()
-    for name, count in {"src/main.py": 2, "migrations/env.py": 1}.items():
-        lines = project.read(name).splitlines(keepends=True)
-        kept = [line for line in lines if "items" not in line]
-        assert len(lines) - len(kept) == count
-        (project.path / name).write_text("".join(kept))
-    # as if `make dev` had installed what the tests have
-    (project.path / ".venv").mkdir()
-    (project.path / ".venv" / "ready").touch()
-    programs = f"BIN={Path(sys.executable).parent}"
-    project.run("make", "migration", "m=drop items", programs)
-    (migration,) = (project.path / "migrations" / "versions").glob("*_drop_items.py")
-    assert 'op.drop_table("items")' in migration.read_text()
-    done = project.run("python", "-m", "pytest", "--verbose", environ=NO_PLUGINS)
-    assert " SKIPPED" not in done.stdout
-    project.run("make", "check", programs, environ={"MYPY_CACHE_DIR": str(ROOT / ".mypy_cache" / "without-the-sample")})
-    with project.boot(in_place=True) as server:
-        assert server.settled()["status"] == "ok"
-        assert server.get("/api/items").status_code == 404
 
 
 @pytest.mark.slow

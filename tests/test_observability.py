@@ -82,7 +82,7 @@ def measure(server: Server) -> dict[str, float]:
 
 
 def documented(project: BakedProject) -> set[str]:
-    section = (project.path / "README.md").read_text().split("### Metrics")[1].split("\n## ")[0]
+    section = (project.path / "space_runtime" / "README.md").read_text().split("### Metrics")[1].split("\n## ")[0]
     return {name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
 
 

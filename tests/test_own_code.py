@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.bakery import ROOT, BakedProject, Bakery
 from tests.support.processes import free_port
+from tests.support.recipes import run_verbs
 
 pytestmark = pytest.mark.slow
 
@@ -411,12 +412,8 @@ def test_own_code_is_green_in_make_check_and_make_test(project: BakedProject) ->
     write_own_code(project)
     with (project.path / ".env.example").open("a") as example:
         example.write("\n#MAX_TOKENS=256\n")
-    # as if `make dev` had installed what the tests have
-    (project.path / ".venv").mkdir()
-    (project.path / ".venv" / "ready").touch()
-    programs = f"BIN={Path(sys.executable).parent}"
-    project.run("make", "check", programs, environ={"MYPY_CACHE_DIR": str(ROOT / ".mypy_cache" / "with-own-code")})
-    project.run("make", "test", programs, environ=NO_PLUGINS)
+    environ = NO_PLUGINS | {"MYPY_CACHE_DIR": str(ROOT / ".mypy_cache" / "with-own-code")}
+    run_verbs(project, "make check test", environ)
 
 
 @pytest.mark.thorough

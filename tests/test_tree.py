@@ -15,6 +15,8 @@ RELIED_ON = {
     "src/config/about.json", "src/config/settings.py", "src/database/resolver.py", "src/database/session.py",
     "src/main.py",
 }  # fmt: skip
+# Those of make, of the Hub and of GitHub
+NO_SETTINGS = {"HF_SPACE", "HF_TOKEN"}
 # A workflow has braces of its own: `${{ ... }}`. Shell and make have `${#...}` or `$(...)`.
 JINJA = re.compile(r"(?<!\$)\{\{|\{%|(?<!\$)\{#|cookiecutter\.")
 
@@ -65,3 +67,16 @@ def test_a_hook_is_old_python_in_plain_ascii(bake: Bakery, hook: str) -> None:
     source = (bake.template / "hooks" / hook).read_text(encoding="ascii")
     ast.parse(source, feature_version=(3, 10))
     assert re.findall(r"\{\{.*?\}\}", source) == ["{{ cookiecutter | tojson }}"]
+
+
+def test_the_readme_is_short_and_names_only_what_is_there(bake: Bakery) -> None:
+    project = bake()
+    readme = project.read("README.md")
+    assert len(readme.splitlines()) <= 140
+    text = readme + project.read("RECIPES.md")
+    verbs = set(re.findall(r"^([a-z]+):.*## ", project.read("Makefile"), re.MULTILINE))
+    commands = re.findall(r"(?:^|`)make ((?:[a-z]+[ `\n])+)", text, re.MULTILINE)
+    assert {verb for command in commands for verb in re.findall(r"[a-z]+", command)} <= verbs
+    assert set(re.findall(r"\]\(([\w/.]+)\)", readme)) <= set(project.files())
+    settings = set(re.findall(r"^#(\w+)=", project.read(".env.example"), re.MULTILINE))
+    assert set(re.findall(r"`([A-Z]+_[A-Z_]+)[=`]", readme)) <= settings | NO_SETTINGS

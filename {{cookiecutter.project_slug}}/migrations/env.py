@@ -8,7 +8,6 @@ from alembic import context
 
 from space_runtime.migrations.environment import run, run_command
 from src.database.base import Base
-from src.items import models as items_models
 
 if "connection" in context.config.attributes:
     run(context.config.attributes["connection"], Base.metadata)

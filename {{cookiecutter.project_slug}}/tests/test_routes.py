@@ -3,8 +3,9 @@
 from space_runtime.http.routes import routes_of
 from src.main import create_app
 
-# As `make routes` prints them, for example: "POST /predict": "anybody, limited".
-OPEN: dict[str, str] = {}
+OPEN: dict[str, str] = {
+    # as `make routes` prints them, for example "POST /predict": "anybody, limited",
+}
 
 
 def test_only_these_routes_can_be_written_to_without_the_api_token() -> None:

@@ -54,6 +54,7 @@ class Source(Protocol):
 
     def deleted_seeds(self, table: str) -> Iterable[StoredRow]:
         """Return the rows of the table that migrations inserted and people deleted."""
+        ...
 
     def rows(self, table: str) -> Iterator[StoredRow]:
         """Yield all rows of the table, in the order in which they were inserted."""

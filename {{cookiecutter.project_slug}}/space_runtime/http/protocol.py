@@ -19,6 +19,7 @@ class Protocol(HttpToolsProtocol):
     """How many bytes have come since a head or a part of a body was complete."""
     _is_refused = False
     url = b""
+    parser: httptools.HttpRequestParser
 
     def data_received(self, data: bytes) -> None:
         """Parse what has come, which may be any part of any number of requests."""

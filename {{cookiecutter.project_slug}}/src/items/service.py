@@ -38,8 +38,8 @@ def create_item(session: Session, data: ItemCreate) -> Item:
 def update_item(session: Session, item_id: UUID, data: ItemUpdate) -> Item:
     """Return the changed item; raise NotFound if there is none."""
     item = get_item(session, item_id)
-    for name, value in data.model_dump(exclude_unset=True).items():
-        setattr(item, name, value)
+    for name in data.model_fields_set:
+        setattr(item, name, getattr(data, name))
     return item
 
 
