@@ -625,10 +625,10 @@ def test_a_move_waits_for_another_that_takes_long(database: Database, monkeypatc
 
     def sleep(seconds: float) -> None:
         ended.wait(seconds)
-        if time.monotonic() > began + 3 * 0.3:
+        if time.monotonic() > began + 2 * 1.5:
             has_waited.set()
 
-    monkeypatch.setattr(handover, "_SECONDS_OF_SILENCE", 0.3)
+    monkeypatch.setattr(handover, "_SECONDS_OF_SILENCE", 1.5)
     monkeypatch.setattr(postgresql, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
     with ThreadPoolExecutor(1) as thread:
         with POSTGRESQL.lock_migrations(database.engine):

@@ -66,10 +66,18 @@ async def status_page(
         | {
             "color_scheme": theme if theme in ("light", "dark") else "light dark",
             "hide_metrics": "" if runtime.settings.metrics == "on" else "hidden",
-            "first_url": f"{str(request.base_url).rstrip('/')}{_first_route(request.app)}",
+            "first_url": _address(request) + _first_route(request.app),
         }
     )
     return _page("status_page.html", values)
+
+
+def _address(request: Request) -> str:
+    """Return where the application answers, without the Host header, which anybody can forge."""
+    if host := read_space().host:
+        return f"https://{host}"
+    port = request.scope["server"][1]
+    return f"http://localhost:{port}{request.scope.get('root_path', '')}"
 
 
 @cache
