@@ -93,21 +93,29 @@ def signed(key: ec.EllipticCurvePublicKey, host: str | None, by: ec.EllipticCurv
 
 async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, app_port: int) -> None:
     """Hand one request and its answer over; each has a connection of its own, unless it becomes a WebSocket."""
-    head = await reader.readuntil(b"\r\n\r\n")
-    request, *lines = head[:-4].split(b"\r\n")
-    is_upgrade = any(line.lower().startswith(b"upgrade:") for line in lines)
-    kept = [line for line in lines if is_upgrade or not line.lower().startswith(b"connection:")]
-    said = [b"X-Forwarded-For: " + CLIENT.encode(), b"X-Forwarded-Proto: https"]
-    said += [] if is_upgrade else [b"Connection: close"]
+    request = await reader.readuntil(b"\r\n\r\n")
+    is_upgrade = b"\r\nupgrade:" in request.lower()
+    last = [] if is_upgrade else [b"Connection: close"]
     app_reader, app_writer = await asyncio.open_connection(HERE, app_port)
     async with closed_in_the_end(app_writer):
-        app_writer.write(b"\r\n".join([request, *kept, *said, b"", b""]))
+        said = [b"X-Forwarded-For: " + CLIENT.encode(), b"X-Forwarded-Proto: https"]
+        app_writer.write(with_lines(request, *said, *last))
         sending = asyncio.create_task(pipe(reader, app_writer))
         try:
+            # Not every server says that it closes, and then a client would use the connection again.
+            writer.write(with_lines(await app_reader.readuntil(b"\r\n\r\n"), *last))
             await pipe(app_reader, writer)
         finally:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
+
+
+def with_lines(head: bytes, *lines: bytes) -> bytes:
+    """The head of a message with these lines, which take the place of what it says of its connection."""
+    first, *kept = head[:-4].split(b"\r\n")
+    if b"Connection: close" in lines:
+        kept = [line for line in kept if not line.lower().startswith(b"connection:")]
+    return b"\r\n".join([first, *kept, *lines, b"", b""])
 
 
 @asynccontextmanager
