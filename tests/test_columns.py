@@ -466,7 +466,7 @@ def test_numbers_and_times_that_sqlite_took_in_an_outage_are_the_same_on_postgre
     (project.path / "src" / "entries.py").write_text(ENTRIES)
     (project.path / "extra.py").write_text(ENTRIES_APP)
     environment = project.path / "migrations" / "env.py"
-    imports = "from src.items import models"
+    imports = "from src.database.base import Base"
     environment.write_text(
         environment.read_text().replace(imports, f"from src import entries  # noqa: F401\n{imports}")
     )
