@@ -272,9 +272,9 @@ def rules(folder: Path, paths: Iterable[str]) -> dict[str, str]:
     for inner, names in by_repository.items():
         at = folder / inner
         top, told = repository(at), None
+        # A folder's own rules would count for it if its path ended in a slash.
+        asked = {name.removesuffix("/"): name for name in names}
         if top:
-            # A folder's own rules would count for it if its path ended in a slash.
-            asked = {name.removesuffix("/"): name for name in names}
             told = ask_git(at, "check-ignore", "-z", "--verbose", "--stdin", paths=asked)
         if told is None:
             ignores, inside = GitIgnores(top or at), inside_of(top or at, at)

@@ -41,6 +41,7 @@ class Backend(Protocol):
 
     def reads_in_loop(self, engine: Engine) -> bool:
         """Return whether short reads may run in the event loop, since nothing makes them wait."""
+        ...
 
     def interrupt(self, connection: Connection, is_to_stop: Callable[[], bool]) -> None:
         """Stop a statement of this connection when is_to_stop() says so, or if it had to wait."""
