@@ -8,12 +8,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from tests.support.bakery import BakedProject, Bakery
+from tests.support.bakery import ROOT, TEMPLATE_FOLDER, BakedProject, Bakery
 from tests.support.processes import bare_environment, free_port
 from tests.support.server import Server, one_client_for_each_process
 
@@ -234,3 +235,23 @@ def test_outside_a_container_it_stops_whenever_it_is_asked_to(bake: Bakery, seco
         time.sleep(seconds)
         process.send_signal(signal.SIGTERM)
         assert process.wait(3) in (0, -signal.SIGTERM)
+
+
+# A library that, while it is imported, is asked to stop, and lets no exception pass.
+STUBBORN = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+except BaseException:
+    pass
+print("went on", flush=True)
+"""
+
+
+def test_a_stop_during_the_imports_is_heard_whatever_the_libraries_do_with_exceptions(tmp_path: Path) -> None:
+    (tmp_path / "uvicorn").mkdir()
+    (tmp_path / "uvicorn" / "__init__.py").write_text(STUBBORN)
+    command = [sys.executable, "-m", "space_runtime.entrypoint", "uvicorn", "src.main:app"]
+    environ = bare_environment(tmp_path) | {"PYTHONPATH": f"{tmp_path}:{ROOT / TEMPLATE_FOLDER}"}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)  # noqa: S603
+    assert (done.returncode, done.stdout) == (0, "")

@@ -29,7 +29,9 @@ def adapted(command: list[str], environ: Mapping[str, str], *, has_ipv6: bool) -
 
 def main() -> None:
     """Run the command that was given as arguments."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Not sys.exit(): some of the libraries that are being imported ignore exceptions at times.
+    # Nothing is open until uvicorn has its own handler, and nothing is left when it gives it up.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     command = sys.argv[1:]
     if command[0] != "uvicorn":
         os.execvp(command[0], command)  # noqa: S606
