@@ -252,7 +252,13 @@ IN_EVERY_RUN = (0.0, 0.4)
 
 
 @pytest.mark.parametrize(
-    "seconds", [pytest.param(s, marks=() if s in IN_EVERY_RUN else pytest.mark.thorough) for s in MOMENTS]
+    ("image", "seconds"),
+    [
+        *((VERSIONS[0], moment) for moment in IN_EVERY_RUN),
+        *(pytest.param(VERSIONS[0], s, marks=pytest.mark.thorough) for s in MOMENTS if s not in IN_EVERY_RUN),
+        *(pytest.param(v, s, marks=pytest.mark.thorough) for v in VERSIONS[1:] for s in IN_EVERY_RUN),
+    ],
+    indirect=["image"],
 )
 def test_it_stops_whenever_it_is_asked_to(image: Image, seconds: float) -> None:
     with image.start("--network", "none", *WITH_TEMP) as container:
