@@ -290,7 +290,7 @@ def works(page: Page | FrameLocator) -> None:
 
 def library(route: Route) -> None:
     """What a CDN sends."""
-    route.fulfill(body="window.library = 42", content_type="text/javascript")
+    route.fulfill(body="window.fromElsewhere = 42", content_type="text/javascript")
 
 
 @pytest.mark.slow

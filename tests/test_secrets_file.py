@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from tests.support.project_tools import project_tool
 
 Read = Callable[[Path, list[str]], dict[str, str]]
@@ -83,18 +84,8 @@ def check_a_random_file(read: Read, folder: Path, parts: list[str]) -> None:
     assert all(re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name) for name in found)
 
 
-@given(parts=LINES)
-@settings(max_examples=200, deadline=None)
-def test_no_file_at_all_makes_it_print_what_is_in_it(
-    read: Read, tmp_path_factory: pytest.TempPathFactory, parts: list[str]
-) -> None:
-    check_a_random_file(read, tmp_path_factory.getbasetemp(), parts)
-
-
-@pytest.mark.thorough
-@given(parts=LINES)
-@settings(max_examples=2000, deadline=None)
-def test_no_file_of_thousands_makes_it_print_what_is_in_it(
-    read: Read, tmp_path_factory: pytest.TempPathFactory, parts: list[str]
-) -> None:
-    check_a_random_file(read, tmp_path_factory.getbasetemp(), parts)
+@examples(few=200, many=2000)
+def test_no_file_at_all_makes_it_print_what_is_in_it(read: Read, tmp_path: Path, examples: int) -> None:
+    given(st.just(read), st.just(tmp_path), LINES)(
+        settings(max_examples=examples, deadline=None)(check_a_random_file)
+    )()

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.bakery import BakedProject
+from tests.support.examples import examples
 from tests.support.machine import need
 from tests.support.project_tools import project_tool
 
@@ -225,30 +226,14 @@ def quick(examples: int) -> settings:
     return settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-@given(tree=trees)
-@quick(20)
-def test_what_is_sent_is_what_git_would_commit_less_what_is_never_sent(tree: Tree, rules_of_the_user: Path) -> None:
-    check_a_tree(tree, rules_of_the_user)
+@examples(few=20, many=200)
+def test_what_is_sent_is_what_git_would_commit_less_what_is_never_sent(rules_of_the_user: Path, examples: int) -> None:
+    quick(examples)(given(trees, st.just(rules_of_the_user))(check_a_tree))()
 
 
-@pytest.mark.thorough
-@given(tree=trees)
-@quick(200)
-def test_it_is_in_two_hundred_trees(tree: Tree, rules_of_the_user: Path) -> None:
-    check_a_tree(tree, rules_of_the_user)
-
-
-@given(tree=trees_of_files_alone)
-@quick(20)
-def test_without_git_the_files_of_rules_say_the_same(tree: Tree, rules_of_the_user: Path) -> None:
-    check_without_git(tree, rules_of_the_user)
-
-
-@pytest.mark.thorough
-@given(tree=trees_of_files_alone)
-@quick(200)
-def test_they_do_in_two_hundred_trees(tree: Tree, rules_of_the_user: Path) -> None:
-    check_without_git(tree, rules_of_the_user)
+@examples(few=20, many=200)
+def test_without_git_the_files_of_rules_say_the_same(rules_of_the_user: Path, examples: int) -> None:
+    quick(examples)(given(trees_of_files_alone, st.just(rules_of_the_user))(check_without_git))()
 
 
 # what people meet

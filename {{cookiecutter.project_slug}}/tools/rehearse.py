@@ -11,15 +11,15 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import httpx2
@@ -228,8 +228,8 @@ class Rehearsal:
             if engine:
                 self.tell(f"building the image with {engine} ...")
                 build_image(engine)
-            folder = stack.enter_context(_folder())
-            application = Application(engine, folder, postgresql.url())
+            folder = stack.enter_context(TemporaryDirectory(prefix="rehearsal-"))
+            application = Application(engine, Path(folder), postgresql.url())
             stack.callback(application.stop)
             application.start()
             self.url = application.url
@@ -316,13 +316,6 @@ def stored_texts(application: Application, route: str, text_field: str) -> Itera
         page = answer.raise_for_status().json()
         yield from (item[text_field] for item in page["items"])
         cursor = page["next_cursor"]
-
-
-@contextmanager
-def _folder() -> Iterator[Path]:
-    """Yield a folder for the application's files."""
-    with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
-        yield Path(folder)
 
 
 def container_engine() -> str | None:

@@ -24,7 +24,7 @@ from starlette.websockets import WebSocketDisconnect
 from space_runtime.http.errors import answer_of_own_handler
 from space_runtime.http.guard import WriteGuard, refusal_of_long, refuse_websocket
 from space_runtime.http.request_body import RequestBody
-from space_runtime.http.route_names import name_of_route
+from space_runtime.http.route_names import name_of_route, path_of
 from space_runtime.http.server import attended
 from space_runtime.observability.logging import AccessLog
 from space_runtime.observability.logging import request_id as current_request_id
@@ -144,7 +144,7 @@ class RequestMiddleware:
                 if not self._names.isdisjoint(present):
                     own = [header for header in own if header[0] not in present]
                 headers += own
-                if _path(scope).startswith("/api/") and self._is_fallback():
+                if path_of(scope).startswith("/api/") and self._is_fallback():
                     headers.append((b"x-database", b"fallback"))
                 if present.get(b"content-type", b"").startswith(b"text/event-stream"):
                     is_event_stream = True
@@ -250,15 +250,9 @@ def _current_task() -> asyncio.Task[Any]:
 
 def _has_to_wait(scope: Scope) -> bool:
     """Return False for health checks and the status page, and for preflight requests."""
-    path = _path(scope)
+    path = path_of(scope)
     is_state = path in ("/", "/status") or path.startswith("/health")
     return not is_state and scope["method"] != "OPTIONS"
-
-
-def _path(scope: Scope) -> str:
-    """Return the path as routes know it, whether or not a proxy removes what it puts before it."""
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _believe_the_edge(scope: Scope, headers: dict[bytes, bytes]) -> None:

@@ -19,6 +19,7 @@ from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from space_runtime.http.access import is_mount
+from space_runtime.http.route_names import path_of
 from space_runtime.http.status_page import not_found_page, status_page
 
 # What bundlers write gets another name with every change, so it need not be asked for again.
@@ -78,7 +79,7 @@ def _files(folder: Path) -> ASGIApp:
     """Return what answers with these files, and to browsers with index.html where there is none."""
 
     async def rules(request: Request, response: Response) -> None:
-        path = _path(request.scope)
+        path = path_of(request.scope)
         if path.startswith("/api/") or "/." in path:
             raise HTTPException(404)
         # FastAPI would redirect to an absolute URL, made of whatever the client sent as its host.
@@ -120,8 +121,3 @@ def _has_own_404(app: FastAPI) -> bool:
 def _wants_a_page(scope: Scope) -> bool:
     """Return whether a browser opens an address, rather than a program asking for data."""
     return scope["method"] == "GET" and b"text/html" in dict(scope["headers"]).get(b"accept", b"")
-
-
-def _path(scope: Scope) -> str:
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))

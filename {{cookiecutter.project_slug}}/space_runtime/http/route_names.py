@@ -1,13 +1,20 @@
-"""What a request's route is called in the access log and in metrics: a template, never a value."""
+"""What a request's path and route are called, wherever the application is served."""
 
 from starlette.routing import Mount
 from starlette.types import Scope
 
 
+def path_of(scope: Scope) -> str:
+    """Return the path as routes know it, whether or not a proxy removes what it puts before it."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
 def name_of_route(scope: Scope) -> str:
     """Return the template of the path that was routed, such as `/items/{item_id}`, or "none".
 
-    That of a mounted application begins with the path of its mount.
+    It is for the access log and for metrics, so it never holds a value. That of a mounted
+    application begins with the path of its mount.
     """
     route = scope.get("route")
     # A route knows nothing of the prefix that include_router() was given.
