@@ -281,16 +281,20 @@ def test_a_session_that_is_cancelled_before_it_commits_stores_nothing(database: 
     check_nothing_is_held(database, engine)
 
 
-def test_a_session_whose_time_is_over_in_the_middle_of_a_statement_gives_everything_back(
-    database: Database, engine: Engine, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("moment", ["checkout", "begin", "before_cursor_execute"])
+def test_a_session_whose_time_is_over_in_the_middle_of_a_statement_stores_nothing(
+    database: Database, engine: Engine, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     monkeypatch.setattr("space_runtime.serving.database.MAX_SESSION_SECONDS", 0.05)
     begins, go = threading.Event(), threading.Event()
 
-    @event.listens_for(engine, "checkout")
-    def wait(*_: object) -> None:
+    def wait(*parameters: object) -> None:
+        if moment == "before_cursor_execute" and "INSERT" not in str(parameters[2]):
+            return
         begins.set()
         go.wait(SOON)
+
+    event.listen(engine, moment, wait)
 
     async def use() -> None:
         async with database.session() as session:

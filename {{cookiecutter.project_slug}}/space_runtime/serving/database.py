@@ -37,6 +37,7 @@ from space_runtime.serving.sessions import (
     SessionFactory,
     WriteSession,
     outcome_known,
+    watch_statements,
 )
 
 Arguments = ParamSpec("Arguments")
@@ -76,6 +77,7 @@ class Database:
 
     def use(self, engine: Engine, pool_size: int) -> None:
         """Use this engine from now on, and bind SessionLocal to it."""
+        watch_statements(engine)
         self._serving = Serving(engine, pool_size)
         self._sessions.configure(bind=engine, admit=self._admitted, loop=self.loop)
 
@@ -161,7 +163,13 @@ class Database:
                 if session.has_changes:
                     await session.enter()
                     await _run_to_its_end(session, partial(session.finish, session.serving.backend))
+            except SQLAlchemyError as error:
+                # Its transaction was ended while it was used.
+                if isinstance(session.refusal, DatabaseUnavailable):
+                    raise session.refusal from error
+                raise
             finally:
+                session.refuse_writes()
                 if session.writes_since is not None:
                     await _run_to_its_end(session, session.abandon)
                 session.end()
@@ -245,8 +253,8 @@ async def _limited_in_time(session: OnDemandSession) -> AsyncIterator[None]:
         if seconds <= 0:
             session.refusal = DatabaseUnavailable("The request took too long; nothing was stored.")
             if closing is None or closing.done():
-                closing = session.serving.writers.start(session.close)
-                # It fails while a statement is just beginning, and is tried again.
+                closing = session.serving.writers.start(session.close_between_statements)
+                # While a statement runs it fails, and is tried again.
                 closing.add_done_callback(lambda future: future.exception())
         timer = loop.call_later(max(seconds, _SECONDS_BETWEEN_LOOKS), look)
 

@@ -9,12 +9,14 @@ session.commit()                         # a connection and a transaction; then 
 import asyncio
 import contextlib
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import finalize
 
-from sqlalchemy import Engine, Executable, Result, Select, TextClause, event
+from sqlalchemy import Connection, Engine, Executable, Result, Select, TextClause, event
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import (
     FromStatement,
@@ -36,6 +38,8 @@ _ENDED = (
     " task or a stream, use `with SessionLocal.begin() as session:`"
 )
 _ONLY_READS = "this session only reads: use SessionDep, or database.write()"
+_LONGEST_STATEMENT_SECONDS = 15.0
+"""A little more than both databases allow a statement of a request."""
 _READING_TEXT = re.compile(r"\s*(select|with|values|table|show|explain)\b", re.IGNORECASE)
 _FROM = re.compile(r"\bfrom\b", re.IGNORECASE)
 
@@ -116,6 +120,9 @@ class OnDemandSession(WriteSession):
         self._serving: Serving | None = None
         self._place: finalize[Any, Any] | None = None
         self._pool: WorkerPool | None = None
+        self._statement = threading.Lock()
+        """Held while a statement runs in its transaction, and while another thread ends that."""
+        self._in_statement = False
 
     @property
     def serving(self) -> Serving:
@@ -182,18 +189,48 @@ class OnDemandSession(WriteSession):
         if not self._may_write:
             raise RuntimeError(_ONLY_READS)
 
+    def close_between_statements(self, seconds: float = 0) -> None:
+        """Close it, from another thread than the one that uses it.
+
+        Raise SQLAlchemyError if a statement runs or is about to, for longer than `seconds`. With a
+        refusal none can begin later. Without this, a statement that follows ROLLBACK on the same
+        connection would be outside of any transaction, and stored.
+        """
+        if not self._statement.acquire(timeout=seconds):
+            raise SQLAlchemyError("a statement of this session is running")
+        try:
+            self.close()
+        finally:
+            self._statement.release()
+
     def abandon(self) -> None:
         """Close it; where a thread that nobody waits for still uses it, give back its place."""
         try:
-            self.close()
+            self.close_between_statements(_LONGEST_STATEMENT_SECONDS)
         except SQLAlchemyError:
             self.leave()
+
+    def refuse_writes(self) -> None:
+        """Refuse whatever would be written from now on, because its request is over."""
+        self.refusal = self.refusal or RuntimeError(_ENDED)
 
     def end(self) -> None:
         """Let it read on, in streams, background tasks and lazy attributes, but not write."""
         if (transaction := self.get_transaction()) is not None:
             transaction.close()
-        self.refusal = self.refusal or RuntimeError(_ENDED)
+
+    def begin_statement(self) -> None:
+        """Keep other threads from ending the transaction; raise what must not be done any more."""
+        self._statement.acquire()
+        self._in_statement = True
+        if self.refusal is not None:
+            raise self.refusal
+
+    def end_statement(self) -> None:
+        """Let other threads end the transaction."""
+        if self._in_statement:
+            self._in_statement = False
+            self._statement.release()
 
     def read(self, state: ORMExecuteState) -> Result[Any] | None:
         """Return the result of a statement that only reads, or None if it may write."""
@@ -280,6 +317,38 @@ def _read(state: ORMExecuteState) -> Result[Any] | None:
 def _refuse_late_changes(session: OnDemandSession, transaction: SessionTransaction) -> None:
     if session.refusal is not None and not session.is_reading:
         raise session.refusal
+
+
+@event.listens_for(OnDemandSession, "after_begin")
+def _name_session(
+    session: OnDemandSession, transaction: SessionTransaction, connection: Connection
+) -> None:
+    if session.has_written:
+        connection.execution_options(session=session)
+
+
+def watch_statements(engine: Engine) -> None:
+    """Tell each session of this engine when a statement of its transaction begins and ends."""
+    event.listen(engine, "before_cursor_execute", _begin_statement)
+    event.listen(engine, "after_cursor_execute", _end_statement)
+    event.listen(engine, "handle_error", _end_failed_statement)
+
+
+def _begin_statement(connection: Connection, *_: object) -> None:
+    session = connection.get_execution_options().get("session")
+    if session is not None:
+        session.begin_statement()
+
+
+def _end_statement(connection: Connection, *_: object) -> None:
+    session = connection.get_execution_options().get("session")
+    if session is not None:
+        session.end_statement()
+
+
+def _end_failed_statement(context: ExceptionContext) -> None:
+    if context.connection is not None:
+        _end_statement(context.connection)
 
 
 @event.listens_for(OnDemandSession, "after_commit")
