@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from uuid import UUID
 
 from sqlalchemy import (
+    DDL,
     CheckConstraint,
     Column,
     Connection,
@@ -19,6 +20,7 @@ from sqlalchemy import (
     MetaData,
     Sequence,
     Table,
+    Text,
     Time,
     inspect,
     make_url,
@@ -26,36 +28,24 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import CompileError, DBAPIError
-from sqlalchemy.schema import CreateIndex, CreateTable
-from sqlalchemy.sql.compiler import DDLCompiler
+from sqlalchemy.schema import CreateIndex, CreateTable, DropTable, ExecutableDDLElement
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from space_runtime.backends import SQLITE
 from space_runtime.columns import DIGITS_OF_A_NUMBER, ExactNumeric, LongNumeric, portable
 
-_AS_JSON = 'PortableJSON, or {type}.with_variant(PortableJSON(), "sqlite")'
 _INSTEAD = {
-    "ARRAY": _AS_JSON,
+    "ARRAY": 'PortableJSON, or ARRAY.with_variant(PortableJSON(), "sqlite")',
     "HSTORE": "PortableJSON",
-    "JSONB": "PortableJSON",
-    "JSON": "PortableJSON",
     "INET": "String(43)",
     "CIDR": "String(43)",
     "MACADDR": "String(17)",
     "MONEY": "Numeric(15, 2)",
-    "UUID": "Uuid",
-    "INTERVAL": "Interval",
     "TIMESTAMP": "DateTime(timezone=True)",
     "DATETIME": "DateTime(timezone=True)",
-    "DOUBLE": "Double",
-    "BLOB": "LargeBinary",
-    "BINARY": "LargeBinary",
-    "VARBINARY": "LargeBinary",
-    "CLOB": "Text",
-    "NVARCHAR": "String",
-    "TINYINT": "SmallInteger",
 }
-_ONLY_ELSEWHERE = {
+# SQLAlchemy compiles these for PostgreSQL, too.
+_NOT_POSTGRESQL = {
     "DATETIME",
     "DOUBLE",
     "BLOB",
@@ -152,13 +142,13 @@ def _obstacles_in_column(
 
 def _in_type(column: Column[object], sqlite: Dialect) -> Iterator[tuple[str, str]]:
     kind, name = column.type, type(column.type).__name__
-    instead = _INSTEAD.get(name.upper(), '{type}.with_variant(..., "sqlite")').format(type=name)
+    instead = _instead(kind)
     here = _compiled(column, sqlite)
     there = _compiled(column, postgresql.dialect())  # type: ignore[no-untyped-call]
     if here is None:
         yield f"SQLite has no {name}", instead
         return
-    if there is None or there.split("(")[0] in _ONLY_ELSEWHERE:
+    if there is None or there.split("(")[0] in _NOT_POSTGRESQL:
         yield f"PostgreSQL has no {name}", instead
         return
     if portable(kind) is not kind:
@@ -166,7 +156,7 @@ def _in_type(column: Column[object], sqlite: Dialect) -> Iterator[tuple[str, str
     elif getattr(kind, "timezone", False) and not isinstance(kind, TypeDecorator | Time):
         # has a precision, which SQLite does not know
         yield f"SQLite keeps no zone for this {name}", "DateTime(timezone=True)"
-    if isinstance(kind, ExactNumeric) and (kind.precision or 0) > DIGITS_OF_A_NUMBER:
+    if type(kind) is ExactNumeric and (kind.precision or 0) > DIGITS_OF_A_NUMBER:
         yield (
             f"SQLite keeps {DIGITS_OF_A_NUMBER} digits of it, and refuses to store more",
             f"LongNumeric({kind.precision}, {kind.scale or 0}) if more are needed,"
@@ -183,16 +173,23 @@ def _in_type(column: Column[object], sqlite: Dialect) -> Iterator[tuple[str, str
         yield f"SQLite does not know the collation {collation!r}", variant
 
 
+def _instead(kind: TypeEngine[object]) -> str:
+    name = type(kind).__name__
+    try:
+        return _INSTEAD.get(name) or repr(kind.as_generic()).removesuffix("()")
+    except (NotImplementedError, TypeError):
+        return f'{name}.with_variant(..., "sqlite")'
+
+
 def _in_default(column: Column[object], connection: Connection) -> Iterator[tuple[str, str]]:
-    default = _ddl_compiler(connection.dialect).get_column_default_string(column)
+    dialect = connection.dialect
+    compiler = dialect.ddl_compiler(dialect, None)  # type: ignore[arg-type]  # no statement yet
+    default = compiler.get_column_default_string(column)
     if default is None:
         return
-    try:
-        connection.exec_driver_sql(f"SELECT ({default})")
-    except DBAPIError as error:
-        connection.rollback()
+    if reason := _refusal(connection, _select(default)):
         yield (
-            f"SQLite cannot compute its server_default ({error.orig})",
+            f"SQLite cannot compute its server_default ({reason})",
             "default=, which Python computes",
         )
     kind = column.type.impl_instance if isinstance(column.type, TypeDecorator) else column.type
@@ -203,6 +200,11 @@ def _in_default(column: Column[object], connection: Connection) -> Iterator[tupl
         )
 
 
+def _select(expression: str) -> ExecutableDDLElement:
+    context = {"expression": expression}
+    return DDL("SELECT (%(expression)s)", context=context)  # type: ignore[no-untyped-call]
+
+
 def _checks(table: Table) -> list[CheckConstraint]:
     checks = [one for one in table.constraints if isinstance(one, CheckConstraint)]
     return sorted(checks, key=lambda check: str(check.name))
@@ -211,36 +213,36 @@ def _checks(table: Table) -> list[CheckConstraint]:
 def _in_check(check: CheckConstraint, connection: Connection) -> Iterator[str]:
     """Try a constraint on a table of its own, since an error does not name it."""
     table: Table = check.table
-    compiler = _ddl_compiler(connection.dialect).sql_compiler
-    quote = connection.dialect.identifier_preparer.quote
-    columns = ", ".join(quote(column.name) for column in table.columns)
+    columns = [Column(column.name, Text) for column in table.columns]
+    probe = Table("probe", MetaData(), *columns, CheckConstraint(check.sqltext), prefixes=["TEMP"])
     where = f"{table.name}: the CHECK constraint {check.name}"
-    try:
-        condition = compiler.process(check.sqltext, include_table=False, literal_binds=True)
-        connection.exec_driver_sql(f"CREATE TEMP TABLE probe ({columns}, CHECK ({condition}))")
-        connection.exec_driver_sql("DROP TABLE probe")
-    except (CompileError, DBAPIError) as error:
-        connection.rollback()
-        reason = getattr(error, "orig", error)
+    if reason := _refusal(connection, CreateTable(probe), DropTable(probe)):
         yield f"{where} does not work on SQLite ({reason}). Write what both databases know."
         return
     for column in table.columns:
-        if isinstance(column.type, LongNumeric) and re.search(rf"\b{column.name}\b", condition):
+        compared = re.search(rf"\b{column.name}\b", str(check.sqltext))
+        if compared and isinstance(column.type, LongNumeric):
             yield f"{where} compares {column.name}, which is text on SQLite. Check it in Python."
 
 
 def _on_creation(table: Table, connection: Connection) -> Iterator[str]:
-    try:
-        connection.execute(CreateTable(table))
-        for index in table.indexes:
-            connection.execute(CreateIndex(index))
-    except (CompileError, DBAPIError) as error:
-        connection.rollback()
-        reason = getattr(error, "orig", error)
+    indexes = map(CreateIndex, table.indexes)
+    if reason := _refusal(connection, CreateTable(table), *indexes):
         yield (
             f"{table.name}: SQLite refuses the table or an index of it ({reason})."
             " Write what both databases know."
         )
+
+
+def _refusal(connection: Connection, *statements: ExecutableDDLElement) -> str:
+    """Return why SQLite refuses one of these statements, or ""."""
+    try:
+        for statement in statements:
+            connection.execute(statement)
+    except (CompileError, DBAPIError) as error:
+        connection.rollback()
+        return str(getattr(error, "orig", error))
+    return ""
 
 
 def _compiled(column: Column[object], dialect: Dialect) -> str | None:
@@ -249,10 +251,6 @@ def _compiled(column: Column[object], dialect: Dialect) -> str | None:
         return str(dialect.type_compiler_instance.process(column.type, type_expression=column))
     except CompileError:
         return None
-
-
-def _ddl_compiler(dialect: Dialect) -> DDLCompiler:
-    return dialect.ddl_compiler(dialect, None)  # type: ignore[arg-type]  # no statement yet
 
 
 def _python_type(kind: TypeEngine[object]) -> type[object] | None:

@@ -23,7 +23,6 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import CompileError
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 from sqlalchemy.types import TypeEngine
 
@@ -132,9 +131,6 @@ class SQLite(Backend):
         connection.exec_driver_sql("PRAGMA busy_timeout = 0")
         connection.rollback()
 
-    def refuse_failed_transaction(self, session: Session) -> None:
-        """Do nothing: SQLite keeps a transaction usable after an error."""
-
     def try_to_write(self, connection: Connection) -> None:
         """Write the file's user_version again, with the value that it already has."""
         version = connection.execute(text("PRAGMA user_version")).scalar_one()
@@ -146,8 +142,7 @@ class SQLite(Backend):
     ) -> Iterator[Connection]:
         """Hold a lock on a file beside the database, which is removed at the end."""
         with contextlib.ExitStack() as stack:
-            is_in_memory = _is_in_memory(engine.url)
-            if not is_in_memory:
+            if not _is_in_memory(engine.url):
                 try:
                     stack.enter_context(alone(Path(str(engine.url.database))))
                 except Busy:
@@ -158,18 +153,9 @@ class SQLite(Backend):
             # Batch migrations drop and recreate tables; with foreign keys on, dropping a table
             # deletes the rows that refer to it, or fails.
             driver_connection.execute("PRAGMA foreign_keys = OFF")
-            try:
-                yield connection
-            finally:
-                if is_in_memory:
-                    driver_connection.execute("PRAGMA foreign_keys = ON")
-                else:
-                    # autocommit_block() has changed the driver's mode, too.
-                    connection.invalidate()
-
-    def is_being_migrated(self, engine: Engine) -> bool:
-        """Return False: the lock on the file is taken for a moment only."""
-        return False
+            # Nobody else may get it; an autocommit_block() changes the driver's mode, too.
+            stack.callback(connection.invalidate)
+            yield connection
 
     def is_stored_the_same(
         self, connection: Connection, existing: Column[Any], wanted: Column[Any]
@@ -185,9 +171,6 @@ class SQLite(Backend):
             return bool(compiler.process(wanted.type, type_expression=wanted) == declared)
         except CompileError:
             return True  # SQLite has no such type, so there is nothing to compare
-
-    def terminate_connections(self, engine: Engine) -> None:
-        """Do nothing: there is no server to wait for."""
 
 
 @event.listens_for(Table, "before_create")

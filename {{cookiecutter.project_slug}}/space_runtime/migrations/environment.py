@@ -22,7 +22,7 @@ from sqlalchemy.types import TypeEngine
 from space_runtime.backends import backend_of
 from space_runtime.backends.errors import DatabaseUnavailable, running_reason
 from space_runtime.migrations import Migrations, around, current_revisions
-from space_runtime.migrations.history import own_names
+from space_runtime.migrations.history import OwnNames
 from space_runtime.migrations.rendering import add_enum_operations, render_item
 from space_runtime.reasons import REASONS
 
@@ -38,6 +38,7 @@ def run_command(engine: Engine, models: MetaData) -> None:
     say("Database: %s", backend.describe(engine.url))
     try:
         with backend.lock_migrations(engine) as connection:
+            _migrations().position(connection)
             before = ", ".join(sorted(current_revisions(connection)))
             connection.rollback()  # Alembic begins its own transactions.
             run(connection, models)
@@ -54,40 +55,10 @@ def run_command(engine: Engine, models: MetaData) -> None:
 
 
 def run(connection: Connection, models: MetaData) -> None:
-    """Run the Alembic command that is under way; raise CommandError for a foreign database."""
-    folder = Path(context.script.dir).parent
-    migrations = Migrations(folder)
-    _refuse_foreign(migrations, connection)
-    default_schema = connection.dialect.default_schema_name
-    own = own_names(folder / "migrations" / "versions")
-    named = own.tables | {(table.schema, table.name) for table in models.tables.values()}
-    # Alembic says None for the default schema.
-    tables = {(None if schema == default_schema else schema, name) for schema, name in named}
-    schemas = {schema for schema, _ in tables} | {None}
-
-    def include_name(name: str | None, kind: str, parents: Mapping[Any, str | None]) -> bool:
-        if kind == "schema":
-            return name in schemas
-        return kind != "table" or (parents["schema_name"], name) in tables
-
-    def include_object(
-        item: SchemaItem, name: str | None, kind: str, reflected: bool, other: SchemaItem | None
-    ) -> bool:
-        """Keep an index that somebody added by hand."""
-        is_to_be_dropped = kind == "index" and reflected and other is None
-        return not is_to_be_dropped or name in own.indexes
-
-    def compare_type(
-        migration_context: MigrationContext,
-        existing: Column[Any],
-        wanted: Column[Any],
-        existing_type: TypeEngine[Any],
-        wanted_type: TypeEngine[Any],
-    ) -> bool | None:
-        """Return False for no difference, or None to let Alembic compare."""
-        backend = backend_of(connection.engine)
-        return False if backend.is_stored_the_same(connection, existing, wanted) else None
-
+    """Run the Alembic command that is under way."""
+    migrations = _migrations()
+    own = migrations.own_names()
+    view = _OwnPart(own, models, connection.dialect.default_schema_name)
     context.configure(
         connection=connection,
         target_metadata=models,
@@ -96,9 +67,9 @@ def run(connection: Connection, models: MetaData) -> None:
         # also on SQLite, where each migration would otherwise be committed on its own
         transactional_ddl=True,
         include_schemas=True,
-        include_name=include_name,
-        include_object=include_object,
-        compare_type=compare_type,
+        include_name=view.include_name,
+        include_object=view.include_object,
+        compare_type=_compare_type,
         render_item=render_item,
         process_revision_directives=partial(_complete_scripts, own.enums),
     )
@@ -109,6 +80,44 @@ def run(connection: Connection, models: MetaData) -> None:
         with around(connection):
             context.run_migrations()
         migrations.record(connection)
+
+
+class _OwnPart:
+    """Which part of a database Alembic is shown."""
+
+    def __init__(self, own: OwnNames, models: MetaData, default_schema: str | None) -> None:
+        named = own.tables | {(table.schema, table.name) for table in models.tables.values()}
+        # Alembic says None for the default schema.
+        self._tables = {(None if at == default_schema else at, name) for at, name in named}
+        self._indexes = own.indexes
+
+    def include_name(self, name: str | None, kind: str, parents: Mapping[Any, str | None]) -> bool:
+        """Leave out the tables of others, and schemas in which all tables are."""
+        if kind == "schema":
+            return name is None or name in {schema for schema, _ in self._tables}
+        return kind != "table" or (parents["schema_name"], name) in self._tables
+
+    def include_object(
+        self, item: SchemaItem, name: str | None, kind: str, reflected: bool, other: Any
+    ) -> bool:
+        """Keep an index that somebody added by hand."""
+        is_to_be_dropped = kind == "index" and reflected and other is None
+        return not is_to_be_dropped or name in self._indexes
+
+
+def _compare_type(
+    migration_context: MigrationContext,
+    existing: Column[Any],
+    wanted: Column[Any],
+    existing_type: TypeEngine[Any],
+    wanted_type: TypeEngine[Any],
+) -> bool | None:
+    """Return False for no difference, or None to let Alembic compare."""
+    connection = migration_context.connection
+    if connection is None:
+        return None
+    backend = backend_of(connection.engine)
+    return False if backend.is_stored_the_same(connection, existing, wanted) else None
 
 
 def _complete_scripts(
@@ -131,14 +140,8 @@ def _complete_scripts(
         say("Review what is written here; it is applied at the next start.")
 
 
-def _refuse_foreign(migrations: Migrations, connection: Connection) -> None:
-    try:
-        migrations.refuse_foreign(connection)
-    except DatabaseUnavailable as error:
-        reason = REASONS[error.reason or ""]
-        raise CommandError(f"{reason.explanation}. {reason.remedy}") from None
-    finally:
-        connection.rollback()  # Alembic begins its own transactions.
+def _migrations() -> Migrations:
+    return Migrations(Path(context.script.dir).parent)
 
 
 def _changes_schema() -> bool:

@@ -7,7 +7,6 @@ from typing import Literal
 from sqlalchemy import URL
 
 from space_runtime.url.splitting import Backend
-from space_runtime.url.vocabulary import Reason
 
 
 @dataclass(frozen=True, repr=False)
@@ -16,10 +15,10 @@ class Resolution:
 
     url: URL | None
     backend: Backend
-    source: Literal["environment", "fallback"]
-    reason: Reason | None
-    repairs: tuple[str, ...]
     message: str
+    source: Literal["environment", "fallback"] = "environment"
+    reason: str | None = None
+    repairs: tuple[str, ...] = ()
     advice: str = ""
     """Why a Space may be unable to reach the server, and what to do about it."""
     transaction_pooler: bool = False

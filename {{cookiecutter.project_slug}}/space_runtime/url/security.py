@@ -7,6 +7,7 @@ Other drivers' parameters are translated if their meaning is clear, never to som
 
 import re
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 
 from space_runtime.url.vocabulary import UnusableURLError, refuse_control_characters
 
@@ -105,17 +106,11 @@ _ABOUT_SECURITY = re.compile(
 # A message shows only names made of these words: any other may be the tail of a password.
 _NOTHING_BUT_WORDS = re.compile(rf"(?:{'|'.join(sorted(_WORDS.split(), reverse=True))})++")
 _LONGEST_NAME = 40
+# How similar a short name is to itself with one letter missing, wrong, doubled or swapped.
+_ONE_SLIP = 0.83
 # libpq's environment variables, as in `PGSSLMODE=require psql ...`
 _VARIABLE = re.compile(r"\bPG(?:SSL|REQUIRE|CHANNEL|GSS|KRB)[A-Z]*(?=\s*=)")
 _INNER_NAME = re.compile(r"(?<![\w-])[A-Za-z][\w-]{1,40}(?==)")
-
-
-def _spellings(folded: str) -> set[str]:
-    """Return the name and every variant of it that lacks one character."""
-    return {folded, *(folded[:at] + folded[at + 1 :] for at in range(len(folded)))}
-
-
-_MISSPELT = {spelling: name for folded, name in _OWN.items() for spelling in _spellings(folded)}
 
 
 def read_security(
@@ -171,10 +166,12 @@ def _name_of(written: str) -> str | None:
         return _ALIASES[folded]
     if folded in _FOREIGN or folded in _DROPPED:
         return folded
-    if likely := _meant(folded):
+    as_long = [own for own in _OWN if abs(len(own) - len(folded)) <= 1]
+    if likely := get_close_matches(folded, as_long, 1, _ONE_SLIP):
+        name = _OWN[likely[0]]
         raise _refused(
-            f"DATABASE_URL holds a parameter that is spelled almost like {likely}:"
-            f" correct its name, and set it to {_allowed(likely)}."
+            f"DATABASE_URL holds a parameter that is spelled almost like {name}:"
+            f" correct its name, and set it to {_allowed(name)}."
         )
     if description := _description(folded, written):
         raise _refused(
@@ -182,13 +179,6 @@ def _name_of(written: str) -> str | None:
             " use sslmode=require or sslmode=verify-full instead."
         )
     return None
-
-
-def _meant(folded: str) -> str:
-    """Return which of libpq's names was probably meant, or ""."""
-    if len(folded) > _LONGEST_NAME:
-        return ""
-    return min((_MISSPELT[word] for word in _spellings(folded) if word in _MISSPELT), default="")
 
 
 def _description(folded: str, written: str) -> str:

@@ -15,10 +15,7 @@ from space_runtime.url.vocabulary import Parts, UnusableURLError, decode, refuse
 
 Backend: TypeAlias = Literal["postgresql", "sqlite"]
 
-_KEYWORD_PAIR = re.compile(
-    r"\s*(?P<name>[a-z_]+)\s*=\s*(?:'(?P<quoted>(?:[^'\\]|\\.)*)'|(?P<plain>(?:[^\s'\\]|\\.)*))"
-)
-_ESCAPE = re.compile(r"\\(.)")
+_KEYWORD = re.compile(r"\s*[a-z_]+\s*=")
 _TELLING_NAMES = {"host", "dbname", "user", "port"}
 
 # Names that tools use for the two databases, with an optional driver.
@@ -27,6 +24,10 @@ _OWN_SCHEME = re.compile(SCHEME)
 _URL = re.compile(
     r"(?P<java>(?:(?:jdbc|r2dbc):)?)(?P<scheme>[A-Z][\w+.-]*)\s?:(?P<slashes>[/\\]*)(?P<rest>.*)",
     re.IGNORECASE,
+)
+_WEB_ADDRESS = (
+    "DATABASE_URL holds the address of a web page or an API: "
+    "copy the PostgreSQL connection string, which begins with postgresql://, instead."
 )
 # Drivers for tunnels, encrypted files and other servers, which psycopg and sqlite3 cannot open.
 _OTHER_SYSTEMS = {"ssh", "pysqlcipher", "libsql"}
@@ -55,18 +56,17 @@ _YES = {"", "1", "true", "yes", "on"}
 
 def read_keyword_string(text: str) -> Parts | None:
     """Return a keyword string as parameters of a URL, or None if the text is not one."""
-    parameters: list[tuple[str, str]] = []
-    end = 0
-    while end < len(text):
-        pair = _KEYWORD_PAIR.match(text, end)
-        if pair is None:
-            return None
-        value = _ESCAPE.sub(r"\1", pair["quoted"] if pair["quoted"] is not None else pair["plain"])
-        # Keyword strings are not percent-encoded, but later steps decode every value.
-        parameters.append((pair["name"], value.replace("%", "%25")))
-        end = pair.end()
-    names = {name for name, _ in parameters}
-    return Parts(parameters=parameters) if len(names & _TELLING_NAMES) >= 2 else None
+    if not _KEYWORD.match(text):
+        return None
+    from psycopg import ProgrammingError, conninfo  # here, because it takes a while to load
+
+    try:
+        values = conninfo.conninfo_to_dict(text)
+    except ProgrammingError:
+        return None
+    # Keyword strings are not percent-encoded, but later steps decode every value.
+    parameters = [(name, str(value).replace("%", "%25")) for name, value in values.items()]
+    return Parts(parameters=parameters) if len(values.keys() & _TELLING_NAMES) >= 2 else None
 
 
 def split_scheme(text: str, repairs: list[str]) -> tuple[Backend, str]:
@@ -79,7 +79,8 @@ def split_scheme(text: str, repairs: list[str]) -> tuple[Backend, str]:
     if slashes < 2 and not (scheme and rest):
         raise UnusableURLError("unparseable")
     if scheme is None or scheme["driver"] in _OTHER_SYSTEMS:
-        raise UnusableURLError("unsupported_scheme")
+        is_web = url["scheme"].lower() in {"http", "https"}
+        raise UnusableURLError("unsupported_scheme", _WEB_ADDRESS if is_web else "")
     if url["java"] or scheme["base"] not in {"postgresql", "sqlite"}:
         repairs.append("scheme")
     if scheme["driver"] not in {None, "psycopg"}:

@@ -12,7 +12,7 @@ from unicodedata import category
 from urllib.parse import unquote
 
 from space_runtime.url.splitting import SCHEME, split_list
-from space_runtime.url.vocabulary import Parts, Reason, UnusableURLError, decode
+from space_runtime.url.vocabulary import Parts, UnusableURLError, decode
 
 # No token used as a password is longer, and the steps below would be slow on longer text.
 _LONGEST = 8_192
@@ -230,6 +230,6 @@ def _without_comment(text: str, *, after_command: bool) -> str:
     return text[: comment.start()] if comment else text
 
 
-def _refuse(found: re.Match[str] | None, reason: Reason) -> None:
+def _refuse(found: re.Match[str] | None, reason: str) -> None:
     if found:
         raise UnusableURLError(reason)
