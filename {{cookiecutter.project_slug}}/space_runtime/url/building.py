@@ -7,27 +7,35 @@ out of the URL, because SQLAlchemy prints a URL's query in its repr.
 """
 
 import re
-from ipaddress import ip_address
 
 from sqlalchemy import URL
 
 from space_runtime.url.security import NAMES as SECURITY_NAMES
 from space_runtime.url.security import read_security, refuse_security_inside
-from space_runtime.url.vocabulary import Parts, UnusableURLError, decode, refuse_control_characters
+from space_runtime.url.vocabulary import (
+    Parts,
+    UnusableURLError,
+    decode,
+    is_ip_address,
+    refuse_control_characters,
+)
 
 # All parameters of libpq 18, except those about security (see security.py) and:
 # service, servicefile: they name a file that the container lacks, so every connect would fail;
 # replication: a connection in replication mode cannot run the application's queries.
-# Numbers and choices are validated, because libpq's error message would quote a bad value.
-_WHOLE_NUMBERS = """
-connect_timeout keepalives keepalives_count keepalives_idle keepalives_interval tcp_user_timeout
-"""
 _TEXTS = """
 application_name client_encoding fallback_application_name hostaddr max_protocol_version
 min_protocol_version options
 """
-_SESSIONS = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
-CHOICES = {"load_balance_hosts": ("disable", "random"), "target_session_attrs": _SESSIONS}
+_NUMBERS = """
+connect_timeout keepalives keepalives_count keepalives_idle keepalives_interval tcp_user_timeout
+"""
+# These are validated, because libpq's error message would quote a bad value.
+_FORMS = {
+    **dict.fromkeys(_NUMBERS.split(), r"-?\d{1,9}"),
+    "load_balance_hosts": "disable|random",
+    "target_session_attrs": "any|read-write|read-only|primary|standby|prefer-standby",
+}
 
 # How other tools spell these parameters, in lower case.
 _SPELLINGS = {
@@ -52,17 +60,15 @@ mode name pgbouncer plugin pool pool_max_conns pool_min_conns pool_pre_ping pool
 pool_timeout pooling prepare_threshold prepared_statement_cache_size prepared_statement_name_func
 prepared_statements preparethreshold readonly reaping_frequency replication rewritebatchedinserts
 safemodelevel server_settings serverversion service servicefile single_use_connections
-socket_timeout sockettimeout statement_cache_capacity statement_cache_size statement_timeout
-statuscolor stringtype supa targetservertype tcpkeepalive timeout timezone uri uselibpqcompat
-workaround
+socket_timeout sockettimeout sslkeylogfile statement_cache_capacity statement_cache_size
+statement_timeout statuscolor stringtype supa targetservertype tcpkeepalive timeout timezone uri
+uselibpqcompat workaround
 """
 
-WHOLE_NUMBERS = frozenset(_WHOLE_NUMBERS.split())
-KEPT = frozenset([*WHOLE_NUMBERS, *CHOICES, *_TEXTS.split()])
-KNOWN = KEPT | LIFTED | SECURITY_NAMES | {*ALIASES, *_FOREIGN.split()}
+_KEPT = {*_FORMS, *_TEXTS.split()}
+KNOWN = _KEPT | LIFTED | SECURITY_NAMES | {*ALIASES, *_FOREIGN.split()}
 
 _SCHEMA = re.compile(r"[A-Za-z_][\w$-]*(?:,\s*[A-Za-z_\"][\w$\"-]*)*", re.ASCII)
-_WHOLE_NUMBER = re.compile(r"-?\d{1,9}", re.ASCII)
 
 _SECRETS = {
     *("password", "passfile", "sslpassword"),
@@ -123,10 +129,8 @@ def read_parameters(
     for written, value in sorted(others, key=lambda given: ALIASES.get(given[0]) == "search_path"):
         if written != "options":
             refuse_security_inside(value)
-        name, value = _translate(ALIASES.get(written, written), value, pooled=pooled)
-        if name in KEPT:
-            refuse_control_characters(value)
-        if _is_usable(name, value, hosts):
+        name, value = _translate(ALIASES.get(written, written), value, hosts, pooled=pooled)
+        if value:
             more = name == "options" and name in kept
             kept[name] = f"{kept[name]} {value}" if more else value
         if name not in kept:
@@ -184,35 +188,26 @@ def _may_be_secret(name: str, value: str | tuple[str, ...]) -> bool:
     return name in _SECRETS
 
 
-def _translate(name: str, value: str, *, pooled: bool) -> tuple[str, str]:
-    # `public` is the default schema, and transaction poolers reject `options`.
-    if name == "search_path" and _SCHEMA.fullmatch(value) and value != "public" and not pooled:
-        return "options", f"-c search_path={value}"
+def _translate(name: str, value: str, hosts: int, *, pooled: bool) -> tuple[str, str]:
+    """Return the parameter in libpq's words, with no value if it cannot be used."""
+    if name == "search_path":
+        # `public` is the default schema, and transaction poolers reject `options`.
+        is_useful = _SCHEMA.fullmatch(value) and value != "public" and not pooled
+        return ("options", f"-c search_path={value}") if is_useful else (name, "")
+    if name not in _KEPT:
+        return name, ""
+    refuse_control_characters(value)
     if name == "options":
         return name, value.replace("-c+", "-c ").replace("+-c ", " -c ")
-    # Only these are lowercased, because case matters in `options` and in file names.
-    if name in CHOICES or name in WHOLE_NUMBERS:
-        return name, value.partition("#")[0].strip().lower()
-    return name, value
-
-
-def _is_usable(name: str, value: str, hosts: int) -> bool:
-    if name not in KEPT or not value:
-        return False
-    if name in WHOLE_NUMBERS:
-        return _WHOLE_NUMBER.fullmatch(value) is not None
     if name == "hostaddr":
         addresses = value.split(",")
-        return len(addresses) == max(hosts, 1) and all(map(_is_address, addresses))
-    return value in CHOICES.get(name, (value,))
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
+        is_usable = len(addresses) == max(hosts, 1) and all(map(is_ip_address, addresses))
+        return name, value if is_usable else ""
+    if name in _FORMS:
+        # Only these are lowercased, because case matters in names.
+        value = value.partition("#")[0].strip().lower()
+        return name, value if re.fullmatch(_FORMS[name], value, re.ASCII) else ""
+    return name, value
 
 
 def _showable(name: str) -> str:

@@ -7,11 +7,16 @@ not fail later, inside the driver.
 """
 
 import re
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Literal, TypeAlias
 
 from space_runtime.url.building import KNOWN
-from space_runtime.url.vocabulary import Parts, UnusableURLError, decode, refuse_control_characters
+from space_runtime.url.vocabulary import (
+    Parts,
+    UnusableURLError,
+    decode,
+    is_ip_address,
+    refuse_control_characters,
+)
 
 Backend: TypeAlias = Literal["postgresql", "sqlite"]
 
@@ -109,14 +114,15 @@ def read_hosts(parts: Parts) -> tuple[list[str], list[int | None]]:
         ports = ports_beside if any(ports_beside) else ports
     if parts.ports_in_query:
         ports = [decode(port) for port in split_list(parts.ports_in_query)]
-    for host in hosts:
-        _check_host(host, alone=len(hosts) == 1)
+    names = [] if hosts == [""] else hosts
+    for name in names:
+        _check_host(name)
     numbers = [_read_port(port) for port in ports]
     if len(numbers) == 1:
         numbers *= len(hosts)
     if len(numbers) != len(hosts):
         raise UnusableURLError("invalid_port")
-    return ([], numbers) if hosts == [""] else (hosts, numbers)
+    return names, numbers
 
 
 def refuse_incomplete(parts: Parts, hosts: list[str]) -> None:
@@ -217,7 +223,7 @@ def _split_hosts(text: str) -> tuple[list[str], list[str]]:
 def _split_port(element: str) -> tuple[str, str]:
     if element.startswith("["):
         literal = _BRACKETED.fullmatch(element)
-        if literal is None or not _is_ipv6(decode(literal["host"])):
+        if literal is None or not is_ip_address(decode(literal["host"])):
             raise UnusableURLError("invalid_host")
         return decode(literal["host"]), literal["port"] or ""
     element = decode(element)
@@ -225,38 +231,22 @@ def _split_port(element: str) -> tuple[str, str]:
         # The names of Cloud SQL's socket directories contain a ':', too.
         folder, _, port = element.replace("/.s.PGSQL.", ":").rpartition(":")
         return (folder, port) if folder and not port.strip("0123456789") else (element, "")
-    if _is_ipv6(element):
+    if is_ip_address(element):
         return element, ""
     host, _, port = element.partition(":")
     return host, port
 
 
-def _check_host(host: str, *, alone: bool) -> None:
+def _check_host(host: str) -> None:
     refuse_control_characters(host)
     # libpq splits at every comma, even at one that was percent-encoded.
     if "," in host:
         raise UnusableURLError("invalid_host")
-    if host.startswith("/") or _is_ipv6(host) or (alone and not host):
+    if host.startswith("/") or is_ip_address(host):
         return
-    if not _NAME.fullmatch(host) or len(host) > 253:
+    is_number = host.replace(".", "").isdecimal()
+    if is_number or not _NAME.fullmatch(host) or len(host) > 253:
         raise UnusableURLError("invalid_host")
-    try:
-        if host.replace(".", "").isdecimal():
-            IPv4Address(host)
-        host.encode("idna")
-    except ValueError:
-        raise UnusableURLError("invalid_host") from None
-
-
-def _is_ipv6(text: str) -> bool:
-    # IPv6Address accepts any text as a zone, but getaddrinfo() does not.
-    if len(text) > 63 or not text.isascii():
-        return False
-    try:
-        IPv6Address(text)
-    except AddressValueError:
-        return False
-    return True
 
 
 def _read_port(text: str) -> int | None:

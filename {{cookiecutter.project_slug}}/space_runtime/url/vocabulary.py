@@ -5,6 +5,7 @@ These messages are constants, so that no part of the value can leak into them.
 
 import re
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from urllib.parse import unquote
 
 # In the environment, a byte that is not UTF-8 becomes a lone surrogate, which psycopg cannot send.
@@ -41,7 +42,7 @@ _PORT_ON_SPACE = (
     "DATABASE_URL names a port that Spaces may block: if the connection times out, "
     "use a server on 5432, 6543, 443, 80 or 8080."
 )
-_SUPABASE_DIRECT = re.compile(r"db\.[a-z0-9]+\.supabase\.(?:co|com|net)\.?", re.IGNORECASE)
+_SUPABASE_DIRECT = re.compile(r"db\.[a-z]+\.supabase\.co\.?", re.IGNORECASE)
 _OPEN_PORTS = {None, 80, 443, 8080, 5432, 6543}
 
 
@@ -86,6 +87,16 @@ def refuse_control_characters(text: str) -> None:
     """Refuse control characters and what is not UTF-8."""
     if _UNSENDABLE.search(text):
         raise UnusableURLError("control_characters")
+
+
+def is_ip_address(text: str) -> bool:
+    """Return whether the text is an address of IPv4 or, without brackets, of IPv6."""
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    # A zone may be any text for ip_address(), but not for getaddrinfo().
+    return len(text) <= 63 and text.isascii()
 
 
 def advise_on_space(hosts: list[str], ports: list[int | None]) -> str:
