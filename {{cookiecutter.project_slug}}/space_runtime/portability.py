@@ -6,10 +6,10 @@ both databases. Only tests use this module.
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from uuid import UUID
 
 from sqlalchemy import (
-    DDL,
     CheckConstraint,
     Column,
     Connection,
@@ -20,7 +20,6 @@ from sqlalchemy import (
     MetaData,
     Sequence,
     Table,
-    Text,
     Time,
     inspect,
     make_url,
@@ -28,7 +27,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import CompileError, DBAPIError
-from sqlalchemy.schema import CreateIndex, CreateTable, DropTable, ExecutableDDLElement
+from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy.sql.compiler import DDLCompiler
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from space_runtime.backends import SQLITE
@@ -142,14 +142,13 @@ def _obstacles_in_column(
 
 def _in_type(column: Column[object], sqlite: Dialect) -> Iterator[tuple[str, str]]:
     kind, name = column.type, type(column.type).__name__
-    instead = _instead(kind)
     here = _compiled(column, sqlite)
     there = _compiled(column, postgresql.dialect())  # type: ignore[no-untyped-call]
     if here is None:
-        yield f"SQLite has no {name}", instead
+        yield f"SQLite has no {name}", _instead(kind)
         return
     if there is None or there.split("(")[0] in _NOT_POSTGRESQL:
-        yield f"PostgreSQL has no {name}", instead
+        yield f"PostgreSQL has no {name}", _instead(kind)
         return
     if portable(kind) is not kind:
         yield "it is not of Base.metadata, so its values may be rounded", f"{portable(kind)!r}"
@@ -166,8 +165,10 @@ def _in_type(column: Column[object], sqlite: Dialect) -> Iterator[tuple[str, str
         yield "SQLite cannot store the zone of a time of day", "Time, or DateTime(timezone=True)"
     if isinstance(kind, Float) and (there == "REAL" or 0 < (kind.precision or 0) < 25):
         yield "PostgreSQL keeps 7 digits of it, and SQLite 15", "Double"
-    if _python_type(kind) in (str, UUID) and _has_number_affinity(here):
-        yield f"SQLite may take text in a column of type {here} for a number", instead
+    # SQLite stores text that looks like a number as one, unless a column is declared as text.
+    is_text = any(word in here.upper() for word in ("CHAR", "CLOB", "TEXT", "BLOB"))
+    if _python_type(kind) in (str, UUID) and not is_text:
+        yield f"SQLite may take text in a column of type {here} for a number", _instead(kind)
     if (collation := getattr(kind, "collation", None)) not in _COLLATIONS:
         variant = f'{name}(collation={collation!r}).with_variant({name}(), "sqlite")'
         yield f"SQLite does not know the collation {collation!r}", variant
@@ -175,21 +176,24 @@ def _in_type(column: Column[object], sqlite: Dialect) -> Iterator[tuple[str, str
 
 def _instead(kind: TypeEngine[object]) -> str:
     name = type(kind).__name__
-    try:
-        return _INSTEAD.get(name) or repr(kind.as_generic()).removesuffix("()")
-    except (NotImplementedError, TypeError):
-        return f'{name}.with_variant(..., "sqlite")'
+    if name in _INSTEAD:
+        return _INSTEAD[name]
+    with suppress(NotImplementedError, TypeError):
+        if not isinstance(kind, TypeDecorator):
+            return repr(kind.as_generic()).removesuffix("()")
+    return f'{name}.with_variant(..., "sqlite")'
 
 
 def _in_default(column: Column[object], connection: Connection) -> Iterator[tuple[str, str]]:
-    dialect = connection.dialect
-    compiler = dialect.ddl_compiler(dialect, None)  # type: ignore[arg-type]  # no statement yet
-    default = compiler.get_column_default_string(column)
+    default = _ddl_compiler(connection.dialect).get_column_default_string(column)
     if default is None:
         return
-    if reason := _refusal(connection, _select(default)):
+    try:
+        connection.exec_driver_sql(f"SELECT ({default})")
+    except DBAPIError as error:
+        connection.rollback()
         yield (
-            f"SQLite cannot compute its server_default ({reason})",
+            f"SQLite cannot compute its server_default ({error.orig})",
             "default=, which Python computes",
         )
     kind = column.type.impl_instance if isinstance(column.type, TypeDecorator) else column.type
@@ -200,11 +204,6 @@ def _in_default(column: Column[object], connection: Connection) -> Iterator[tupl
         )
 
 
-def _select(expression: str) -> ExecutableDDLElement:
-    context = {"expression": expression}
-    return DDL("SELECT (%(expression)s)", context=context)  # type: ignore[no-untyped-call]
-
-
 def _checks(table: Table) -> list[CheckConstraint]:
     checks = [one for one in table.constraints if isinstance(one, CheckConstraint)]
     return sorted(checks, key=lambda check: str(check.name))
@@ -213,36 +212,36 @@ def _checks(table: Table) -> list[CheckConstraint]:
 def _in_check(check: CheckConstraint, connection: Connection) -> Iterator[str]:
     """Try a constraint on a table of its own, since an error does not name it."""
     table: Table = check.table
-    columns = [Column(column.name, Text) for column in table.columns]
-    probe = Table("probe", MetaData(), *columns, CheckConstraint(check.sqltext), prefixes=["TEMP"])
+    compiler = _ddl_compiler(connection.dialect).sql_compiler
+    quote = connection.dialect.identifier_preparer.quote
+    columns = ", ".join(quote(column.name) for column in table.columns)
     where = f"{table.name}: the CHECK constraint {check.name}"
-    if reason := _refusal(connection, CreateTable(probe), DropTable(probe)):
+    try:
+        condition = compiler.process(check.sqltext, include_table=False, literal_binds=True)
+        connection.exec_driver_sql(f"CREATE TEMP TABLE probe ({columns}, CHECK ({condition}))")
+        connection.exec_driver_sql("DROP TABLE probe")
+    except (CompileError, DBAPIError) as error:
+        connection.rollback()
+        reason = getattr(error, "orig", error)
         yield f"{where} does not work on SQLite ({reason}). Write what both databases know."
         return
     for column in table.columns:
-        compared = re.search(rf"\b{column.name}\b", str(check.sqltext))
-        if compared and isinstance(column.type, LongNumeric):
+        if isinstance(column.type, LongNumeric) and re.search(rf"\b{column.name}\b", condition):
             yield f"{where} compares {column.name}, which is text on SQLite. Check it in Python."
 
 
 def _on_creation(table: Table, connection: Connection) -> Iterator[str]:
-    indexes = map(CreateIndex, table.indexes)
-    if reason := _refusal(connection, CreateTable(table), *indexes):
+    try:
+        connection.execute(CreateTable(table))
+        for index in table.indexes:
+            connection.execute(CreateIndex(index))
+    except (CompileError, DBAPIError) as error:
+        connection.rollback()
+        reason = getattr(error, "orig", error)
         yield (
             f"{table.name}: SQLite refuses the table or an index of it ({reason})."
             " Write what both databases know."
         )
-
-
-def _refusal(connection: Connection, *statements: ExecutableDDLElement) -> str:
-    """Return why SQLite refuses one of these statements, or ""."""
-    try:
-        for statement in statements:
-            connection.execute(statement)
-    except (CompileError, DBAPIError) as error:
-        connection.rollback()
-        return str(getattr(error, "orig", error))
-    return ""
 
 
 def _compiled(column: Column[object], dialect: Dialect) -> str | None:
@@ -253,16 +252,15 @@ def _compiled(column: Column[object], dialect: Dialect) -> str | None:
         return None
 
 
+def _ddl_compiler(dialect: Dialect) -> DDLCompiler:
+    return dialect.ddl_compiler(dialect, None)  # type: ignore[arg-type]  # no statement yet
+
+
 def _python_type(kind: TypeEngine[object]) -> type[object] | None:
     try:
         return kind.python_type
     except NotImplementedError:
         return None
-
-
-def _has_number_affinity(declared: str) -> bool:
-    """Return whether SQLite stores text as a number in such a column, if it looks like one."""
-    return not any(word in declared.upper() for word in ("CHAR", "CLOB", "TEXT", "BLOB"))
 
 
 def _rules(metadata: MetaData, connection: Connection) -> set[tuple[str, str]]:

@@ -7,6 +7,7 @@ a part of the URL. The patterns are narrow, because a real password must not be 
 """
 
 import re
+from collections.abc import Callable
 from html import unescape
 from itertools import takewhile
 from unicodedata import category
@@ -87,14 +88,14 @@ def unwrap(value: str, repairs: list[str]) -> str:
     """Return the value without what people paste around it."""
     if len(value.strip()) > _LONGEST:
         raise UnusableURLError("too_long")
-    layers = [("quotes", _without_quotes), ("prefix", _without_assignment)] * _ROUNDS
-    text = value
-    for repair, step in [
+    steps: list[tuple[str, Callable[[str], str]]] = [
         ("blanks", str.strip),
         ("invisible_characters", _without_invisible_characters),
-        *layers,
+        *[("quotes", _without_quotes), ("prefix", _without_assignment)] * _ROUNDS,
         ("escapes", _without_escapes),
-    ]:
+    ]
+    text = value
+    for repair, step in steps:
         before, text = text, step(text)
         if text != before:
             repairs.append(repair)
