@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from alembic import context
-from alembic.operations.ops import MigrationScript
+from alembic.autogenerate import produce_migrations
+from alembic.operations import Operations
+from alembic.operations.ops import AlterColumnOp, MigrationScript, ModifyTableOps, UpgradeOps
 from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
-from sqlalchemy import Column, Connection, Engine, MetaData
+from sqlalchemy import Column, Connection, Engine, MetaData, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.schema import SchemaItem
 from sqlalchemy.types import TypeEngine
 
-from space_runtime.backends import backend_of
+from space_runtime.backends import SQLITE, backend_of
 from space_runtime.backends.errors import DatabaseUnavailable, running_reason
 from space_runtime.migrations import Migrations, around, current_revisions
 from space_runtime.migrations.history import OwnNames
@@ -59,6 +61,9 @@ def run(connection: Connection, models: MetaData) -> None:
     migrations = _migrations()
     own = migrations.own_names()
     view = _OwnPart(own, models, connection.dialect.default_schema_name)
+    autogenerates = getattr(context.config.cmd_opts, "autogenerate", False)
+    is_elsewhere = backend_of(connection.engine) is not SQLITE
+    on_sqlite = _changed_on_sqlite(models) if autogenerates and is_elsewhere else {}
     context.configure(
         connection=connection,
         target_metadata=models,
@@ -71,7 +76,7 @@ def run(connection: Connection, models: MetaData) -> None:
         include_object=view.include_object,
         compare_type=_compare_type,
         render_item=render_item,
-        process_revision_directives=partial(_complete_scripts, own.enums),
+        process_revision_directives=partial(_complete_scripts, own.enums, on_sqlite),
     )
     with context.begin_transaction():
         if not _changes_schema():
@@ -120,19 +125,56 @@ def _compare_type(
     return False if backend.is_stored_the_same(connection, existing, wanted) else None
 
 
+def _changed_on_sqlite(models: MetaData) -> dict[tuple[str, str], AlterColumnOp]:
+    """Return the columns whose types differ on SQLite, where the migrations are tried for that.
+
+    PostgreSQL shows no difference between a Numeric and a LongNumeric, for example.
+    """
+    engine = SQLITE.create_engine(make_url("sqlite://"), {}, 1)
+
+    def upgrade(heads: Any, _context: MigrationContext) -> Any:
+        return context.script._upgrade_revs("heads", heads)
+
+    with SQLITE.lock_migrations(engine) as connection:
+        options = {"fn": upgrade, "compare_type": _compare_type}
+        on_sqlite = MigrationContext.configure(connection, opts=options)
+        try:
+            with Operations.context(on_sqlite):
+                on_sqlite.run_migrations()
+        except Exception as error:  # A migration is the owner's code, which may raise anything.
+            context.config.print_stdout("The migrations do not run on SQLite: %s", error)
+            return {}
+        return _changed_types(produce_migrations(on_sqlite, models).upgrade_ops)
+
+
+def _changed_types(operations: UpgradeOps | None) -> dict[tuple[str, str], AlterColumnOp]:
+    return {
+        (change.table_name, change.column_name): change
+        for changes in (operations.ops if operations else [])
+        if isinstance(changes, ModifyTableOps)
+        for change in changes.ops
+        if isinstance(change, AlterColumnOp) and change.modify_type is not None
+    }
+
+
 def _complete_scripts(
     enums: Mapping[str, set[str]],
+    on_sqlite: Mapping[tuple[str, str], AlterColumnOp],
     migration_context: MigrationContext,
     revision: Any,
     scripts: list[MigrationScript],
 ) -> None:
     """Add what Alembic leaves out, and let no migration be written that would change nothing."""
+    upgrade, downgrade = scripts[0].upgrade_ops, scripts[0].downgrade_ops
+    for column, change in on_sqlite.items():
+        if upgrade and downgrade and column not in _changed_types(upgrade):
+            upgrade.ops.append(ModifyTableOps(change.table_name, [change]))
+            downgrade.ops.insert(0, ModifyTableOps(change.table_name, [change.reverse()]))
     add_enum_operations(enums, migration_context, scripts)
     if not getattr(context.config.cmd_opts, "autogenerate", False):
         return
     say = context.config.print_stdout
-    operations = scripts[0].upgrade_ops
-    if operations is None or operations.is_empty():
+    if upgrade is None or upgrade.is_empty():
         scripts.clear()
         say("Your models and the database agree, so no migration is written.")
         say('For one that you write by hand: .venv/bin/python -m alembic revision -m "..."')
