@@ -11,19 +11,7 @@ from decimal import ROUND_HALF_UP, Decimal, localcontext
 from operator import add, floordiv, mod, mul, neg, sub, truediv
 from typing import Any, Literal
 
-from sqlalchemy import (
-    JSON,
-    Column,
-    DateTime,
-    Dialect,
-    Enum,
-    Float,
-    MetaData,
-    Numeric,
-    Table,
-    Text,
-    event,
-)
+import sqlalchemy as sa
 from sqlalchemy.sql.operators import OperatorType
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
@@ -44,13 +32,13 @@ class RefusedValue(ValueError):
 class PortableJSON(TypeDecorator[Any]):
     """A JSON column: jsonb on PostgreSQL, text on SQLite. None is stored as NULL."""
 
-    impl = JSON
+    impl = sa.JSON
     cache_ok = True
 
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+    def load_dialect_impl(self, dialect: sa.Dialect) -> TypeEngine[Any]:
         """Return the JSON type of this database."""
         if dialect.name != "postgresql":
-            return dialect.type_descriptor(JSON(none_as_null=True))
+            return dialect.type_descriptor(sa.JSON(none_as_null=True))
         # At the top of the module, it would slow down every start on SQLite by some 40 ms.
         from sqlalchemy.dialects.postgresql import JSONB
 
@@ -60,10 +48,10 @@ class PortableJSON(TypeDecorator[Any]):
 class UTCDateTime(TypeDecorator[datetime]):
     """An aware UTC time: timestamptz on PostgreSQL, text without an offset on SQLite."""
 
-    impl = DateTime(timezone=True)
+    impl = sa.DateTime(timezone=True)
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
         """Return the value in UTC; raise RefusedValue for a time without a zone."""
         if value is None:
             return None
@@ -71,7 +59,7 @@ class UTCDateTime(TypeDecorator[datetime]):
             raise RefusedValue("a UTCDateTime column takes only datetimes with a time zone")
         return value.astimezone(UTC)
 
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
         """Return the stored time in UTC."""
         if value is None:
             return None
@@ -86,7 +74,7 @@ class ExactNumeric(TypeDecorator[Decimal]):
     that must hold it is a `LongNumeric`. What SQL computes on SQLite has floating-point precision.
     """
 
-    impl = Numeric
+    impl = sa.Numeric
     cache_ok = True
 
     def __init__(
@@ -96,23 +84,23 @@ class ExactNumeric(TypeDecorator[Decimal]):
         # as attributes, they belong to the key of SQLAlchemy's cache
         self.precision, self.scale, self.asdecimal = precision, scale, asdecimal
 
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+    def load_dialect_impl(self, dialect: sa.Dialect) -> TypeEngine[Any]:
         """Return a type whose values SQLAlchemy does not turn into floats for SQLite."""
         if dialect.name != "sqlite":
             return super().load_dialect_impl(dialect)
         return _Plain(self.precision, self.scale)
 
-    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+    def process_bind_param(self, value: Any, dialect: sa.Dialect) -> Any:
         """Return what the driver gets; raise RefusedValue for what SQLite cannot hold."""
         return value if value is None or dialect.name != "sqlite" else self._to_sqlite(value)
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> Any:
         """Return the number, with the digits of the scale."""
         return value if value is None or dialect.name != "sqlite" else self._from_sqlite(value)
 
     def coerce_compared_value(self, op: OperatorType | None, value: Any) -> TypeEngine[Any]:
         """Return a type without a scale: what is only compared with must not be rounded."""
-        return Float() if isinstance(value, float) else _Compared()
+        return sa.Float() if isinstance(value, float) else _Compared()
 
     def _to_sqlite(self, value: Any) -> Any:
         decimal = self._stored(value)
@@ -159,13 +147,13 @@ class _Compared(ExactNumeric):
         return _nearest_number(Decimal(value))
 
 
-class _Plain(Numeric[Any]):
+class _Plain(sa.Numeric[Any]):
     """A Numeric whose values SQLite gets and gives as they are."""
 
-    def bind_processor(self, dialect: Dialect) -> None:
+    def bind_processor(self, dialect: sa.Dialect) -> None:
         return None
 
-    def result_processor(self, dialect: Dialect, coltype: object) -> None:
+    def result_processor(self, dialect: sa.Dialect, coltype: object) -> None:
         return None
 
 
@@ -179,9 +167,9 @@ class LongNumeric(ExactNumeric):
 
     cache_ok = True
 
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+    def load_dialect_impl(self, dialect: sa.Dialect) -> TypeEngine[Any]:
         """Return text for SQLite."""
-        return Text() if dialect.name == "sqlite" else super().load_dialect_impl(dialect)
+        return sa.Text() if dialect.name == "sqlite" else super().load_dialect_impl(dialect)
 
     def coerce_compared_value(self, op: OperatorType | None, value: Any) -> TypeEngine[Any]:
         """Return a type without a scale: what is only compared with must not be rounded."""
@@ -215,7 +203,7 @@ class LongNumeric(ExactNumeric):
 
 
 # Text on both databases, checked in Python: a new member needs no migration.
-_CHECKED_TEXT = Enum(enum.Enum, native_enum=False, length=64, validate_strings=True)
+_CHECKED_TEXT = sa.Enum(enum.Enum, native_enum=False, length=64, validate_strings=True)
 
 TYPES: dict[Any, Any] = {
     datetime: UTCDateTime,
@@ -230,9 +218,9 @@ TYPES: dict[Any, Any] = {
 """A `type_annotation_map`: what `Mapped[...]` means without a type of its own."""
 
 
-def portable_metadata() -> MetaData:
+def portable_metadata() -> sa.MetaData:
     """Return metadata whose columns get portable types and whose constraints get names."""
-    return MetaData(
+    return sa.MetaData(
         info={"portable": True},
         naming_convention={
             "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -248,16 +236,16 @@ def portable(kind: TypeEngine[Any]) -> TypeEngine[Any]:
     """Return the portable type for a plain Numeric or an aware DateTime, else the type itself."""
     if kind._variant_mapping:
         return kind
-    if isinstance(kind, Numeric):
+    if isinstance(kind, sa.Numeric):
         return ExactNumeric(kind.precision, kind.scale, asdecimal=kind.asdecimal)
     # A subclass, such as PostgreSQL's TIMESTAMP with a precision, may say more than the zone.
-    if isinstance(kind, DateTime) and kind.timezone and not hasattr(kind, "precision"):
+    if isinstance(kind, sa.DateTime) and kind.timezone and not hasattr(kind, "precision"):
         return UTCDateTime()
     return kind
 
 
-@event.listens_for(Column, "before_parent_attach")
-def _use_portable_type(column: Column[Any], table: Table) -> None:
+@sa.event.listens_for(sa.Column, "before_parent_attach")
+def _use_portable_type(column: sa.Column[Any], table: sa.Table) -> None:
     if table.metadata.info.get("portable"):
         column.type = portable(column.type)
 
@@ -281,7 +269,7 @@ def _sortable(decimal: Decimal) -> str:
     """Return text in the order of the numbers: sign, exponent, digits."""
     if not decimal:
         return "o"
-    digits = "".join(map(str, decimal.as_tuple().digits)).lstrip("0").rstrip("0")
+    digits = "".join(map(str, decimal.as_tuple().digits)).strip("0")
     text = f"{decimal.adjusted() + _EXPONENT_BIAS:06d}:{digits}"
     # The tilde, after all digits, puts -1.5 before -1.
     return f"p{text}" if decimal > 0 else f"n{text.translate(_COMPLEMENTS)}~"

@@ -9,22 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from uuid import UUID
 
-from sqlalchemy import (
-    CheckConstraint,
-    Column,
-    Connection,
-    Dialect,
-    Engine,
-    Float,
-    Inspector,
-    MetaData,
-    Sequence,
-    Table,
-    Time,
-    inspect,
-    make_url,
-    text,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import CompileError, DBAPIError
 from sqlalchemy.schema import CreateIndex, CreateTable
@@ -59,12 +44,12 @@ _COLLATIONS = (None, "BINARY", "NOCASE", "RTRIM")
 _CURRENT_TIME = re.compile(r"CURRENT_(DATE|TIME)|\bnow\(", re.IGNORECASE)
 
 
-def find_obstacles(metadata: MetaData) -> list[str]:
+def find_obstacles(metadata: sa.MetaData) -> list[str]:
     """Return a sentence for each column, default or constraint that only one database can have.
 
     Each names it and says what to write instead. No file or server is opened.
     """
-    engine = SQLITE.create_engine(make_url("sqlite://"), {}, 1)
+    engine = SQLITE.create_engine(sa.make_url("sqlite://"), {}, 1)
     with engine.connect() as connection:
         found = [
             sentence
@@ -75,17 +60,17 @@ def find_obstacles(metadata: MetaData) -> list[str]:
     return found
 
 
-def find_differences(metadata: MetaData, sqlite: Engine, postgresql: Engine) -> list[str]:
+def find_differences(metadata: sa.MetaData, sqlite: sa.Engine, postgresql: sa.Engine) -> list[str]:
     """Return a sentence for each rule about the models' tables that only one database has.
 
     Rules are defaults, NOT NULL, constraints and triggers; both databases must be migrated.
     """
     with sqlite.connect() as ours, postgresql.connect() as theirs:
-        triggers = text(
+        triggers = sa.text(
             "SELECT tbl_name, 'trigger ' || name FROM sqlite_master WHERE type='trigger'"
         )
         here = _rules(metadata, ours) | {(table, rule) for table, rule in ours.execute(triggers)}
-        more = text(
+        more = sa.text(
             "SELECT relname, 'trigger ' || tgname FROM pg_trigger"
             " JOIN pg_class ON pg_class.oid = tgrelid WHERE NOT tgisinternal"
             " UNION SELECT relname, 'constraint ' || conname FROM pg_constraint"
@@ -107,7 +92,7 @@ def find_differences(metadata: MetaData, sqlite: Engine, postgresql: Engine) -> 
     ]
 
 
-def _obstacles_in_table(table: Table, connection: Connection) -> Iterator[str]:
+def _obstacles_in_table(table: sa.Table, connection: sa.Connection) -> Iterator[str]:
     if table.schema is not None:
         yield f"{table}: SQLite has no schemas. Leave schema={table.schema!r} out."
         return
@@ -123,12 +108,12 @@ def _obstacles_in_table(table: Table, connection: Connection) -> Iterator[str]:
 
 
 def _obstacles_in_column(
-    column: Column[object], connection: Connection
+    column: sa.Column[object], connection: sa.Connection
 ) -> Iterator[tuple[str, str]]:
     """Yield what is wrong with a column, and what to write instead."""
     yield from _in_type(column, connection.dialect)
     is_key = column is column.table.autoincrement_column
-    if not is_key and (column.identity is not None or isinstance(column.default, Sequence)):
+    if not is_key and (column.identity is not None or isinstance(column.default, sa.Sequence)):
         yield "SQLite numbers nothing but keys", "a default of your own, such as default=uuid4"
     if is_key and len(column.table.primary_key) > 1:
         yield (
@@ -140,7 +125,7 @@ def _obstacles_in_column(
     yield from _in_default(column, connection)
 
 
-def _in_type(column: Column[object], sqlite: Dialect) -> Iterator[tuple[str, str]]:
+def _in_type(column: sa.Column[object], sqlite: sa.Dialect) -> Iterator[tuple[str, str]]:
     kind, name = column.type, type(column.type).__name__
     here = _compiled(column, sqlite)
     there = _compiled(column, postgresql.dialect())  # type: ignore[no-untyped-call]
@@ -152,7 +137,7 @@ def _in_type(column: Column[object], sqlite: Dialect) -> Iterator[tuple[str, str
         return
     if portable(kind) is not kind:
         yield "it is not of Base.metadata, so its values may be rounded", f"{portable(kind)!r}"
-    elif getattr(kind, "timezone", False) and not isinstance(kind, TypeDecorator | Time):
+    elif getattr(kind, "timezone", False) and not isinstance(kind, TypeDecorator | sa.Time):
         # has a precision, which SQLite does not know
         yield f"SQLite keeps no zone for this {name}", "DateTime(timezone=True)"
     if type(kind) is ExactNumeric and (kind.precision or 0) > DIGITS_OF_A_NUMBER:
@@ -161,9 +146,9 @@ def _in_type(column: Column[object], sqlite: Dialect) -> Iterator[tuple[str, str
             f"LongNumeric({kind.precision}, {kind.scale or 0}) if more are needed,"
             f" else a precision of at most {DIGITS_OF_A_NUMBER}",
         )
-    if isinstance(kind, Time) and kind.timezone:
+    if isinstance(kind, sa.Time) and kind.timezone:
         yield "SQLite cannot store the zone of a time of day", "Time, or DateTime(timezone=True)"
-    if isinstance(kind, Float) and (there == "REAL" or 0 < (kind.precision or 0) < 25):
+    if isinstance(kind, sa.Float) and (there == "REAL" or 0 < (kind.precision or 0) < 25):
         yield "PostgreSQL keeps 7 digits of it, and SQLite 15", "Double"
     # SQLite stores text that looks like a number as one, unless a column is declared as text.
     is_text = any(word in here.upper() for word in ("CHAR", "CLOB", "TEXT", "BLOB"))
@@ -184,7 +169,7 @@ def _instead(kind: TypeEngine[object]) -> str:
     return f'{name}.with_variant(..., "sqlite")'
 
 
-def _in_default(column: Column[object], connection: Connection) -> Iterator[tuple[str, str]]:
+def _in_default(column: sa.Column[object], connection: sa.Connection) -> Iterator[tuple[str, str]]:
     default = _ddl_compiler(connection.dialect).get_column_default_string(column)
     if default is None:
         return
@@ -204,14 +189,14 @@ def _in_default(column: Column[object], connection: Connection) -> Iterator[tupl
         )
 
 
-def _checks(table: Table) -> list[CheckConstraint]:
-    checks = [one for one in table.constraints if isinstance(one, CheckConstraint)]
+def _checks(table: sa.Table) -> list[sa.CheckConstraint]:
+    checks = [one for one in table.constraints if isinstance(one, sa.CheckConstraint)]
     return sorted(checks, key=lambda check: str(check.name))
 
 
-def _in_check(check: CheckConstraint, connection: Connection) -> Iterator[str]:
+def _in_check(check: sa.CheckConstraint, connection: sa.Connection) -> Iterator[str]:
     """Try a constraint on a table of its own, since an error does not name it."""
-    table: Table = check.table
+    table: sa.Table = check.table
     compiler = _ddl_compiler(connection.dialect).sql_compiler
     quote = connection.dialect.identifier_preparer.quote
     columns = ", ".join(quote(column.name) for column in table.columns)
@@ -230,7 +215,7 @@ def _in_check(check: CheckConstraint, connection: Connection) -> Iterator[str]:
             yield f"{where} compares {column.name}, which is text on SQLite. Check it in Python."
 
 
-def _on_creation(table: Table, connection: Connection) -> Iterator[str]:
+def _on_creation(table: sa.Table, connection: sa.Connection) -> Iterator[str]:
     try:
         connection.execute(CreateTable(table))
         for index in table.indexes:
@@ -244,7 +229,7 @@ def _on_creation(table: Table, connection: Connection) -> Iterator[str]:
         )
 
 
-def _compiled(column: Column[object], dialect: Dialect) -> str | None:
+def _compiled(column: sa.Column[object], dialect: sa.Dialect) -> str | None:
     """Return the SQL of a column's type, or None if this database has no such type."""
     try:
         return str(dialect.type_compiler_instance.process(column.type, type_expression=column))
@@ -252,7 +237,7 @@ def _compiled(column: Column[object], dialect: Dialect) -> str | None:
         return None
 
 
-def _ddl_compiler(dialect: Dialect) -> DDLCompiler:
+def _ddl_compiler(dialect: sa.Dialect) -> DDLCompiler:
     return dialect.ddl_compiler(dialect, None)  # type: ignore[arg-type]  # no statement yet
 
 
@@ -263,9 +248,9 @@ def _python_type(kind: TypeEngine[object]) -> type[object] | None:
         return None
 
 
-def _rules(metadata: MetaData, connection: Connection) -> set[tuple[str, str]]:
+def _rules(metadata: sa.MetaData, connection: sa.Connection) -> set[tuple[str, str]]:
     """Return table and rule for all rules of the models' tables, in the same words for both."""
-    inspector = inspect(connection)
+    inspector = sa.inspect(connection)
     present = sorted(set(inspector.get_table_names()) & set(metadata.tables))
     return {(name, "table") for name in present} | {
         (name, rule)
@@ -274,7 +259,7 @@ def _rules(metadata: MetaData, connection: Connection) -> set[tuple[str, str]]:
     }
 
 
-def _rules_of_columns(inspector: Inspector, table: str) -> Iterator[str]:
+def _rules_of_columns(inspector: sa.Inspector, table: str) -> Iterator[str]:
     for column in inspector.get_columns(table):
         name, default = column["name"], column["default"]
         yield f"column {name}"
@@ -286,7 +271,7 @@ def _rules_of_columns(inspector: Inspector, table: str) -> Iterator[str]:
             yield f"default of {name}"
 
 
-def _rules_of_constraints(inspector: Inspector, table: str) -> Iterator[str]:
+def _rules_of_constraints(inspector: sa.Inspector, table: str) -> Iterator[str]:
     for unique in inspector.get_unique_constraints(table):
         yield f"UNIQUE constraint on {', '.join(unique['column_names'])}"
     for index in inspector.get_indexes(table):

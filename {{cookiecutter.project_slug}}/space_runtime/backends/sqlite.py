@@ -42,6 +42,7 @@ _COPY = "_alembic_tmp_"
 _INSTRUCTIONS_BETWEEN_CLOCK_READINGS = 200_000
 # Some microseconds, in the event loop, which has the GIL anyway.
 _INSTRUCTIONS_BETWEEN_LOOKS = 200
+_MOUNTS = Path("/proc/self/mounts")
 _NETWORK_FILE_SYSTEMS = ("fuse", "nfs", "cifs", "smb", "9p", "ceph", "lustre", "gcsfuse")
 
 
@@ -240,9 +241,9 @@ def is_sound(path: Path) -> bool:
         return error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
-def journal_mode(path: str | None, mounts: Path = Path("/proc/self/mounts")) -> str:
+def journal_mode(path: str | None) -> str:
     """Return WAL, or DELETE on file systems that cannot share WAL's memory (FUSE, NFS)."""
-    kind = mount_of(path, mounts).kind if path else ""
+    kind = mount_of(path).kind if path else ""
     return "DELETE" if kind.startswith(_NETWORK_FILE_SYSTEMS) else "WAL"
 
 
@@ -253,15 +254,14 @@ class Mount(NamedTuple):
     kind: str
 
 
-def mount_of(path: str | Path, mounts: Path = Path("/proc/self/mounts")) -> Mount:
+def mount_of(path: str | Path) -> Mount:
     """Return the mounted file system that holds this path."""
-    best = Mount("", "")
-    if not mounts.exists():
-        return best
+    if not _MOUNTS.exists():
+        return Mount("", "")
     target = Path(path).resolve()
-    for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
-        _device, point, kind, *_rest = line.split(" ")
-        point = point.replace("\\040", " ")
-        if target.is_relative_to(point) and len(point) >= len(best.point):
-            best = Mount(point, kind)
-    return best
+    lines = _MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
+    # Of several at the same point, the last one hides the others.
+    fields = (line.split(" ")[1:3] for line in reversed(lines))
+    mounts = (Mount(point.replace("\\040", " "), kind) for point, kind in fields)
+    holding = (mount for mount in mounts if target.is_relative_to(mount.point))
+    return max(holding, key=lambda mount: len(mount.point), default=Mount("", ""))

@@ -10,19 +10,7 @@ from collections.abc import Mapping
 from datetime import datetime, time
 from typing import Any
 
-from sqlalchemy import (
-    CHAR,
-    BigInteger,
-    DateTime,
-    Dialect,
-    Enum,
-    Float,
-    Integer,
-    SmallInteger,
-    String,
-    Text,
-    Time,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.types import TypeEngine
 
@@ -38,7 +26,7 @@ class _Checked(TypeEngine[Any]):
     def check(self, value: Any) -> None:
         """Raise RefusedValue for what PostgreSQL would refuse, or SQLite would change."""
 
-    def bind_processor(self, dialect: Dialect) -> Any:
+    def bind_processor(self, dialect: sa.Dialect) -> Any:
         convert = super().bind_processor(dialect)
 
         def process(value: Any) -> Any:
@@ -49,7 +37,7 @@ class _Checked(TypeEngine[Any]):
         return process
 
 
-class _Text(_Checked, String):
+class _Text(_Checked, sa.String):
     def check(self, value: Any) -> None:
         if isinstance(value, str) and "\0" in value:
             raise RefusedValue("text may not contain NUL characters")
@@ -64,14 +52,14 @@ class _Char(_Text):
     __visit_name__ = "CHAR"
 
 
-class _Enum(Enum):
+class _Enum(sa.Enum):
     """An enum that takes no text but its own: such a row could never be read again."""
 
     def __init__(self, *members: Any, **options: Any) -> None:
         super().__init__(*members, **{**options, "validate_strings": True})
 
 
-class _Whole(_Checked, Integer):
+class _Whole(_Checked, sa.Integer):
     bits = 32
 
     def check(self, value: Any) -> None:
@@ -89,7 +77,7 @@ class _BigWhole(_Whole):
     bits = 64
 
 
-class _Float(_Checked, Float[Any]):
+class _Float(_Checked, sa.Float[Any]):
     def check(self, value: Any) -> None:
         if math.isnan(value):
             raise RefusedValue("SQLite cannot store NaN")  # but NULL instead of it
@@ -108,16 +96,16 @@ class _LocalTime(_Checked, sqlite.TIME):
 
 
 STRICT_TYPES: Mapping[type[TypeEngine[Any]], type[TypeEngine[Any]]] = {
-    String: _Text,
-    Text: _LongText,
-    CHAR: _Char,
-    Enum: _Enum,
-    SmallInteger: _SmallWhole,
-    Integer: _Whole,
-    BigInteger: _BigWhole,
-    Float: _Float,
-    DateTime: _LocalDateTime,
-    Time: _LocalTime,
+    sa.String: _Text,
+    sa.Text: _LongText,
+    sa.CHAR: _Char,
+    sa.Enum: _Enum,
+    sa.SmallInteger: _SmallWhole,
+    sa.Integer: _Whole,
+    sa.BigInteger: _BigWhole,
+    sa.Float: _Float,
+    sa.DateTime: _LocalDateTime,
+    sa.Time: _LocalTime,
 }
 """SQLite's `colspecs`: types that refuse, when a value is written, what PostgreSQL refuses."""
 

@@ -12,8 +12,7 @@ from typing import Any
 
 from alembic import context
 from alembic.autogenerate import produce_migrations
-from alembic.operations import Operations
-from alembic.operations.ops import AlterColumnOp, MigrationScript, ModifyTableOps, UpgradeOps
+from alembic.operations import Operations, ops
 from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
 from sqlalchemy import Column, Connection, Engine, MetaData, make_url
@@ -125,7 +124,7 @@ def _compare_type(
     return False if backend.is_stored_the_same(connection, existing, wanted) else None
 
 
-def _changed_on_sqlite(models: MetaData) -> dict[tuple[str, str], AlterColumnOp]:
+def _changed_on_sqlite(models: MetaData) -> dict[tuple[str, str], ops.AlterColumnOp]:
     """Return the columns whose types differ on SQLite, where the migrations are tried for that.
 
     PostgreSQL shows no difference between a Numeric and a LongNumeric, for example.
@@ -147,29 +146,29 @@ def _changed_on_sqlite(models: MetaData) -> dict[tuple[str, str], AlterColumnOp]
         return _changed_types(produce_migrations(on_sqlite, models).upgrade_ops)
 
 
-def _changed_types(operations: UpgradeOps | None) -> dict[tuple[str, str], AlterColumnOp]:
+def _changed_types(operations: ops.UpgradeOps | None) -> dict[tuple[str, str], ops.AlterColumnOp]:
     return {
         (change.table_name, change.column_name): change
         for changes in (operations.ops if operations else [])
-        if isinstance(changes, ModifyTableOps)
+        if isinstance(changes, ops.ModifyTableOps)
         for change in changes.ops
-        if isinstance(change, AlterColumnOp) and change.modify_type is not None
+        if isinstance(change, ops.AlterColumnOp) and change.modify_type is not None
     }
 
 
 def _complete_scripts(
     enums: Mapping[str, set[str]],
-    on_sqlite: Mapping[tuple[str, str], AlterColumnOp],
+    on_sqlite: Mapping[tuple[str, str], ops.AlterColumnOp],
     migration_context: MigrationContext,
     revision: Any,
-    scripts: list[MigrationScript],
+    scripts: list[ops.MigrationScript],
 ) -> None:
     """Add what Alembic leaves out, and let no migration be written that would change nothing."""
     upgrade, downgrade = scripts[0].upgrade_ops, scripts[0].downgrade_ops
     for column, change in on_sqlite.items():
         if upgrade and downgrade and column not in _changed_types(upgrade):
-            upgrade.ops.append(ModifyTableOps(change.table_name, [change]))
-            downgrade.ops.insert(0, ModifyTableOps(change.table_name, [change.reverse()]))
+            upgrade.ops.append(ops.ModifyTableOps(change.table_name, [change]))
+            downgrade.ops.insert(0, ops.ModifyTableOps(change.table_name, [change.reverse()]))
     add_enum_operations(enums, migration_context, scripts)
     if not getattr(context.config.cmd_opts, "autogenerate", False):
         return

@@ -15,22 +15,10 @@ from typing import Any, Literal
 from alembic.autogenerate import renderers
 from alembic.autogenerate.api import AutogenContext
 from alembic.ddl.postgresql import PostgresqlImpl
-from alembic.operations.ops import (
-    AddColumnOp,
-    AlterColumnOp,
-    CreateTableOp,
-    DropColumnOp,
-    DropTableOp,
-    MigrateOperation,
-    MigrationScript,
-    OpContainer,
-)
+from alembic.operations import ops
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import DATETIME, Column, DateTime, DefaultClause, Dialect, Enum, types
-from sqlalchemy.dialects.postgresql import ENUM as POSTGRESQL_ENUM
-from sqlalchemy.dialects.postgresql.base import PGDialect
-from sqlalchemy.dialects.sqlite.base import DATETIME as SQLITE_DATETIME
-from sqlalchemy.dialects.sqlite.base import SQLiteDialect
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import CompileError
 from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
@@ -44,8 +32,8 @@ def _generic_dialect(dialect: Dialect) -> Dialect:
     return dialect
 
 
-_postgresql = _generic_dialect(PGDialect())  # type: ignore[no-untyped-call]
-_sqlite = _generic_dialect(SQLiteDialect())
+_postgresql = _generic_dialect(postgresql.dialect())  # type: ignore[no-untyped-call]
+_sqlite = _generic_dialect(sqlite.dialect())
 _alembic = PostgresqlImpl(_postgresql, None, False, None, None, {})
 
 
@@ -78,10 +66,10 @@ def stored_as(kind: Type, database: Dialect) -> Type:
 
 def _generic(kind: Type) -> Type:
     """Return the generic type for one that only a database reports."""
-    if isinstance(kind, (DATETIME, SQLITE_DATETIME)):
+    if isinstance(kind, (DATETIME, sqlite.DATETIME)):
         # SQLite reports every time as this; PostgreSQL has no type of that name.
         return DateTime(timezone=True)
-    if isinstance(kind, POSTGRESQL_ENUM):
+    if isinstance(kind, postgresql.ENUM):
         schema = {"schema": kind.schema} if kind.schema else {}
         return Enum(*kind.enums, name=kind.name, **schema)
     return kind
@@ -153,7 +141,7 @@ def _is_of_sqlalchemy(kind: Type) -> bool:
 # ---- PostgreSQL's enums are types of their own, which outlive columns and tables ----
 
 
-class EnumOp(MigrateOperation):
+class EnumOp(ops.MigrateOperation):
     """Lines of a migration about an enum's type, for the databases that have such types."""
 
     def __init__(self, kind: Enum, *lines: str) -> None:
@@ -200,7 +188,7 @@ def _add_values(kind: Enum, values: list[str]) -> EnumOp:
 def add_enum_operations(
     known: Mapping[str, Set[str]],
     migration_context: MigrationContext,
-    scripts: list[MigrationScript],
+    scripts: list[ops.MigrationScript],
 ) -> None:
     """Create each enum before the first column that has it, and drop it after the last one.
 
@@ -222,7 +210,7 @@ def add_enum_operations(
 
 
 def _create_and_drop(
-    operations: OpContainer, enums: Mapping[tuple[str, str], Mapping[str, Enum]]
+    operations: ops.OpContainer, enums: Mapping[tuple[str, str], Mapping[str, Enum]]
 ) -> None:
     created: dict[str, Enum] = {}
     dropped: dict[str, Enum] = {}
@@ -231,15 +219,15 @@ def _create_and_drop(
         added: list[Any] = []
         removed: list[Column[Any]] = []
         match operation:
-            case CreateTableOp(columns=items):
+            case ops.CreateTableOp(columns=items):
                 added = [item.type for item in items if isinstance(item, Column)]
-            case AddColumnOp(column=column):
+            case ops.AddColumnOp(column=column):
                 added = [column.type]
-            case AlterColumnOp(modify_type=TypeEngine() as kind):
+            case ops.AlterColumnOp(modify_type=TypeEngine() as kind):
                 added = [kind]
-            case DropTableOp():
+            case ops.DropTableOp():
                 removed = list(operation.to_table().columns)
-            case DropColumnOp():
+            case ops.DropColumnOp():
                 removed = [operation.to_column()]
         for kind in added:
             created |= _native_enum(kind)
@@ -253,9 +241,9 @@ def _create_and_drop(
     ]
 
 
-def _flat(container: OpContainer) -> Iterator[Any]:
+def _flat(container: ops.OpContainer) -> Iterator[Any]:
     for operation in container.ops:
-        if isinstance(operation, OpContainer):
+        if isinstance(operation, ops.OpContainer):
             yield from _flat(operation)
         else:
             yield operation
