@@ -102,12 +102,12 @@ class PostgreSQL(Backend):
         self.begin_by_options(engine)
 
     def _stay_with_one_host(self, engine: Engine) -> None:
-        """Let all connections be to the same host: to the one that answered last, if it still does.
+        """Connect to the host that answered last, for as long as it answers.
 
-        Otherwise each would wait first for a primary that is gone. Later, some would be made to it
-        when it comes back, although another server has taken its place and has rows of its own.
-        While none has answered, each attempt begins with the next one: those that are silent may
-        take more time together than an attempt has.
+        Otherwise each connection would first wait for a primary that is gone. Once it is back, some
+        would reach it, although another server has taken its place and has rows of its own. While
+        no host answers, each attempt begins with the next one: the silent ones may together take
+        longer than an attempt may.
         """
         last: tuple[str, str] | None = None
 

@@ -96,7 +96,7 @@ class _OwnPart:
         self._indexes = own.indexes
 
     def include_name(self, name: str | None, kind: str, parents: Mapping[Any, str | None]) -> bool:
-        """Leave out the tables of others, and schemas in which all tables are."""
+        """Leave out the tables and schemas of others."""
         if kind == "schema":
             return name is None or name in {schema for schema, _ in self._tables}
         return kind != "table" or (parents["schema_name"], name) in self._tables

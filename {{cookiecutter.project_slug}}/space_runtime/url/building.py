@@ -70,15 +70,14 @@ KNOWN = _KEPT | LIFTED | SECURITY_NAMES | {*ALIASES, *_FOREIGN.split()}
 
 _SCHEMA = re.compile(r"[A-Za-z_][\w$-]*(?:,\s*[A-Za-z_\"][\w$\"-]*)*", re.ASCII)
 
-_SECRETS = {
-    *("password", "passfile", "sslpassword"),
-    *("oauth_client_secret", "scram_client_key", "scram_server_key"),
-}
-# Treated as a secret unless the value matches. `options` may set a custom variable to a token; an
-# `sslkey` that is not a path may be the key itself, or a PKCS#11 URI, which can contain a PIN.
+# What a parameter that may be a secret looks like if it is none. `options` may set a custom
+# variable to a token; an `sslkey` that is not a path may be the key itself, or a PKCS#11 URI, which
+# can contain a PIN.
 _NO_SECRETS = {
-    "options": re.compile(r"(?:\s*-c\s*(?:search_path|[a-z_]+_timeout|timezone|jit)=\S*)+\s*"),
-    "sslkey": re.compile(r"[\w./~][\w./~ -]*"),
+    **dict.fromkeys(["password", "passfile", "sslpassword", "oauth_client_secret"], "(?!)"),
+    **dict.fromkeys(["scram_client_key", "scram_server_key"], "(?!)"),
+    "options": r"(?:\s*-c\s*(?:search_path|[a-z_]+_timeout|timezone|jit)=\S*)+\s*",
+    "sslkey": r"[\w./~][\w./~ -]*",
 }
 
 # A Space needs an answer within seconds, and must notice a connection that was never closed but
@@ -164,7 +163,11 @@ def build_postgresql_url(
 
 def hide_secrets(url: URL) -> tuple[URL, dict[str, str | tuple[str, ...]]]:
     """Split a URL into one that is safe to print and the secrets to pass to the driver."""
-    secrets = {name: value for name, value in url.query.items() if _may_be_secret(name, value)}
+    secrets = {
+        name: value
+        for name, value in url.query.items()
+        if name in _NO_SECRETS and not re.fullmatch(_NO_SECRETS[name], str(value))
+    }
     return url.difference_update_query(secrets), secrets
 
 
@@ -180,12 +183,6 @@ def build_sqlite_url(rest: str, repairs: list[str]) -> URL:
     # `file:name?mode=memory` is an in-memory database with a name, no more durable than `:memory:`.
     in_memory = path in _MEMORY_PATHS or "mode=memory" in query.split("&")
     return URL.create("sqlite", database=":memory:" if in_memory else path)
-
-
-def _may_be_secret(name: str, value: str | tuple[str, ...]) -> bool:
-    if name in _NO_SECRETS:
-        return not isinstance(value, str) or _NO_SECRETS[name].fullmatch(value) is None
-    return name in _SECRETS
 
 
 def _translate(name: str, value: str, hosts: int, *, pooled: bool) -> tuple[str, str]:

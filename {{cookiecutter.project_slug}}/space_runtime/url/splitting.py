@@ -20,7 +20,10 @@ from space_runtime.url.vocabulary import (
 
 Backend: TypeAlias = Literal["postgresql", "sqlite"]
 
-_KEYWORD = re.compile(r"\s*[a-z_]+\s*=")
+# psycopg could split it, but not tell that a parameter is there twice, or is another tool's.
+_KEYWORD_PAIR = re.compile(
+    r"\s*(?P<name>[a-z_]+)\s*=\s*(?:'(?P<quoted>(?:[^'\\]|\\.)*)'|(?P<plain>(?:[^\s'\\]|\\.)*))"
+)
 _TELLING_NAMES = {"host", "dbname", "user", "port"}
 
 # Names that tools use for the two databases, with an optional driver.
@@ -61,17 +64,18 @@ _YES = {"", "1", "true", "yes", "on"}
 
 def read_keyword_string(text: str) -> Parts | None:
     """Return a keyword string as parameters of a URL, or None if the text is not one."""
-    if not _KEYWORD.match(text):
-        return None
-    from psycopg import ProgrammingError, conninfo  # here, because it takes a while to load
-
-    try:
-        values = conninfo.conninfo_to_dict(text)
-    except ProgrammingError:
-        return None
-    # Keyword strings are not percent-encoded, but later steps decode every value.
-    parameters = [(name, str(value).replace("%", "%25")) for name, value in values.items()]
-    return Parts(parameters=parameters) if len(values.keys() & _TELLING_NAMES) >= 2 else None
+    parameters: list[tuple[str, str]] = []
+    end = 0
+    while end < len(text):
+        pair = _KEYWORD_PAIR.match(text, end)
+        if pair is None:
+            return None
+        value = re.sub(r"\\(.)", r"\1", pair["quoted"] or pair["plain"] or "")
+        # Keyword strings are not percent-encoded, but later steps decode every value.
+        parameters.append((pair["name"], value.replace("%", "%25")))
+        end = pair.end()
+    names = {name for name, _ in parameters}
+    return Parts(parameters=parameters) if len(names & _TELLING_NAMES) >= 2 else None
 
 
 def split_scheme(text: str, repairs: list[str]) -> tuple[Backend, str]:
