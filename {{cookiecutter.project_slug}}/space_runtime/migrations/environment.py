@@ -135,10 +135,10 @@ def _changed_on_sqlite(models: MetaData) -> dict[tuple[str, str], ops.AlterColum
         return context.script._upgrade_revs("heads", heads)
 
     with SQLITE.lock_migrations(engine) as connection:
-        options = {"fn": upgrade, "compare_type": _compare_type}
+        options = {"fn": upgrade, "compare_type": _compare_type, "transactional_ddl": True}
         on_sqlite = MigrationContext.configure(connection, opts=options)
         try:
-            with Operations.context(on_sqlite):
+            with Operations.context(on_sqlite), on_sqlite.begin_transaction():
                 on_sqlite.run_migrations()
         except Exception as error:  # A migration is the owner's code, which may raise anything.
             context.config.print_stdout("The migrations do not run on SQLite: %s", error)
