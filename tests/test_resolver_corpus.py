@@ -278,6 +278,10 @@ ADDRESSES: dict[str, tuple[str, dict[str, Any]]] = {
         "app:Vt7mQz29LkRw@db.example.com/shop?options=-c+jit%3Doff+-c+timezone%3DUTC",
         {"options": "-c jit=off -c timezone=UTC"},
     ),
+    "options with blanks, which are no command's": (
+        "app:Vt7mQz29LkRw@db.example.com/shop?options=-c jit=off -c timezone=UTC",
+        {"options": "-c jit=off -c timezone=UTC"},
+    ),
     "a number with a fragment": (
         "app:Vt7mQz29LkRw@db.example.com/shop?connect_timeout=9#main",
         {"connect_timeout": "9"},
@@ -379,6 +383,7 @@ REFUSED = {
                 *("your_server", "your-tenant", "your_instance_name", "yourhost"),
             )
         ),
+        "postgresql://app:Vt7mQz29LkRw@/shop?host=your-server",
         "sqlite:///<path>/app.db",
     ],
     "unexpanded_variable": [
@@ -460,6 +465,7 @@ REPAIRS = [
     ("escapes", PASTED.replace("/", "\\/")),
     ("host", PASTED.replace("@", "@https://")),
     ("invisible_characters", f"{PASTED}\u200b"),
+    ("invisible_characters blanks", f"\ufeff {PASTED}"),
     ("line_breaks", PASTED.replace("example", "exam\nple")),
     ("other_lines", f"{PASTED}\nDEBUG=1"),
     ("prefix", f"DATABASE_URL={PASTED}"),

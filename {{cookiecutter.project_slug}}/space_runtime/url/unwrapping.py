@@ -89,8 +89,8 @@ def unwrap(value: str, repairs: list[str]) -> str:
     if len(value.strip()) > _LONGEST:
         raise UnusableURLError("too_long")
     steps: list[tuple[str, Callable[[str], str]]] = [
-        ("blanks", str.strip),
         ("invisible_characters", _without_invisible_characters),
+        ("blanks", str.strip),
         *[("quotes", _without_quotes), ("prefix", _without_assignment)] * _ROUNDS,
         ("escapes", _without_escapes),
     ]
@@ -164,7 +164,7 @@ def refuse_placeholders_in_path(path: str) -> None:
 
 def _without_invisible_characters(text: str) -> str:
     # Text copied from web pages may contain soft hyphens, zero-width spaces and direction marks.
-    return "".join(character for character in text if category(character) != "Cf").strip()
+    return "".join(character for character in text if category(character) != "Cf")
 
 
 def _without_quotes(text: str) -> str:
@@ -194,7 +194,7 @@ def _without_what_follows(text: str, before: str, repairs: list[str]) -> str:
     line = _one_line(inside, repairs)
     kept = line if closing else _without_comment(line, after_command=bool(before))
     kept = kept.rstrip(_QUOTES + " \t;,")
-    if len(kept) < len(line) or (closing and text[closing.end() :].strip()):
+    if len(kept) < len(line) or (closing and text[closing.end() :]):
         repairs.append("trailing_characters")
     return kept
 
