@@ -260,6 +260,10 @@ ADDRESSES: dict[str, tuple[str, dict[str, Any]]] = {
         "app:Vt7mQz29LkRw@db.example.com/shop?hostaddr=192.0.2.7",
         {"hostaddr": "192.0.2.7"},
     ),
+    "an address without a host": (
+        "app:Vt7mQz29LkRw@/shop?hostaddr=192.0.2.7",
+        {"host": "", "hostaddr": "192.0.2.7"},
+    ),
     "addresses that are none": ("app:Vt7mQz29LkRw@db.example.com/shop?hostaddr=db", {}),
     "more addresses than hosts": ("app:Vt7mQz29LkRw@db.example.com/shop?hostaddr=192.0.2.7,192.0.2.8", {}),
     "an international name": ("app:Vt7mQz29LkRw@b\u00fccher.example/shop", {"host": "b\u00fccher.example"}),
@@ -270,6 +274,7 @@ ADDRESSES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "Prisma's usual schema": ("app:Vt7mQz29LkRw@db.example.com/shop?schema=public", {}),
     "a schema behind a transaction pooler": ("app:Vt7mQz29LkRw@db.example.com/shop?schema=mine&pgbouncer=yes", {}),
+    "a schema that is none": ("app:Vt7mQz29LkRw@db.example.com/shop?schema=mine%20-c%20jit%3Doff", {}),
     "a schema and options": (
         "app:Vt7mQz29LkRw@db.example.com/shop?currentSchema=mine&options=-c%20jit%3Doff",
         {"options": "-c jit=off -c search_path=mine"},
