@@ -241,7 +241,7 @@ def test_a_server_that_is_lost_while_one_waits_for_another_is_no_mistake_of_the_
         (own,) = another.execute("SELECT pg_backend_pid()").fetchone() or (0,)
         with ThreadPoolExecutor(1) as thread:
             waiting = thread.submit(wait_for_the_other)
-            sessions = "SELECT pid FROM pg_stat_activity WHERE usename = %s AND pid <> %s ORDER BY backend_start"
+            sessions = "SELECT pid FROM pg_stat_activity WHERE usename = %s AND pid <> %s AND query ~ 'pg_try_advisory'"
             while not waiting.done():
                 found = administrator.execute(sessions, [login.name, own]).fetchall()
                 if found:

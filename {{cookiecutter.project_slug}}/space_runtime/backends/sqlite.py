@@ -180,8 +180,6 @@ def number_rows_once(table: Table, connection: Connection, **_options: object) -
 
     Without it, SQLite would give the number of a deleted row to a new one.
     """
-    if connection.dialect.name != SQLite.name:
-        return
     options = table.dialect_options["sqlite"]
     if table.name.startswith(_COPY):
         # Reflection does not tell whether an integer key is generated; the table itself does.
