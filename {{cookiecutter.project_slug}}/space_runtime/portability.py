@@ -40,6 +40,15 @@ _NOT_POSTGRESQL = {
     "NVARCHAR",
     "TINYINT",
 }
+_NOT_REFLECTED = {
+    "sqlite": "SELECT tbl_name, 'trigger ' || name FROM sqlite_master WHERE type = 'trigger'",
+    "postgresql": (
+        "SELECT relname, 'trigger ' || tgname FROM pg_trigger"
+        " JOIN pg_class ON pg_class.oid = tgrelid WHERE NOT tgisinternal"
+        " UNION SELECT relname, 'constraint ' || conname FROM pg_constraint"
+        " JOIN pg_class ON pg_class.oid = conrelid WHERE contype = 'x'"
+    ),
+}
 _COLLATIONS = (None, "BINARY", "NOCASE", "RTRIM")
 _CURRENT_TIME = re.compile(r"CURRENT_(DATE|TIME)|\bnow\(", re.IGNORECASE)
 
@@ -66,17 +75,7 @@ def find_differences(metadata: sa.MetaData, sqlite: sa.Engine, postgresql: sa.En
     Rules are defaults, NOT NULL, constraints and triggers; both databases must be migrated.
     """
     with sqlite.connect() as ours, postgresql.connect() as theirs:
-        triggers = sa.text(
-            "SELECT tbl_name, 'trigger ' || name FROM sqlite_master WHERE type='trigger'"
-        )
-        here = _rules(metadata, ours) | {(table, rule) for table, rule in ours.execute(triggers)}
-        more = sa.text(
-            "SELECT relname, 'trigger ' || tgname FROM pg_trigger"
-            " JOIN pg_class ON pg_class.oid = tgrelid WHERE NOT tgisinternal"
-            " UNION SELECT relname, 'constraint ' || conname FROM pg_constraint"
-            " JOIN pg_class ON pg_class.oid = conrelid WHERE contype = 'x'"
-        )
-        there = _rules(metadata, theirs) | {(table, rule) for table, rule in theirs.execute(more)}
+        here, there = _rules(metadata, ours), _rules(metadata, theirs)
     # PostgreSQL's own types, such as enums, check what a CHECK constraint checks on SQLite.
     implied = {
         (table.name, f"CHECK constraint {check.name}")
@@ -88,7 +87,6 @@ def find_differences(metadata: sa.MetaData, sqlite: sa.Engine, postgresql: sa.En
         f"{table}: only {name} has the {rule}"
         for name, rules, others in (("SQLite", here, there), ("PostgreSQL", there, here))
         for table, rule in sorted(rules - others - implied)
-        if table in metadata.tables
     ]
 
 
@@ -251,12 +249,12 @@ def _python_type(kind: TypeEngine[object]) -> type[object] | None:
 def _rules(metadata: sa.MetaData, connection: sa.Connection) -> set[tuple[str, str]]:
     """Return table and rule for all rules of the models' tables, in the same words for both."""
     inspector = sa.inspect(connection)
-    present = sorted(set(inspector.get_table_names()) & set(metadata.tables))
-    return {(name, "table") for name in present} | {
-        (name, rule)
-        for name in present
-        for rule in (*_rules_of_columns(inspector, name), *_rules_of_constraints(inspector, name))
-    }
+    others = connection.exec_driver_sql(_NOT_REFLECTED[connection.dialect.name])
+    rules = {(table, rule) for table, rule in others if table in metadata.tables}
+    for name in set(inspector.get_table_names()) & set(metadata.tables):
+        found = (*_rules_of_columns(inspector, name), *_rules_of_constraints(inspector, name))
+        rules |= {(name, rule) for rule in ("table", *found)}
+    return rules
 
 
 def _rules_of_columns(inspector: sa.Inspector, table: str) -> Iterator[str]:
