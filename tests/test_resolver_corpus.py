@@ -195,6 +195,8 @@ ENCLOSED = {
 ADDRESSES: dict[str, tuple[str, dict[str, Any]]] = {
     "a '/' and a '@' in a password": ("app:p/a@s:s@h.internal/shop", {"host": "h.internal", "password": "p/a@s:s"}),
     "a '?' and a name in a password": ("app:pa?ss=w@db.example.com/shop", {"password": "pa?ss=w"}),
+    "a '&' and a name in a password": ("app:p&user=w@db.example.com", {"password": "p&user=w", "dbname": ""}),
+    "a '&' in a database's name": ("app:Vt7mQz29LkRw@db.example.com/shop&co=x", {"dbname": "shop&co=x"}),
     "a '@' in a database's name": ("app:Vt7mQz29LkRw@db.example.com/shop@home", {"dbname": "shop@home"}),
     "the same after a port": ("app:Vt7mQz29LkRw@db:5432/shop@home", {"host": "db", "dbname": "shop@home"}),
     "the same on this machine": ("app:Vt7mQz29LkRw@localhost/shop@home", {"host": "localhost", "dbname": "shop@home"}),

@@ -176,7 +176,7 @@ def build_sqlite_url(rest: str, repairs: list[str]) -> URL:
     if _CREDENTIALS_IN_PATH.match(rest):
         raise UnusableURLError("unparseable")
     path, _, query = rest.partition("?")
-    names = [piece.partition("=")[0].lower() for piece in query.split("&") if piece]
+    names = [piece.partition("=")[0] for piece in query.split("&") if piece]
     repairs.extend(f"dropped_parameter:{_showable(name)}" for name in names)
     path = decode(path.removeprefix("file:"))
     refuse_control_characters(path)
@@ -202,7 +202,7 @@ def _translate(name: str, value: str, hosts: int, *, pooled: bool) -> tuple[str,
         return name, value if is_usable else ""
     if name in _FORMS:
         # Only these are lowercased, because case matters in names.
-        value = value.partition("#")[0].strip().lower()
+        value = value.partition("#")[0].lower()
         return name, value if re.fullmatch(_FORMS[name], value, re.ASCII) else ""
     return name, value
 
