@@ -195,6 +195,9 @@ ENCLOSED = {
 ADDRESSES: dict[str, tuple[str, dict[str, Any]]] = {
     "a '/' and a '@' in a password": ("app:p/a@s:s@h.internal/shop", {"host": "h.internal", "password": "p/a@s:s"}),
     "a '?' and a name in a password": ("app:pa?ss=w@db.example.com/shop", {"password": "pa?ss=w"}),
+    "a '?' and a known name in a password": ("app:pa?user=w@db.example.com/shop", {"password": "pa?user=w"}),
+    "a '?' and a name in a user's name": ("a?ss=w:Vt7mQz29LkRw@db.example.com/shop", {"user": "a?ss=w"}),
+    "a '@', a '?' and a name in a password": ("app:p@a?ss=w@db.example.com/shop", {"password": "p@a?ss=w"}),
     "a '&' and a name in a password": ("app:p&user=w@db.example.com", {"password": "p&user=w", "dbname": ""}),
     "a '&' in a database's name": ("app:Vt7mQz29LkRw@db.example.com/shop&co=x", {"dbname": "shop&co=x"}),
     "a '@' in a database's name": ("app:Vt7mQz29LkRw@db.example.com/shop@home", {"dbname": "shop@home"}),
@@ -433,7 +436,7 @@ REFUSED = {
         "https://example.com/?next=postgresql://a:b@c/d",
     ],
     "unparseable": [
-        *("postgresql:", "postgresql:app", "redis:6379", "socket:/tmp", "sqlite://app:Vt7m@h/d"),
+        *("postgresql:", "sqlite:", "postgresql:app", "redis:6379", "socket:/tmp", "sqlite://app:Vt7m@h/d"),
         *("host=db.example.com", "a=b user=c", "host=a user=b c"),
     ],
     "invalid_host": [
@@ -506,6 +509,12 @@ def test_what_encloses_a_url_does_not_change_what_it_means(value: str) -> None:
     url = resolve(value).url
     assert url is not None
     assert (url.username, url.password, url.host, url.port, url.database) == MEANT
+
+
+def test_a_keyword_string_is_not_percent_encoded() -> None:
+    url = resolve("host=db.example.com user=app password=Vt7%41 dbname=shop").url
+    assert url is not None
+    assert url.password == "Vt7%41"  # noqa: S105
 
 
 @pytest.mark.parametrize(("address", "difference"), ADDRESSES.values(), ids=ADDRESSES)

@@ -84,12 +84,13 @@ def split_scheme(text: str, repairs: list[str]) -> tuple[Backend, str]:
     if url is None:
         raise UnusableURLError("unparseable")
     slashes, rest = len(url["slashes"]), url["rest"].strip()
-    scheme = _OWN_SCHEME.fullmatch(url["scheme"].lower())
+    name = url["scheme"].lower()
+    scheme = _OWN_SCHEME.fullmatch(name)
     if slashes < 2 and not (scheme and rest):
         raise UnusableURLError("unparseable")
     if scheme is None or scheme["driver"] in _OTHER_SYSTEMS:
-        is_web = url["scheme"].lower() in {"http", "https"}
-        raise UnusableURLError("unsupported_scheme", _WEB_ADDRESS if is_web else "")
+        message = _WEB_ADDRESS if name in {"http", "https"} else ""
+        raise UnusableURLError("unsupported_scheme", message)
     if url["java"] or scheme["base"] not in {"postgresql", "sqlite"}:
         repairs.append("scheme")
     if scheme["driver"] not in {None, "psycopg"}:
@@ -105,20 +106,20 @@ def split_url(text: str, repairs: list[str]) -> Parts:
     before, query = _split_query(text, repairs)
     at = _end_of_credentials(before)
     username, _, password = before[: max(at, 0)].partition(":")
-    hosts, database = _split_address(before[at + 1 :].strip(), repairs)
+    hosts, database = _split_address(before[at + 1 :], repairs)
     parameters = [_split_parameter(piece) for piece in _SEPARATOR.split(query) if piece]
     return Parts(username, password, hosts, database, parameters)
 
 
 def read_hosts(parts: Parts) -> tuple[list[str], list[int | None]]:
     """Return the hosts and a port for each; no hosts if the URL names none."""
-    hosts, ports = _split_hosts(parts.hosts)
+    hosts, ports = zip(*map(_split_port, split_list(parts.hosts)), strict=True)
     if parts.hosts_in_query:
-        hosts, ports_beside = _split_hosts(parts.hosts_in_query)
-        ports = ports_beside if any(ports_beside) else ports
+        hosts, beside = zip(*map(_split_port, split_list(parts.hosts_in_query)), strict=True)
+        ports = beside if any(beside) else ports
     if parts.ports_in_query:
-        ports = [decode(port) for port in split_list(parts.ports_in_query)]
-    names = [] if hosts == [""] else hosts
+        ports = tuple(map(decode, split_list(parts.ports_in_query)))
+    names = [] if hosts == ("",) else list(hosts)
     for name in names:
         _check_host(name)
     numbers = [_read_port(port) for port in ports]
@@ -211,17 +212,12 @@ def _split_address(text: str, repairs: list[str]) -> tuple[str, str]:
         folder, _, database = text.rpartition("/")
         return "/" + folder.lstrip("/"), database
     hosts, _, database = text.partition("/")
-    return hosts.strip(), database.strip("/")
+    return hosts, database.strip("/")
 
 
 def _split_parameter(piece: str) -> tuple[str, str]:
     name, _, value = piece.partition("=")
-    return decode(name).strip().lower(), value.removesuffix("\\")
-
-
-def _split_hosts(text: str) -> tuple[list[str], list[str]]:
-    pairs = [_split_port(element) for element in split_list(text)]
-    return [host.strip() for host, _ in pairs], [port.strip() for _, port in pairs]
+    return decode(name).lower(), value.removesuffix("\\")
 
 
 def _split_port(element: str) -> tuple[str, str]:
@@ -234,7 +230,7 @@ def _split_port(element: str) -> tuple[str, str]:
     if element.startswith("/"):
         # The names of Cloud SQL's socket directories contain a ':', too.
         folder, _, port = element.replace("/.s.PGSQL.", ":").rpartition(":")
-        return (folder, port) if folder and not port.strip("0123456789") else (element, "")
+        return (folder, port) if not port.strip("0123456789") else (element, "")
     if is_ip_address(element):
         return element, ""
     host, _, port = element.partition(":")
@@ -249,7 +245,7 @@ def _check_host(host: str) -> None:
     if host.startswith("/") or is_ip_address(host):
         return
     is_number = host.replace(".", "").isdecimal()
-    if is_number or not _NAME.fullmatch(host) or len(host) > 253:
+    if is_number or not _NAME.fullmatch(host):
         raise UnusableURLError("invalid_host")
 
 
