@@ -173,9 +173,10 @@ def _add_values(kind: Enum, values: list[str]) -> EnumOp:
     name = ".".join(map(_postgresql.identifier_preparer.quote, parts))
     quoted = (value.replace("'", "''") for value in values)
     statements = [f"ALTER TYPE {name} ADD VALUE IF NOT EXISTS '{value}'" for value in quoted]
+    database = "op.get_bind().dialect.name"
     return EnumOp(
         kind,
-        'if op.get_bind().dialect.name == "postgresql":',
+        f'if {database} == "postgresql":',
         # Such a value can be used only after a COMMIT.
         "with op.get_context().autocommit_block():",
         *(f"op.execute({statement!r})" for statement in statements),
