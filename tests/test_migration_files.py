@@ -269,9 +269,9 @@ def test_a_type_that_changes_on_sqlite_only_is_noticed_on_postgresql(
     models.write_text(imports + models.read_text() + PRICE)
     of_sqlite, of_postgresql = sqlite_url(tmp_path), postgres.create_database()
     written = write_migration(project, of_postgresql, "price")
-    (file,) = (project.path / "migrations" / "versions").glob("*_price.py")
+    (script,) = (project.path / "migrations" / "versions").glob("*_price.py")
     leaving = "def upgrade() -> None:\n    with op.get_context().autocommit_block():\n        pass\n"
-    file.write_text(written.replace("def upgrade() -> None:\n", leaving))
+    script.write_text(written.replace("def upgrade() -> None:\n", leaving))
     alembic(project, of_sqlite, "upgrade head")
     models.write_text(models.read_text().replace("sa.Numeric(30, 10)", "LongNumeric(30, 10)"))
     written = write_migration(project, of_postgresql, "long")
