@@ -180,7 +180,7 @@ class PostgreSQL(Backend):
                 _take_lock(connection, "pg_try_advisory_lock", on_wait)
                 for setting in _WHILE_MIGRATING:
                     connection.exec_driver_sql(f"SET {setting}")
-            connection.commit()
+            connection.rollback()  # what SQLAlchemy takes for a transaction; the driver began none
             connection.execution_options(isolation_level=connection.default_isolation_level)
             yield connection
 
@@ -234,8 +234,8 @@ def _release_lock(connection: Any) -> None:
 
     with contextlib.suppress(psycopg.Error):  # the connection is lost, and the lock with it
         connection.rollback()
+        connection.autocommit = True
         connection.execute("SELECT pg_advisory_unlock_all()")
-        connection.commit()
 
 
 def _shut_down(connection: Any) -> None:
