@@ -239,7 +239,8 @@ def read_new_keys(
 
 
 def count_refused(connection: Connection) -> int:
-    """Return how many refused rows are kept; 0 if there is no table for them."""
-    if connection.scalar(select(func.to_regclass(refused_rows.name))) is None:
+    """Return how many refused rows are kept; 0 if there is no table for them, or no right to it."""
+    table = func.to_regclass(refused_rows.name)
+    if not connection.scalar(select(func.has_table_privilege(table, "SELECT"))):
         return 0
     return connection.scalar(select(func.count()).select_from(refused_rows)) or 0
