@@ -129,9 +129,9 @@ def test_strict_with_a_url_that_cannot_be_used_counts_again_what_waits() -> None
 def test_trouble_that_a_request_meets_during_a_check_is_looked_into_by_the_next_one() -> None:
     state = ends(UNSET, Opened(), Answered())
     suspected = machine.suspect(state, "disk_full")
-    after = machine.advance(suspected, Step("check", due=0.0), Answered(), 0.0)
+    after = machine.advance(suspected, Step("check"), Answered(), 0.0)
     again = machine.decide(after, after.next_check)
-    assert again == Step("check", due=after.next_check, suspicion="disk_full")
+    assert again == Step("check", suspicion="disk_full")
     assert machine.advance(after, again, Answered(), after.next_check).suspicion is None
 
 
@@ -139,7 +139,7 @@ def test_other_trouble_does_not_keep_a_check_from_looking_for_damage() -> None:
     state = ends(UNSET, Opened(), Answered())
     for reason in ("corrupt", "disk_full"):
         state = machine.suspect(state, reason)
-    assert machine.decide(state, 0.0) == Step("check", due=0.0, suspicion="corrupt")
+    assert machine.decide(state, 0.0) == Step("check", suspicion="corrupt")
 
 
 def at_start(fault: Fault) -> list[State]:

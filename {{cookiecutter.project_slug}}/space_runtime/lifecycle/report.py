@@ -1,6 +1,6 @@
 """The health report and what requests may do, computed from the state alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
 
@@ -58,6 +58,9 @@ def describe(state: State, checked_at: datetime) -> DatabaseReport:
 def admission(state: State) -> Admission:
     """Return what requests may do, and what a refused one is told."""
     serves = state.serves and not state.stopping
+    if state.phase == "opening":
+        # After a failback that failed, the report calls SQLite what serves: it is back in a moment.
+        state = replace(state, backend=None)
     refusal = "The server is stopping." if state.stopping else _detail(state)
     return Admission(
         # A file that cannot be written to can often still be read.
@@ -76,7 +79,7 @@ def _detail(state: State) -> str:
         sentences = [f"No database serves: {cause}.", "It is tried again."]
     elif state.backend is None:
         sentences = _about_nothing(state)
-    elif state.phase in ("draining", "moving", "moved", "opening"):
+    elif state.phase in ("draining", "moving", "moved"):
         sentences = ["Rows on SQLite are being moved to PostgreSQL: data routes wait until then."]
     elif state.backend == "postgresql":
         sentences = _about_postgresql(state)

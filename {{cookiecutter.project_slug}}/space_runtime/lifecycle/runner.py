@@ -262,9 +262,14 @@ class Lifecycle:
         self._use(candidate.engine)
         pending_rows, problem = self._files.count_waiting(), ""
         # If the connection was lost, the next check will say so.
-        with suppress(SQLAlchemyError, DatabaseUnavailable):
-            problem = self._problem_of_failback(candidate.engine)
-            pending_rows += _count_refused(candidate.engine)
+        with (
+            suppress(SQLAlchemyError, DatabaseUnavailable),
+            candidate.engine.connect() as connection,
+        ):
+            problem = failbacks.problem(connection)
+            pending_rows += failbacks.count_refused(connection)
+        if problem:
+            logger.warning(problem)
         if pending_rows:
             logger.warning(
                 "PostgreSQL serves without %d rows of an outage: see make failback LIST=1",
@@ -350,21 +355,10 @@ class Lifecycle:
         if self._state.configuration.backend == "sqlite":
             return 0
         waiting = self._files.count_waiting()
-        return waiting if backend_of(engine) is SQLITE else waiting + _count_refused(engine)
-
-    def _problem_of_failback(self, engine: Engine) -> str:
-        """Return why rows of an outage could not be moved to this database, or ""."""
-        with engine.connect() as connection:
-            problem = failbacks.problem(connection)
-        if problem:
-            lock = backend_of(engine).lock_migrations(engine)
-            refused = suppress(SQLAlchemyError, DatabaseUnavailable)
-            with refused, lock as connection, connection.begin():
-                failbacks.create_tables(connection)
-                problem = failbacks.problem(connection)
-        if problem:
-            logger.warning(problem)
-        return problem
+        if backend_of(engine) is SQLITE:
+            return waiting
+        with engine.connect().execution_options(reading=True) as connection:
+            return waiting + failbacks.count_refused(connection)
 
     # reporting
 
@@ -398,11 +392,6 @@ class Lifecycle:
         PENDING_ROWS.set(self.report.pending_rows)
         if self.report.latency_ms is not None:
             CHECK_DURATION.set(self.report.latency_ms / 1000)
-
-
-def _count_refused(engine: Engine) -> int:
-    with engine.connect().execution_options(reading=True) as connection:
-        return failbacks.count_refused(connection)
 
 
 def _utc_now() -> datetime:

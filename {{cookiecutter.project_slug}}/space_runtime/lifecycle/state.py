@@ -152,8 +152,6 @@ class Step(NamedTuple):
     action: Action
     seconds: float = CHECK_SECONDS
     """The time that it may take, within which it may fail."""
-    due: float = 0.0
-    """When a check was due."""
     suspicion: str | None = None
     """What a check has to look into; if there is anything, it also tries to write."""
 
@@ -228,34 +226,13 @@ def stop(state: State, now: float) -> State:
 
 def decide(state: State, now: float) -> Step | None:
     """Return the step that is due at `now`, or None."""
-    match state.phase:
-        case "connected":
-            return Step("lock files")
-        case "draining":
-            return Step("drain")
-        case "moving":
-            return Step("move rows")
-        case "stopped":
-            return None
-        case _ if state.stopping:
-            # Before the end, rows get a last chance to move.
-            if state.waits_for_postgresql:
-                return Step("connect")
-            return Step("close", seconds=state.stop_deadline - now)
-        case "opening":
-            return Step("open SQLite")
-        case "moved":
-            return Step("serve PostgreSQL")
-        case "serving":
-            return _decide_while_serving(state, now)
-    return _decide_without_database(state, now)
+    due, step = _next(state, now)
+    return step if due <= now else None
 
 
 def seconds_until_due(state: State, now: float) -> float:
     """Return how long decide() will return None, unless an event comes first."""
-    due = state.next_check if state.phase == "serving" else state.next_connect
-    if state.waits_for_postgresql:
-        due = min(due, state.next_connect)
+    due, _ = _next(state, now)
     return max(due - now, 0.0)
 
 
@@ -310,23 +287,34 @@ def _choose_anew(state: State, now: float) -> State:
     )
 
 
-def _decide_while_serving(state: State, now: float) -> Step | None:
-    if now >= state.next_check:
-        return Step("check", due=now, suspicion=state.suspicion)
-    if state.waits_for_postgresql and now >= state.next_connect:
-        return Step("connect")
-    return None
-
-
-def _decide_without_database(state: State, now: float) -> Step | None:
-    if now < state.next_connect:
-        return None
+def _next(state: State, now: float) -> tuple[float, Step]:
+    """Return the next step, and when it is due."""
+    match state.phase:
+        case "connected":
+            return now, Step("lock files")
+        case "draining":
+            return now, Step("drain")
+        case "moving":
+            return now, Step("move rows")
+        case _ if state.stopping:
+            # Before the end, rows get a last chance to move.
+            close = Step("close", seconds=state.stop_deadline - now)
+            return now, Step("connect") if state.waits_for_postgresql else close
+        case "opening":
+            return now, Step("open SQLite")
+        case "moved":
+            return now, Step("serve PostgreSQL")
+        case "serving" if state.waits_for_postgresql and state.next_connect < state.next_check:
+            return state.next_connect, Step("connect")
+        case "serving":
+            return state.next_check, Step("check", suspicion=state.suspicion)
     configuration = state.configuration
     if configuration.backend == "sqlite" or (state.may_fall_back and not configuration.can_connect):
-        return Step("open SQLite")
+        return state.next_connect, Step("open SQLite")
     # Only a start that may still fall back has a deadline.
     has_deadline = state.may_fall_back and not state.has_settled
-    return Step("connect", seconds=state.deadline - now if has_deadline else CHECK_SECONDS)
+    seconds = state.deadline - now if has_deadline else CHECK_SECONDS
+    return state.next_connect, Step("connect", seconds=seconds)
 
 
 def _serving(
@@ -353,15 +341,14 @@ def _checked(state: State, check: Step, observation: Answered | Failed, now: flo
     seconds = state.configuration.check_seconds
     if isinstance(observation, Failed):
         seconds = min(seconds, SECONDS_BETWEEN_CHECKS_WHILE_DOWN)
-        next_check = max(check.due + seconds, now + 0.1)
-        return replace(state, trouble=observation.reason, next_check=next_check)
+        return replace(state, trouble=observation.reason, next_check=now + seconds)
     # A request may have met other trouble meanwhile, which this check did not look into.
     is_cleared = state.suspicion == check.suspicion
     return replace(
         state,
         trouble=None,
         suspicion=None if is_cleared else state.suspicion,
-        next_check=check.due + seconds,
+        next_check=now + seconds,
         latency_ms=observation.latency_ms,
         pending_rows=observation.pending_rows,
         snapshots=observation.snapshots,

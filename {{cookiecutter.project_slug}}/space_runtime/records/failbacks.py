@@ -123,6 +123,8 @@ def problem(connection: Connection) -> str:
     """Return why a failback to this database could not be recorded, as a sentence, or ""."""
     names = {name: connection.scalar(select(func.to_regclass(name))) for name in OWN_TABLES}
     if None in names.values():
+        if connection.scalar(select(func.has_schema_privilege(func.current_schema(), "CREATE"))):
+            return ""  # The first failback creates them.
         return (
             "Rows of an outage could not be moved here, because the tables for that are missing and"
             " this role may not create them: run `alembic upgrade head` as a role that may."
