@@ -99,13 +99,11 @@ def test_rows_that_wait_are_counted_while_nothing_serves() -> None:
 
 
 def test_a_start_waits_for_what_may_pass_and_for_nothing_else() -> None:
-    waiting = ends(POSTGRESQL, Failed("starting_up"))
-    assert machine.decide(waiting, 0.0) is None
-    assert machine.seconds_until_due(waiting, 0.0) == machine.FIRST_PAUSE_SECONDS
-    again = machine.decide(waiting, 0.25)
-    assert again is not None
-    assert (again.action, again.seconds) == ("connect", POSTGRESQL.connect_seconds - 0.25)
-    assert machine.decide(ends(POSTGRESQL, Failed("auth_failed")), 0.0) == Step("open SQLite")
+    waiting, seconds = ends(POSTGRESQL, Failed("starting_up")), POSTGRESQL.connect_seconds
+    for now in (0.0, machine.FIRST_PAUSE_SECONDS):
+        again = machine.decide(waiting, now)
+        assert again == (Step("connect", seconds=seconds - now), machine.FIRST_PAUSE_SECONDS)
+    assert machine.decide(ends(POSTGRESQL, Failed("auth_failed")), 0.0) == (Step("open SQLite"), 0.0)
 
 
 def test_pauses_between_failbacks_grow_to_five_minutes() -> None:
@@ -123,14 +121,14 @@ def test_pauses_between_failbacks_grow_to_five_minutes() -> None:
 def test_strict_with_a_url_that_cannot_be_used_counts_again_what_waits() -> None:
     state = ends(STRICT_UNUSABLE, Failed("unparseable", pending_rows=2), Failed("unparseable", pending_rows=3))
     assert (told(state), describe(state, NOW).pending_rows) == (("unavailable", None, "unparseable"), 3)
-    assert machine.decide(state, state.next_connect) == Step("connect")
+    assert machine.decide(state, state.next_connect) == (Step("connect"), state.next_connect)
 
 
 def test_trouble_that_a_request_meets_during_a_check_is_looked_into_by_the_next_one() -> None:
     state = ends(UNSET, Opened(), Answered())
     suspected = machine.suspect(state, "disk_full")
     after = machine.advance(suspected, Step("check"), Answered(), 0.0)
-    again = machine.decide(after, after.next_check)
+    again, _ = machine.decide(after, after.next_check)
     assert again == Step("check", suspicion="disk_full")
     assert machine.advance(after, again, Answered(), after.next_check).suspicion is None
 
@@ -139,7 +137,7 @@ def test_other_trouble_does_not_keep_a_check_from_looking_for_damage() -> None:
     state = ends(UNSET, Opened(), Answered())
     for reason in ("corrupt", "disk_full"):
         state = machine.suspect(state, reason)
-    assert machine.decide(state, 0.0) == Step("check", suspicion="corrupt")
+    assert machine.decide(state, 0.0) == (Step("check", suspicion="corrupt"), 0.0)
 
 
 def at_start(fault: Fault) -> list[State]:
@@ -221,12 +219,11 @@ POSSIBLE: dict[machine.Action, dict[type, st.SearchStrategy[Observation]]] = {
 CONFIGURATIONS = [POSTGRESQL, STRICT, UNSET, UNUSABLE, STRICT_UNUSABLE]
 
 
-def next_transition(state: State, now: float, data: st.DataObject) -> tuple[Transition, float] | None:
-    """One of the transitions that are possible, or None if nothing is ever due again."""
-    now += machine.seconds_until_due(state, now)
-    step = machine.decide(state, now)
-    if step is None:
-        return None
+def next_transition(state: State, now: float, data: st.DataObject) -> tuple[Transition, float]:
+    """One of the transitions that are possible."""
+    _, due = machine.decide(state, now)
+    now = max(now, due)
+    step, _ = machine.decide(state, now)
     observation = data.draw(data.draw(st.sampled_from(list(POSSIBLE[step.action].values()))))
     after = machine.advance(state, step, observation, now)
     return Transition(state, step, observation, after), now
@@ -242,9 +239,7 @@ def check_promises(configuration: Configuration, data: st.DataObject) -> None:
     state, now = machine.begin(configuration, 0.0), 0.0
     was_reached = False
     for _ in range(data.draw(st.integers(1, 30))):
-        if (found := next_transition(state, now, data)) is None:
-            break
-        transition, now = found
+        transition, now = next_transition(state, now, data)
         state = transition.after
         action = transition.step.action if transition.step else None
         report, admitted = describe(state, NOW), admission(state)
@@ -270,8 +265,7 @@ def check_promises(configuration: Configuration, data: st.DataObject) -> None:
     for _ in range(10):
         if state.phase == "stopped":
             break
-        found = next_transition(state, now, data)
-        assert found is not None
-        state, now = found[0].after, found[1]
+        transition, now = next_transition(state, now, data)
+        state = transition.after
         assert not admission(state).reads
     assert state.phase == "stopped"

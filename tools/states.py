@@ -211,13 +211,12 @@ def play(scenario: Scenario) -> Iterator[Transition]:
             after = machine.stop(state, seconds) if is_stop else machine.suspect(state, "disk_full")
             yield Transition(state, None, observed, after)
         else:
-            seconds += machine.seconds_until_due(state, seconds)
+            _, due = machine.decide(state, seconds)
+            seconds = max(seconds, due)
             if isinstance(observed, Failed) and observed.reason == "timeout":
                 # What does not answer takes all the time that it has.
                 seconds += scenario.configuration.connect_seconds
-            step = machine.decide(state, seconds)
-            if step is None:
-                raise ValueError(f"{scenario.title}: no step is due that could observe {observed}")
+            step, _ = machine.decide(state, seconds)
             after = machine.advance(state, step, observed, seconds)
             yield Transition(state, step, observed, after)
         state = after

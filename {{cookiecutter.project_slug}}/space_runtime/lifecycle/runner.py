@@ -141,9 +141,9 @@ class Lifecycle:
 
     def _perform_or_wait(self) -> None:
         now = time.monotonic()
-        step = machine.decide(self._state, now)
-        if step is None:
-            self._wake.wait(machine.seconds_until_due(self._state, now))
+        step, due = machine.decide(self._state, now)
+        if due > now:
+            self._wake.wait(due - now)
             self._wake.clear()
             return
         observation = self._observe(step)

@@ -1,6 +1,6 @@
 """Which database serves: the states, and what leads from one to the next.
 
-Pure: no thread, clock, file or database. decide() says which step is due in a state. The runner
+Pure: no thread, clock, file or database. decide() says which step comes next in a state. The runner
 performs it, and advance() returns the state that follows from what the step observed. All times
 are seconds of a clock that never goes back. The table in space_runtime/README.md lists the
 transitions.
@@ -224,16 +224,34 @@ def stop(state: State, now: float) -> State:
     return replace(state, stopping=True, stop_deadline=now + STOP_SECONDS)
 
 
-def decide(state: State, now: float) -> Step | None:
-    """Return the step that is due at `now`, or None."""
-    due, step = _next(state, now)
-    return step if due <= now else None
-
-
-def seconds_until_due(state: State, now: float) -> float:
-    """Return how long decide() will return None, unless an event comes first."""
-    due, _ = _next(state, now)
-    return max(due - now, 0.0)
+def decide(state: State, now: float) -> tuple[Step, float]:
+    """Return the next step, and when it is due."""
+    match state.phase:
+        case "connected":
+            return Step("lock files"), now
+        case "draining":
+            return Step("drain"), now
+        case "moving":
+            return Step("move rows"), now
+        case _ if state.stopping:
+            # Before the end, rows get a last chance to move.
+            close = Step("close", seconds=state.stop_deadline - now)
+            return Step("connect") if state.waits_for_postgresql else close, now
+        case "opening":
+            return Step("open SQLite"), now
+        case "moved":
+            return Step("serve PostgreSQL"), now
+        case "serving" if state.waits_for_postgresql and state.next_connect < state.next_check:
+            return Step("connect"), state.next_connect
+        case "serving":
+            return Step("check", suspicion=state.suspicion), state.next_check
+    configuration = state.configuration
+    if configuration.backend == "sqlite" or (state.may_fall_back and not configuration.can_connect):
+        return Step("open SQLite"), state.next_connect
+    # Only a start that may still fall back has a deadline.
+    has_deadline = state.may_fall_back and not state.has_settled
+    seconds = state.deadline - now if has_deadline else CHECK_SECONDS
+    return Step("connect", seconds=seconds), state.next_connect
 
 
 def advance(state: State, step: Step, observation: Observation, now: float) -> State:
@@ -285,36 +303,6 @@ def _choose_anew(state: State, now: float) -> State:
         pause=FIRST_PAUSE_SECONDS,
         next_connect=now,
     )
-
-
-def _next(state: State, now: float) -> tuple[float, Step]:
-    """Return the next step, and when it is due."""
-    match state.phase:
-        case "connected":
-            return now, Step("lock files")
-        case "draining":
-            return now, Step("drain")
-        case "moving":
-            return now, Step("move rows")
-        case _ if state.stopping:
-            # Before the end, rows get a last chance to move.
-            close = Step("close", seconds=state.stop_deadline - now)
-            return now, Step("connect") if state.waits_for_postgresql else close
-        case "opening":
-            return now, Step("open SQLite")
-        case "moved":
-            return now, Step("serve PostgreSQL")
-        case "serving" if state.waits_for_postgresql and state.next_connect < state.next_check:
-            return state.next_connect, Step("connect")
-        case "serving":
-            return state.next_check, Step("check", suspicion=state.suspicion)
-    configuration = state.configuration
-    if configuration.backend == "sqlite" or (state.may_fall_back and not configuration.can_connect):
-        return state.next_connect, Step("open SQLite")
-    # Only a start that may still fall back has a deadline.
-    has_deadline = state.may_fall_back and not state.has_settled
-    seconds = state.deadline - now if has_deadline else CHECK_SECONDS
-    return state.next_connect, Step("connect", seconds=seconds)
 
 
 def _serving(

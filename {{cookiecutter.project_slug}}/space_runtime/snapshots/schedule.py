@@ -136,14 +136,14 @@ class _Timer:
 
     def describe(self) -> str:
         """Return a sentence about the newest snapshot."""
-        now = time.monotonic()
-        if self._asked_at is not None and now - self._asked_at > SECONDS_OF_SILENCE:
+        now, asked_at = time.monotonic(), self._asked_at
+        if asked_at is not None and now - asked_at > SECONDS_OF_SILENCE:
             self._note_trouble(f"SNAPSHOT_URL has not answered within {SECONDS_OF_SILENCE:g} s.")
         if self._trouble:
             told = f"Snapshots fail: {self._trouble}"
         elif self.taken_at is not None:
             told = f"The newest snapshot is {now - self.taken_at:.0f} s old."
-        elif self._asked_at is not None:
+        elif asked_at is not None:
             told = "SNAPSHOT_URL is being tried."
         else:
             told = f"A snapshot is taken every {self._interval_seconds:g} s."
@@ -187,7 +187,10 @@ class _Timer:
 
     def _attend(self) -> None:
         self._intervals_alone += 1
-        if self._store.attend():
+        is_with_another = self._store.attend()
+        # A snapshot that follows may take as long as it likes.
+        self._asked_at = None
+        if is_with_another:
             if self._intervals_alone > INTERVALS_ALONE:
                 logger.warning(_NOT_ALONE)
             self._intervals_alone = 0
