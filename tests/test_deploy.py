@@ -614,6 +614,31 @@ def test_no_network_is_one_sentence(hub: Hub, project: BakedProject) -> None:
     assert sentences_after_the_steps(done) == 1
 
 
+# Some of these huggingface_hub cannot even be imported with.
+NO_ADDRESSES = [
+    f"https://user:{PASSWORD}@[bad", "huggingface.co", f"https://hub:{PASSWORD}", "https://a..b", "", "ftp://hub", "https://",
+    "https://hub:0", "https://hub:99999", " https://huggingface.co",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "address", [*NO_ADDRESSES[:2], *(pytest.param(a, marks=pytest.mark.thorough) for a in NO_ADDRESSES[2:])]
+)
+def test_an_address_that_is_none_is_one_sentence_without_it(hub: Hub, project: BakedProject, address: str) -> None:
+    done = deploy(project, hub, environ={"HF_ENDPOINT": address})
+    sentence = "HF_ENDPOINT: not the address of a Hub: it must be https://host; or unset it"
+    assert (done.returncode, done.stdout) == (2, f"Nothing was sent: {sentence}.\n")
+
+
+def test_another_variable_that_huggingface_hub_cannot_read_is_one_sentence(hub: Hub, project: BakedProject) -> None:
+    done = deploy(project, hub, environ={"HF_HUB_ETAG_TIMEOUT": "soon"})
+    assert done.returncode == 2
+    named = "HF_ENDPOINT, HF_HUB_DISABLE_TELEMETRY, HF_HUB_ETAG_TIMEOUT, HF_TOKEN"
+    sentence = f"huggingface_hub cannot use one of these variables; correct or unset it: {named}"
+    assert f"Nothing was sent: {sentence}.\n" in done.stdout
+    assert hub.calls == []
+
+
 @pytest.mark.parametrize(("name", "kind"), [("ALL_PROXY", "socks5://{}127.0.0.1:1"), ("https_proxy", "http://{}[bad")])
 def test_a_proxy_that_cannot_be_used_is_named_and_its_password_is_not(
     hub: Hub, project: BakedProject, name: str, kind: str
