@@ -103,17 +103,13 @@ class Application:
     def start(self) -> None:
         """Start it; it answers a little later."""
         command = ["uvicorn", "src.main:app", "--host", "127.0.0.1", "--port", str(self._port)]
-        env_file = FOLDER / ".env"
+        env_file = [f"--env-file={file}" for file in [FOLDER / ".env"] if file.exists()]
         if self._engine:
             names = [part for name in self._environment for part in ("--env", name)]
-            options = ["--rm", "--network=host", f"--name={IMAGE}-{self._port}", *names]
-            if env_file.exists():
-                options.append(f"--env-file={env_file}")
+            options = ["--rm", "--network=host", f"--name={IMAGE}-{self._port}", *names, *env_file]
             command = [self._engine, "run", *options, IMAGE, *command]
         else:
-            command = [sys.executable, "-m", *command]
-            if env_file.exists():
-                command.append(f"--env-file={env_file}")
+            command = [sys.executable, "-m", *command, *env_file]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 command, cwd=FOLDER, env=os.environ | self._environment, stdout=log, stderr=log
@@ -121,18 +117,14 @@ class Application:
 
     def stop(self) -> None:
         """Stop it as the Hub does, and return when it has ended."""
-        if self._process is None:
-            return
-        if self._engine:
-            command = [self._engine, "stop", "--time=30", f"{IMAGE}-{self._port}"]
-            subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        else:
+        if self._process:
+            # docker and podman pass this on to what they run.
             self._process.terminate()
-        try:
-            self._process.wait(MAX_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-        self._process = None
+            try:
+                self._process.wait(MAX_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+            self._process = None
 
     def last_lines(self) -> str:
         """Return the end of its log."""
