@@ -11,6 +11,8 @@ import httpx2
 REQUEST_TIMEOUT = 60.0
 ADDRESS = "HF_ENDPOINT"
 PROXIES = ("https_proxy", "http_proxy", "all_proxy")
+# As OpenSSL says it, and the client of the Hub's storage.
+UNTRUSTED = ("CERTIFICATE_VERIFY_FAILED", "invalid peer certificate")
 # In the order in which they count: the first two are what curl and requests read.
 CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
@@ -54,7 +56,7 @@ def client(headers: Mapping[str, str] | None = None) -> httpx2.Client:
 
 def explain(error: Exception) -> str:
     """Return why the Hub cannot be reached and what to do, in one sentence."""
-    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+    if any(words in str(error) for words in UNTRUSTED):
         name = _certificates(os.environ)
         found = f"those in {name} do not" if name else "set SSL_CERT_FILE to a file that does"
         return (
@@ -65,6 +67,8 @@ def explain(error: Exception) -> str:
         return "The Hub did not answer in time: make deploy goes on from here."
     if isinstance(error, httpx2.ProxyError):
         return "The proxy refuses the connection to the Hub: check HTTPS_PROXY or ALL_PROXY."
+    if isinstance(error, OSError):
+        return "The Hub's storage of files that are not text fails: check the network, then make deploy."
     return "The Hub cannot be reached: check the network (and HF_ENDPOINT, if set)."
 
 

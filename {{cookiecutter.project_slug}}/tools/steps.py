@@ -419,7 +419,7 @@ def explain(error: Exception, space: str) -> str:
         return "What answers is not the Hub: check the network (and HF_ENDPOINT, if set)."
     if isinstance(error, OIDCError):
         return "No identity from GitHub: the job needs the permission id-token: write."
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.filename is not None:
         return f"A file here cannot be read: {error}."
     return network.explain(error)
 
