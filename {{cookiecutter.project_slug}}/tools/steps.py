@@ -41,21 +41,19 @@ NAMED = 5
 CODE_FOLDERS = ("src/", "web/")
 LOG_LINES, LOG_SECONDS = 20, 10
 
-# The stages that a Space does not leave by itself, with the log that says why and what to do.
+# The stages that a Space does not leave by itself, and the logs that say why.
 FINAL_STAGES = {
-    "BUILD_ERROR": ("build", "The image could not be built: fix it as the log above says."),
-    "RUNTIME_ERROR": ("run", "The app ended or never listened: fix it as the log above says."),
-    "CONFIG_ERROR": (
-        None,
-        "The Hub cannot use the Space's settings or the front matter of README.md: see "
-        "https://huggingface.co/docs/hub/spaces-config-reference.",
-    ),
-    "NO_APP_FILE": (None, "The Space has no Dockerfile: does a .gitignore here name it?"),
-    "PAUSED": (None, "The Space is paused: restart it at {page}/settings, then make deploy."),
-    "STOPPED": (None, "The Space is stopped: restart it at {page}/settings, then make deploy."),
-    "SLEEPING": (None, "The Space sleeps: open {page} to wake it, then make deploy."),
-    "DELETING": (None, "The Space is being deleted: wait, or name another with SPACE=user/name."),
+    "BUILD_ERROR": "The image could not be built: fix it as the log above says.",
+    "RUNTIME_ERROR": "The app ended or never listened: fix it as the log above says.",
+    "CONFIG_ERROR": "The Hub cannot use the Space's settings or the front matter of README.md: see "
+    "https://huggingface.co/docs/hub/spaces-config-reference.",
+    "NO_APP_FILE": "The Space has no Dockerfile: does a .gitignore here name it?",
+    "PAUSED": "The Space is paused: restart it at {page}/settings, then make deploy.",
+    "STOPPED": "The Space is stopped: restart it at {page}/settings, then make deploy.",
+    "SLEEPING": "The Space sleeps: open {page} to wake it, then make deploy.",
+    "DELETING": "The Space is being deleted: wait, or name another with SPACE=user/name.",
 }
+LOGS = {"BUILD_ERROR": "build", "RUNTIME_ERROR": "run"}
 STATUS_ERRORS = {
     400: "The Hub refuses the request (400): fix what it names, or update huggingface-hub.",
     401: "The Hub does not know the token (401): create one with write access at "
@@ -327,20 +325,17 @@ class Deploy:
         """Return the current state of the Space, or None if the Hub does not answer now."""
         try:
             return self.api.get_space_runtime(self.space)
-        except httpx2.TransportError:
-            return None
-        except HfHubHTTPError as error:
-            if error.response.status_code < 429:
+        except (httpx2.TransportError, HfHubHTTPError) as error:
+            if isinstance(error, HfHubHTTPError) and error.response.status_code < 429:
                 raise
             return None
 
     def fail(self, stage: str, message: str) -> NoReturn:
         """End the deploy because the Space cannot run."""
-        log, sentence = FINAL_STAGES[stage]
-        if log:
+        if log := LOGS.get(stage):
             self.show_log(log)
         self.output.hub(message)
-        raise DeployError(sentence.format(page=self.page))
+        raise DeployError(FINAL_STAGES[stage].format(page=self.page))
 
     def give_up(self, stage: str, running: str) -> NoReturn:
         """End the deploy because the commit does not run in time."""
