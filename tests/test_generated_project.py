@@ -120,7 +120,7 @@ def test_the_first_verb_installs_with_uv_where_it_is_there(project: BakedProject
     (programs / "uv").chmod(0o755)
     environ = {"PATH": f"{programs}:{os.environ['PATH']}"}
     install = "pip install --quiet --python .venv --requirement requirements-dev.txt"
-    asked = ["venv --quiet --clear --python >=3.11 .venv", install]
+    asked = ["venv --quiet --clear --python >=3.11,<3.15 .venv", install]
     for _ in range(2):
         project.run("make", ".venv/ready", environ=environ)
         assert project.read("uv-was-asked").splitlines() == asked
