@@ -107,7 +107,7 @@ def unavailable(error: exc.SQLAlchemyError) -> DatabaseUnavailable | None:
         return None
     if reason == "timeout":
         return DatabaseUnavailable("The database took too long; nothing was stored.", reason=reason)
-    return DatabaseUnavailable(f"Nothing was stored: {REASONS[reason].cause}.", reason=reason)
+    return DatabaseUnavailable(f"Nothing was stored: {REASONS[reason].explanation}.", reason=reason)
 
 
 def refused_value(error: exc.StatementError) -> str | None:

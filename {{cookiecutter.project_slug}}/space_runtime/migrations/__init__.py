@@ -96,7 +96,9 @@ class Migrations:
             tables = self.own_names().tables
             is_own = all(inspector.has_table(name, schema) for schema, name in tables)
         if not is_own:
-            raise DatabaseUnavailable(REASONS["foreign_schema"].cause, reason="foreign_schema")
+            raise DatabaseUnavailable(
+                REASONS["foreign_schema"].explanation, reason="foreign_schema"
+            )
         return "newer"
 
 
