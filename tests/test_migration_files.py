@@ -256,6 +256,33 @@ def test_columns_get_the_type_that_each_database_has_wherever_the_migration_was_
         assert file.execute("SELECT number FROM second").fetchall() == [(1,)]
 
 
+PRICE = """
+    price: Mapped[Decimal] = mapped_column(sa.Numeric(30, 10), server_default="0")
+"""
+
+
+def test_a_type_that_changes_on_sqlite_only_is_noticed_on_postgresql(
+    project: BakedProject, postgres: Postgres, tmp_path: Path
+) -> None:
+    models = project.path / "src" / "items" / "models.py"
+    imports = "from decimal import Decimal\n\nimport sqlalchemy as sa\n\nfrom src.database.base import LongNumeric\n"
+    models.write_text(imports + models.read_text() + PRICE)
+    of_sqlite, of_postgresql = sqlite_url(tmp_path), postgres.create_database()
+    written = write_migration(project, of_postgresql, "price")
+    (script,) = (project.path / "migrations" / "versions").glob("*_price.py")
+    leaving = "def upgrade() -> None:\n    with op.get_context().autocommit_block():\n        pass\n"
+    script.write_text(written.replace("def upgrade() -> None:\n", leaving))
+    alembic(project, of_sqlite, "upgrade head")
+    models.write_text(models.read_text().replace("sa.Numeric(30, 10)", "LongNumeric(30, 10)"))
+    written = write_migration(project, of_postgresql, "long")
+    assert 'batch_op.alter_column(\n            "price"' in written
+    for url in (of_postgresql, of_sqlite):
+        alembic(project, url, "upgrade head", "check", "downgrade -1", "upgrade head", "check")
+    with closing(sqlite3.connect(of_sqlite.removeprefix("sqlite:///"))) as file:
+        assert file.execute("SELECT type FROM pragma_table_info('items') WHERE name = 'price'").fetchone() == ("TEXT",)
+    assert "no migration is written" in alembic(project, of_postgresql, "revision --autogenerate -m none")
+
+
 STATUS = """
     status: Mapped[Status] = mapped_column(sa.Enum(Status), server_default="draft")
 

@@ -208,6 +208,8 @@ def test_advice_for_a_space_is_given_on_a_space_only() -> None:
     assert "pooler" in resolve(direct, SPACE_ID="me/shop").message
     assert "pooler" not in resolve(direct).message
     assert "port" in resolve(PASTED.replace(":5432", ":35123"), SPACE_ID="me/shop").message
+    for port in ("", ":80", ":443", ":8080", ":5432", ":6543"):
+        assert "port" not in resolve(PASTED.replace(":5432", port), SPACE_ID="me/shop").message
 
 
 def test_no_value_raises_or_is_shown() -> None:

@@ -195,6 +195,11 @@ ENCLOSED = {
 ADDRESSES: dict[str, tuple[str, dict[str, Any]]] = {
     "a '/' and a '@' in a password": ("app:p/a@s:s@h.internal/shop", {"host": "h.internal", "password": "p/a@s:s"}),
     "a '?' and a name in a password": ("app:pa?ss=w@db.example.com/shop", {"password": "pa?ss=w"}),
+    "a '?' and a known name in a password": ("app:pa?user=w@db.example.com/shop", {"password": "pa?user=w"}),
+    "a '?' and a name in a user's name": ("a?ss=w:Vt7mQz29LkRw@db.example.com/shop", {"user": "a?ss=w"}),
+    "a '@', a '?' and a name in a password": ("app:p@a?ss=w@db.example.com/shop", {"password": "p@a?ss=w"}),
+    "a '&' and a name in a password": ("app:p&user=w@db.example.com", {"password": "p&user=w", "dbname": ""}),
+    "a '&' in a database's name": ("app:Vt7mQz29LkRw@db.example.com/shop&co=x", {"dbname": "shop&co=x"}),
     "a '@' in a database's name": ("app:Vt7mQz29LkRw@db.example.com/shop@home", {"dbname": "shop@home"}),
     "the same after a port": ("app:Vt7mQz29LkRw@db:5432/shop@home", {"host": "db", "dbname": "shop@home"}),
     "the same on this machine": ("app:Vt7mQz29LkRw@localhost/shop@home", {"host": "localhost", "dbname": "shop@home"}),
@@ -260,6 +265,10 @@ ADDRESSES: dict[str, tuple[str, dict[str, Any]]] = {
         "app:Vt7mQz29LkRw@db.example.com/shop?hostaddr=192.0.2.7",
         {"hostaddr": "192.0.2.7"},
     ),
+    "an address without a host": (
+        "app:Vt7mQz29LkRw@/shop?hostaddr=192.0.2.7",
+        {"host": "", "hostaddr": "192.0.2.7"},
+    ),
     "addresses that are none": ("app:Vt7mQz29LkRw@db.example.com/shop?hostaddr=db", {}),
     "more addresses than hosts": ("app:Vt7mQz29LkRw@db.example.com/shop?hostaddr=192.0.2.7,192.0.2.8", {}),
     "an international name": ("app:Vt7mQz29LkRw@b\u00fccher.example/shop", {"host": "b\u00fccher.example"}),
@@ -270,12 +279,17 @@ ADDRESSES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "Prisma's usual schema": ("app:Vt7mQz29LkRw@db.example.com/shop?schema=public", {}),
     "a schema behind a transaction pooler": ("app:Vt7mQz29LkRw@db.example.com/shop?schema=mine&pgbouncer=yes", {}),
+    "a schema that is none": ("app:Vt7mQz29LkRw@db.example.com/shop?schema=mine%20-c%20jit%3Doff", {}),
     "a schema and options": (
         "app:Vt7mQz29LkRw@db.example.com/shop?currentSchema=mine&options=-c%20jit%3Doff",
         {"options": "-c jit=off -c search_path=mine"},
     ),
     "options with '+' for a blank": (
         "app:Vt7mQz29LkRw@db.example.com/shop?options=-c+jit%3Doff+-c+timezone%3DUTC",
+        {"options": "-c jit=off -c timezone=UTC"},
+    ),
+    "options with blanks, which are no command's": (
+        "app:Vt7mQz29LkRw@db.example.com/shop?options=-c jit=off -c timezone=UTC",
         {"options": "-c jit=off -c timezone=UTC"},
     ),
     "a number with a fragment": (
@@ -379,6 +393,7 @@ REFUSED = {
                 *("your_server", "your-tenant", "your_instance_name", "yourhost"),
             )
         ),
+        "postgresql://app:Vt7mQz29LkRw@/shop?host=your-server",
         "sqlite:///<path>/app.db",
     ],
     "unexpanded_variable": [
@@ -421,7 +436,7 @@ REFUSED = {
         "https://example.com/?next=postgresql://a:b@c/d",
     ],
     "unparseable": [
-        *("postgresql:", "postgresql:app", "redis:6379", "socket:/tmp", "sqlite://app:Vt7m@h/d"),
+        *("postgresql:", "sqlite:", "postgresql:app", "redis:6379", "socket:/tmp", "sqlite://app:Vt7m@h/d"),
         *("host=db.example.com", "a=b user=c", "host=a user=b c"),
     ],
     "invalid_host": [
@@ -460,6 +475,7 @@ REPAIRS = [
     ("escapes", PASTED.replace("/", "\\/")),
     ("host", PASTED.replace("@", "@https://")),
     ("invisible_characters", f"{PASTED}\u200b"),
+    ("invisible_characters blanks", f"\ufeff {PASTED}"),
     ("line_breaks", PASTED.replace("example", "exam\nple")),
     ("other_lines", f"{PASTED}\nDEBUG=1"),
     ("prefix", f"DATABASE_URL={PASTED}"),
@@ -493,6 +509,12 @@ def test_what_encloses_a_url_does_not_change_what_it_means(value: str) -> None:
     url = resolve(value).url
     assert url is not None
     assert (url.username, url.password, url.host, url.port, url.database) == MEANT
+
+
+def test_a_keyword_string_is_not_percent_encoded() -> None:
+    url = resolve("host=db.example.com user=app password=Vt7%41 dbname=shop").url
+    assert url is not None
+    assert url.password == "Vt7%41"  # noqa: S105
 
 
 @pytest.mark.parametrize(("address", "difference"), ADDRESSES.values(), ids=ADDRESSES)

@@ -133,6 +133,7 @@ def check_refused(resolution: Resolution, *named: str) -> None:
         ("direct_tls=true&sslnegotiation=postgres", ("sslnegotiation",)),
         # swallowed by another value
         ("connect_timeout=5,sslmode=verify-full", ("sslmode",)),
+        ("connect_timeout=5,SSLMODE=verify-full", ("sslmode",)),
         ("application_name=me%23sslmode=verify-full", ("sslmode",)),
         ("application_name=me%26channelbinding%3Drequire", ("channelbinding",)),
         ("pool_size=5%20ssl_verify=1", ("ssl_verify",)),
@@ -198,6 +199,7 @@ def test_a_variable_about_security_that_was_pasted_beside_the_url_is_not_overloo
     ("query", "expected"),
     [
         ("sslmode=REQUIRE", {"sslmode": "require"}),
+        ("sslmode=require%20#main", {"sslmode": "require"}),
         ("sslmode=require&sslmode=require", {"sslmode": "require"}),
         ("sslmode=Verify_Full", {"sslmode": "verify-full"}),
         ("ssl-mode=REQUIRED", {"sslmode": "require"}),

@@ -72,7 +72,7 @@ def _configuration(reason: str | None, *, strict: bool = False) -> Configuration
         url=None if reason else URL.create("postgresql+psycopg", host="example.com"),
         backend="sqlite" if reason else "postgresql",
         source="fallback" if reason else "environment",
-        reason=reason,  # type: ignore[arg-type]  # a code of the resolver
+        reason=reason,
         repairs=(),
         message="DATABASE_URL ...",
     )

@@ -6,24 +6,12 @@ refuses besides, because PostgreSQL would, is in `backends/sqlite_types.py`.
 """
 
 import enum
-import operator
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_UP, Decimal, localcontext
+from operator import add, floordiv, mod, mul, neg, sub, truediv
 from typing import Any, Literal
 
-from sqlalchemy import (
-    JSON,
-    Column,
-    DateTime,
-    Dialect,
-    Enum,
-    Float,
-    MetaData,
-    Numeric,
-    Table,
-    Text,
-    event,
-)
+import sqlalchemy as sa
 from sqlalchemy.sql.operators import OperatorType
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
@@ -33,15 +21,7 @@ DIGITS_OF_A_NUMBER = 15
 _MOST_DIGITS = 16_383
 _EXPONENT_BIAS = 500_000
 _COMPLEMENTS = str.maketrans("0123456789", "9876543210")
-_ARITHMETIC: set[Any] = {
-    operator.add,
-    operator.sub,
-    operator.mul,
-    operator.truediv,
-    operator.floordiv,
-    operator.mod,
-    operator.neg,
-}
+_ARITHMETIC: set[Any] = {add, sub, mul, truediv, floordiv, mod, neg}
 _NO_ARITHMETIC = "SQLite cannot compute with a LongNumeric: do it in Python"
 
 
@@ -52,13 +32,13 @@ class RefusedValue(ValueError):
 class PortableJSON(TypeDecorator[Any]):
     """A JSON column: jsonb on PostgreSQL, text on SQLite. None is stored as NULL."""
 
-    impl = JSON
+    impl = sa.JSON
     cache_ok = True
 
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+    def load_dialect_impl(self, dialect: sa.Dialect) -> TypeEngine[Any]:
         """Return the JSON type of this database."""
         if dialect.name != "postgresql":
-            return dialect.type_descriptor(JSON(none_as_null=True))
+            return dialect.type_descriptor(sa.JSON(none_as_null=True))
         # At the top of the module, it would slow down every start on SQLite by some 40 ms.
         from sqlalchemy.dialects.postgresql import JSONB
 
@@ -68,10 +48,10 @@ class PortableJSON(TypeDecorator[Any]):
 class UTCDateTime(TypeDecorator[datetime]):
     """An aware UTC time: timestamptz on PostgreSQL, text without an offset on SQLite."""
 
-    impl = DateTime(timezone=True)
+    impl = sa.DateTime(timezone=True)
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
         """Return the value in UTC; raise RefusedValue for a time without a zone."""
         if value is None:
             return None
@@ -79,26 +59,64 @@ class UTCDateTime(TypeDecorator[datetime]):
             raise RefusedValue("a UTCDateTime column takes only datetimes with a time zone")
         return value.astimezone(UTC)
 
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
         """Return the stored time in UTC."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-class _DecimalType(TypeDecorator[Decimal]):
-    """A Numeric whose parameters are kept: they belong to the key of SQLAlchemy's cache."""
+class ExactNumeric(TypeDecorator[Decimal]):
+    """A Numeric whose value on SQLite is the one that PostgreSQL would store.
 
-    impl = Numeric
+    SQLite stores a number, rounded to the scale as PostgreSQL rounds, so SQL can sort, compare and
+    add such values there. A value that needs more than 15 digits is refused on SQLite; a column
+    that must hold it is a `LongNumeric`. What SQL computes on SQLite has floating-point precision.
+    """
+
+    impl = sa.Numeric
     cache_ok = True
 
     def __init__(
         self, precision: int | None = None, scale: int | None = None, *, asdecimal: bool = True
     ) -> None:
         super().__init__(precision, scale, asdecimal=asdecimal)
+        # as attributes, they belong to the key of SQLAlchemy's cache
         self.precision, self.scale, self.asdecimal = precision, scale, asdecimal
 
-    def stored(self, value: Any) -> Decimal:
+    def load_dialect_impl(self, dialect: sa.Dialect) -> TypeEngine[Any]:
+        """Return a type whose values SQLAlchemy does not turn into floats for SQLite."""
+        if dialect.name != "sqlite":
+            return super().load_dialect_impl(dialect)
+        return _Plain(self.precision, self.scale)
+
+    def process_bind_param(self, value: Any, dialect: sa.Dialect) -> Any:
+        """Return what the driver gets; raise RefusedValue for what SQLite cannot hold."""
+        return value if value is None or dialect.name != "sqlite" else self._to_sqlite(value)
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> Any:
+        """Return the number, with the digits of the scale."""
+        return value if value is None or dialect.name != "sqlite" else self._from_sqlite(value)
+
+    def coerce_compared_value(self, op: OperatorType | None, value: Any) -> TypeEngine[Any]:
+        """Return a type without a scale: what is only compared with must not be rounded."""
+        return sa.Float() if isinstance(value, float) else _Compared()
+
+    def _to_sqlite(self, value: Any) -> Any:
+        decimal = self._stored(value)
+        number = _nearest_number(decimal)
+        if isinstance(number, float) and _without_noise(number) != decimal:
+            raise RefusedValue(
+                f"SQLite keeps {DIGITS_OF_A_NUMBER} digits of a Numeric, and a value has more:"
+                " make the column a LongNumeric"
+            )
+        return number
+
+    def _from_sqlite(self, value: Any) -> Decimal | float:
+        decimal = self._rounded(_without_noise(value))
+        return decimal if self.asdecimal else float(decimal)
+
+    def _stored(self, value: Any) -> Decimal:
         """Return what PostgreSQL stores for a value; raise RefusedValue for what it refuses."""
         # PostgreSQL, too, takes the first 15 digits of a float.
         decimal = _without_noise(value)
@@ -106,11 +124,11 @@ class _DecimalType(TypeDecorator[Decimal]):
             raise RefusedValue("a Numeric column takes only finite numbers")
         most = _MOST_DIGITS if self.precision is None else self.precision - (self.scale or 0)
         # Rounding can add a digit, and would take for ever with a huge exponent.
-        if not _fits(decimal, most) or not _fits(decimal := self.rounded(decimal), most):
+        if not _fits(decimal, most) or not _fits(decimal := self._rounded(decimal), most):
             raise RefusedValue("a number has more digits than its column")
         return decimal
 
-    def rounded(self, decimal: Decimal) -> Decimal:
+    def _rounded(self, decimal: Decimal) -> Decimal:
         """Return the number rounded to the scale, half away from zero as PostgreSQL does."""
         if self.precision is None:
             return decimal
@@ -120,54 +138,26 @@ class _DecimalType(TypeDecorator[Decimal]):
             return decimal.quantize(Decimal(1).scaleb(-scale), ROUND_HALF_UP)
 
 
-class ExactNumeric(_DecimalType):
-    """A Numeric whose value on SQLite is the one that PostgreSQL would store.
-
-    SQLite stores a number, rounded to the scale as PostgreSQL rounds, so SQL can sort, compare and
-    add such values there. A value that needs more than 15 digits is refused on SQLite; a column
-    that must hold it is a `LongNumeric`. What SQL computes on SQLite has floating-point precision.
-    """
+class _Compared(ExactNumeric):
+    """A number that a Numeric is compared with; it need not be exact."""
 
     cache_ok = True
 
-    def bind_processor(self, dialect: Dialect) -> Any:
-        """Return what turns a value into an exact int or float for SQLite."""
-        if dialect.name != "sqlite":
-            return super().bind_processor(dialect)
-        return lambda value: None if value is None else _as_number(self.stored(value))
-
-    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
-        """Return what turns SQLite's number into a decimal number of this scale."""
-        if dialect.name != "sqlite":
-            return super().result_processor(dialect, coltype)
-
-        def process(value: Any) -> Any:
-            if value is None:
-                return None
-            decimal = self.rounded(_without_noise(value))
-            return decimal if self.asdecimal else float(decimal)
-
-        return process
-
-    def coerce_compared_value(self, op: OperatorType | None, value: Any) -> TypeEngine[Any]:
-        """Return a type without a scale: what is only compared with must not be rounded."""
-        return Float() if isinstance(value, float) else _Compared()
+    def _to_sqlite(self, value: Any) -> int | float:
+        return _nearest_number(Decimal(value))
 
 
-class _Compared(TypeDecorator[Decimal]):
-    """A number that a Numeric is compared with."""
+class _Plain(sa.Numeric[Any]):
+    """A Numeric whose values SQLite gets and gives as they are."""
 
-    impl = Numeric
-    cache_ok = True
+    def bind_processor(self, dialect: sa.Dialect) -> None:
+        return None
 
-    def bind_processor(self, dialect: Dialect) -> Any:
-        """Return what gives SQLite the int or float that the same stored value is."""
-        if dialect.name != "sqlite":
-            return super().bind_processor(dialect)
-        return lambda value: None if value is None else _nearest_number(Decimal(value))
+    def result_processor(self, dialect: sa.Dialect, coltype: object) -> None:
+        return None
 
 
-class LongNumeric(_DecimalType):
+class LongNumeric(ExactNumeric):
     """A Numeric of any number of digits, exact on both databases: `LongNumeric(30, 10)`.
 
     On SQLite it is text that sorts and compares as the numbers do, also in min() and max(). SQLite
@@ -177,43 +167,34 @@ class LongNumeric(_DecimalType):
 
     cache_ok = True
 
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+    def load_dialect_impl(self, dialect: sa.Dialect) -> TypeEngine[Any]:
         """Return text for SQLite."""
-        return Text() if dialect.name == "sqlite" else super().load_dialect_impl(dialect)
-
-    def bind_processor(self, dialect: Dialect) -> Any:
-        """Return what turns a value into text that sorts, for SQLite."""
-        if dialect.name != "sqlite":
-            return super().bind_processor(dialect)
-        return lambda value: None if value is None else _sortable(self.stored(value))
-
-    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
-        """Return what reads that text, or text of a plain number that raw SQL has written."""
-        if dialect.name != "sqlite":
-            return super().result_processor(dialect, coltype)
-
-        def process(value: Any) -> Decimal | None:
-            if value is not None and not isinstance(value, str):
-                raise TypeError(_NO_ARITHMETIC)
-            return None if value is None else self.rounded(_from_sortable(value))
-
-        return process
+        return sa.Text() if dialect.name == "sqlite" else super().load_dialect_impl(dialect)
 
     def coerce_compared_value(self, op: OperatorType | None, value: Any) -> TypeEngine[Any]:
         """Return a type without a scale: what is only compared with must not be rounded."""
         return LongNumeric()
 
+    def _to_sqlite(self, value: Any) -> str:
+        return _sortable(self._stored(value))
+
+    def _from_sqlite(self, value: Any) -> Decimal:
+        # Raw SQL may have written a plain number, and what SQL computes is none.
+        if not isinstance(value, str):
+            raise TypeError(_NO_ARITHMETIC)
+        return self._rounded(_from_sortable(value))
+
     class Comparator(TypeDecorator.Comparator[Decimal]):
-        """Comparisons, but no arithmetic."""
+        """Comparisons, but no arithmetic, which would be wrong on SQLite."""
 
         def operate(self, op: OperatorType, *other: Any, **kwargs: Any) -> Any:
-            """Raise TypeError for arithmetic; it would be wrong on SQLite."""
+            """Raise TypeError for arithmetic."""
             if op in _ARITHMETIC:
                 raise TypeError(_NO_ARITHMETIC)
             return super().operate(op, *other, **kwargs)
 
         def reverse_operate(self, op: OperatorType, other: Any, **kwargs: Any) -> Any:
-            """Raise TypeError for arithmetic; it would be wrong on SQLite."""
+            """Raise TypeError for arithmetic."""
             if op in _ARITHMETIC:
                 raise TypeError(_NO_ARITHMETIC)
             return super().reverse_operate(op, other, **kwargs)
@@ -222,7 +203,7 @@ class LongNumeric(_DecimalType):
 
 
 # Text on both databases, checked in Python: a new member needs no migration.
-_CHECKED_TEXT = Enum(enum.Enum, native_enum=False, length=64, validate_strings=True)
+_CHECKED_TEXT = sa.Enum(enum.Enum, native_enum=False, length=64, validate_strings=True)
 
 TYPES: dict[Any, Any] = {
     datetime: UTCDateTime,
@@ -237,9 +218,9 @@ TYPES: dict[Any, Any] = {
 """A `type_annotation_map`: what `Mapped[...]` means without a type of its own."""
 
 
-def portable_metadata() -> MetaData:
+def portable_metadata() -> sa.MetaData:
     """Return metadata whose columns get portable types and whose constraints get names."""
-    return MetaData(
+    return sa.MetaData(
         info={"portable": True},
         naming_convention={
             "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -255,16 +236,16 @@ def portable(kind: TypeEngine[Any]) -> TypeEngine[Any]:
     """Return the portable type for a plain Numeric or an aware DateTime, else the type itself."""
     if kind._variant_mapping:
         return kind
-    if isinstance(kind, Numeric):
+    if isinstance(kind, sa.Numeric):
         return ExactNumeric(kind.precision, kind.scale, asdecimal=kind.asdecimal)
     # A subclass, such as PostgreSQL's TIMESTAMP with a precision, may say more than the zone.
-    if isinstance(kind, DateTime) and kind.timezone and not hasattr(kind, "precision"):
+    if isinstance(kind, sa.DateTime) and kind.timezone and not hasattr(kind, "precision"):
         return UTCDateTime()
     return kind
 
 
-@event.listens_for(Column, "before_parent_attach")
-def _use_portable_type(column: Column[Any], table: Table) -> None:
+@sa.event.listens_for(sa.Column, "before_parent_attach")
+def _use_portable_type(column: sa.Column[Any], table: sa.Table) -> None:
     if table.metadata.info.get("portable"):
         column.type = portable(column.type)
 
@@ -284,21 +265,11 @@ def _nearest_number(decimal: Decimal) -> int | float:
     return float(decimal)
 
 
-def _as_number(decimal: Decimal) -> int | float:
-    number = _nearest_number(decimal)
-    if isinstance(number, float) and _without_noise(number) != decimal:
-        raise RefusedValue(
-            f"SQLite keeps {DIGITS_OF_A_NUMBER} digits of a Numeric, and a value has more:"
-            " make the column a LongNumeric"
-        )
-    return number
-
-
 def _sortable(decimal: Decimal) -> str:
     """Return text in the order of the numbers: sign, exponent, digits."""
     if not decimal:
         return "o"
-    digits = "".join(map(str, decimal.as_tuple().digits)).lstrip("0").rstrip("0")
+    digits = "".join(map(str, decimal.as_tuple().digits)).strip("0")
     text = f"{decimal.adjusted() + _EXPONENT_BIAS:06d}:{digits}"
     # The tilde, after all digits, puts -1.5 before -1.
     return f"p{text}" if decimal > 0 else f"n{text.translate(_COMPLEMENTS)}~"

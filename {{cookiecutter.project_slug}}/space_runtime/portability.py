@@ -6,24 +6,10 @@ both databases. Only tests use this module.
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from uuid import UUID
 
-from sqlalchemy import (
-    CheckConstraint,
-    Column,
-    Connection,
-    Dialect,
-    Engine,
-    Float,
-    Inspector,
-    MetaData,
-    Sequence,
-    Table,
-    Time,
-    inspect,
-    make_url,
-    text,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import CompileError, DBAPIError
 from sqlalchemy.schema import CreateIndex, CreateTable
@@ -33,29 +19,18 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from space_runtime.backends import SQLITE
 from space_runtime.columns import DIGITS_OF_A_NUMBER, ExactNumeric, LongNumeric, portable
 
-_AS_JSON = 'PortableJSON, or {type}.with_variant(PortableJSON(), "sqlite")'
 _INSTEAD = {
-    "ARRAY": _AS_JSON,
+    "ARRAY": 'PortableJSON, or ARRAY.with_variant(PortableJSON(), "sqlite")',
     "HSTORE": "PortableJSON",
-    "JSONB": "PortableJSON",
-    "JSON": "PortableJSON",
     "INET": "String(43)",
     "CIDR": "String(43)",
     "MACADDR": "String(17)",
     "MONEY": "Numeric(15, 2)",
-    "UUID": "Uuid",
-    "INTERVAL": "Interval",
     "TIMESTAMP": "DateTime(timezone=True)",
     "DATETIME": "DateTime(timezone=True)",
-    "DOUBLE": "Double",
-    "BLOB": "LargeBinary",
-    "BINARY": "LargeBinary",
-    "VARBINARY": "LargeBinary",
-    "CLOB": "Text",
-    "NVARCHAR": "String",
-    "TINYINT": "SmallInteger",
 }
-_ONLY_ELSEWHERE = {
+# SQLAlchemy compiles these for PostgreSQL, too.
+_NOT_POSTGRESQL = {
     "DATETIME",
     "DOUBLE",
     "BLOB",
@@ -65,16 +40,25 @@ _ONLY_ELSEWHERE = {
     "NVARCHAR",
     "TINYINT",
 }
+_NOT_REFLECTED = {
+    "sqlite": "SELECT tbl_name, 'trigger ' || name FROM sqlite_master WHERE type = 'trigger'",
+    "postgresql": (
+        "SELECT relname, 'trigger ' || tgname FROM pg_trigger"
+        " JOIN pg_class ON pg_class.oid = tgrelid WHERE NOT tgisinternal"
+        " UNION SELECT relname, 'constraint ' || conname FROM pg_constraint"
+        " JOIN pg_class ON pg_class.oid = conrelid WHERE contype = 'x'"
+    ),
+}
 _COLLATIONS = (None, "BINARY", "NOCASE", "RTRIM")
 _CURRENT_TIME = re.compile(r"CURRENT_(DATE|TIME)|\bnow\(", re.IGNORECASE)
 
 
-def find_obstacles(metadata: MetaData) -> list[str]:
+def find_obstacles(metadata: sa.MetaData) -> list[str]:
     """Return a sentence for each column, default or constraint that only one database can have.
 
     Each names it and says what to write instead. No file or server is opened.
     """
-    engine = SQLITE.create_engine(make_url("sqlite://"), {}, 1)
+    engine = SQLITE.create_engine(sa.make_url("sqlite://"), {}, 1)
     with engine.connect() as connection:
         found = [
             sentence
@@ -85,23 +69,13 @@ def find_obstacles(metadata: MetaData) -> list[str]:
     return found
 
 
-def find_differences(metadata: MetaData, sqlite: Engine, postgresql: Engine) -> list[str]:
+def find_differences(metadata: sa.MetaData, sqlite: sa.Engine, postgresql: sa.Engine) -> list[str]:
     """Return a sentence for each rule about the models' tables that only one database has.
 
     Rules are defaults, NOT NULL, constraints and triggers; both databases must be migrated.
     """
     with sqlite.connect() as ours, postgresql.connect() as theirs:
-        triggers = text(
-            "SELECT tbl_name, 'trigger ' || name FROM sqlite_master WHERE type='trigger'"
-        )
-        here = _rules(metadata, ours) | {(table, rule) for table, rule in ours.execute(triggers)}
-        more = text(
-            "SELECT relname, 'trigger ' || tgname FROM pg_trigger"
-            " JOIN pg_class ON pg_class.oid = tgrelid WHERE NOT tgisinternal"
-            " UNION SELECT relname, 'constraint ' || conname FROM pg_constraint"
-            " JOIN pg_class ON pg_class.oid = conrelid WHERE contype = 'x'"
-        )
-        there = _rules(metadata, theirs) | {(table, rule) for table, rule in theirs.execute(more)}
+        here, there = _rules(metadata, ours), _rules(metadata, theirs)
     # PostgreSQL's own types, such as enums, check what a CHECK constraint checks on SQLite.
     implied = {
         (table.name, f"CHECK constraint {check.name}")
@@ -113,11 +87,10 @@ def find_differences(metadata: MetaData, sqlite: Engine, postgresql: Engine) -> 
         f"{table}: only {name} has the {rule}"
         for name, rules, others in (("SQLite", here, there), ("PostgreSQL", there, here))
         for table, rule in sorted(rules - others - implied)
-        if table in metadata.tables
     ]
 
 
-def _obstacles_in_table(table: Table, connection: Connection) -> Iterator[str]:
+def _obstacles_in_table(table: sa.Table, connection: sa.Connection) -> Iterator[str]:
     if table.schema is not None:
         yield f"{table}: SQLite has no schemas. Leave schema={table.schema!r} out."
         return
@@ -133,12 +106,12 @@ def _obstacles_in_table(table: Table, connection: Connection) -> Iterator[str]:
 
 
 def _obstacles_in_column(
-    column: Column[object], connection: Connection
+    column: sa.Column[object], connection: sa.Connection
 ) -> Iterator[tuple[str, str]]:
     """Yield what is wrong with a column, and what to write instead."""
     yield from _in_type(column, connection.dialect)
     is_key = column is column.table.autoincrement_column
-    if not is_key and (column.identity is not None or isinstance(column.default, Sequence)):
+    if not is_key and (column.identity is not None or isinstance(column.default, sa.Sequence)):
         yield "SQLite numbers nothing but keys", "a default of your own, such as default=uuid4"
     if is_key and len(column.table.primary_key) > 1:
         yield (
@@ -150,40 +123,51 @@ def _obstacles_in_column(
     yield from _in_default(column, connection)
 
 
-def _in_type(column: Column[object], sqlite: Dialect) -> Iterator[tuple[str, str]]:
+def _in_type(column: sa.Column[object], sqlite: sa.Dialect) -> Iterator[tuple[str, str]]:
     kind, name = column.type, type(column.type).__name__
-    instead = _INSTEAD.get(name.upper(), '{type}.with_variant(..., "sqlite")').format(type=name)
     here = _compiled(column, sqlite)
     there = _compiled(column, postgresql.dialect())  # type: ignore[no-untyped-call]
     if here is None:
-        yield f"SQLite has no {name}", instead
+        yield f"SQLite has no {name}", _instead(kind)
         return
-    if there is None or there.split("(")[0] in _ONLY_ELSEWHERE:
-        yield f"PostgreSQL has no {name}", instead
+    if there is None or there.split("(")[0] in _NOT_POSTGRESQL:
+        yield f"PostgreSQL has no {name}", _instead(kind)
         return
     if portable(kind) is not kind:
         yield "it is not of Base.metadata, so its values may be rounded", f"{portable(kind)!r}"
-    elif getattr(kind, "timezone", False) and not isinstance(kind, TypeDecorator | Time):
+    elif getattr(kind, "timezone", False) and not isinstance(kind, TypeDecorator | sa.Time):
         # has a precision, which SQLite does not know
         yield f"SQLite keeps no zone for this {name}", "DateTime(timezone=True)"
-    if isinstance(kind, ExactNumeric) and (kind.precision or 0) > DIGITS_OF_A_NUMBER:
+    if type(kind) is ExactNumeric and (kind.precision or 0) > DIGITS_OF_A_NUMBER:
         yield (
             f"SQLite keeps {DIGITS_OF_A_NUMBER} digits of it, and refuses to store more",
             f"LongNumeric({kind.precision}, {kind.scale or 0}) if more are needed,"
             f" else a precision of at most {DIGITS_OF_A_NUMBER}",
         )
-    if isinstance(kind, Time) and kind.timezone:
+    if isinstance(kind, sa.Time) and kind.timezone:
         yield "SQLite cannot store the zone of a time of day", "Time, or DateTime(timezone=True)"
-    if isinstance(kind, Float) and (there == "REAL" or 0 < (kind.precision or 0) < 25):
+    if isinstance(kind, sa.Float) and (there == "REAL" or 0 < (kind.precision or 0) < 25):
         yield "PostgreSQL keeps 7 digits of it, and SQLite 15", "Double"
-    if _python_type(kind) in (str, UUID) and _has_number_affinity(here):
-        yield f"SQLite may take text in a column of type {here} for a number", instead
+    # SQLite stores text that looks like a number as one, unless a column is declared as text.
+    is_text = any(word in here.upper() for word in ("CHAR", "CLOB", "TEXT", "BLOB"))
+    if _python_type(kind) in (str, UUID) and not is_text:
+        yield f"SQLite may take text in a column of type {here} for a number", _instead(kind)
     if (collation := getattr(kind, "collation", None)) not in _COLLATIONS:
         variant = f'{name}(collation={collation!r}).with_variant({name}(), "sqlite")'
         yield f"SQLite does not know the collation {collation!r}", variant
 
 
-def _in_default(column: Column[object], connection: Connection) -> Iterator[tuple[str, str]]:
+def _instead(kind: TypeEngine[object]) -> str:
+    name = type(kind).__name__
+    if name in _INSTEAD:
+        return _INSTEAD[name]
+    with suppress(NotImplementedError, TypeError):
+        if not isinstance(kind, TypeDecorator):
+            return repr(kind.as_generic()).removesuffix("()")
+    return f'{name}.with_variant(..., "sqlite")'
+
+
+def _in_default(column: sa.Column[object], connection: sa.Connection) -> Iterator[tuple[str, str]]:
     default = _ddl_compiler(connection.dialect).get_column_default_string(column)
     if default is None:
         return
@@ -203,14 +187,14 @@ def _in_default(column: Column[object], connection: Connection) -> Iterator[tupl
         )
 
 
-def _checks(table: Table) -> list[CheckConstraint]:
-    checks = [one for one in table.constraints if isinstance(one, CheckConstraint)]
+def _checks(table: sa.Table) -> list[sa.CheckConstraint]:
+    checks = [one for one in table.constraints if isinstance(one, sa.CheckConstraint)]
     return sorted(checks, key=lambda check: str(check.name))
 
 
-def _in_check(check: CheckConstraint, connection: Connection) -> Iterator[str]:
+def _in_check(check: sa.CheckConstraint, connection: sa.Connection) -> Iterator[str]:
     """Try a constraint on a table of its own, since an error does not name it."""
-    table: Table = check.table
+    table: sa.Table = check.table
     compiler = _ddl_compiler(connection.dialect).sql_compiler
     quote = connection.dialect.identifier_preparer.quote
     columns = ", ".join(quote(column.name) for column in table.columns)
@@ -229,7 +213,7 @@ def _in_check(check: CheckConstraint, connection: Connection) -> Iterator[str]:
             yield f"{where} compares {column.name}, which is text on SQLite. Check it in Python."
 
 
-def _on_creation(table: Table, connection: Connection) -> Iterator[str]:
+def _on_creation(table: sa.Table, connection: sa.Connection) -> Iterator[str]:
     try:
         connection.execute(CreateTable(table))
         for index in table.indexes:
@@ -243,7 +227,7 @@ def _on_creation(table: Table, connection: Connection) -> Iterator[str]:
         )
 
 
-def _compiled(column: Column[object], dialect: Dialect) -> str | None:
+def _compiled(column: sa.Column[object], dialect: sa.Dialect) -> str | None:
     """Return the SQL of a column's type, or None if this database has no such type."""
     try:
         return str(dialect.type_compiler_instance.process(column.type, type_expression=column))
@@ -251,7 +235,7 @@ def _compiled(column: Column[object], dialect: Dialect) -> str | None:
         return None
 
 
-def _ddl_compiler(dialect: Dialect) -> DDLCompiler:
+def _ddl_compiler(dialect: sa.Dialect) -> DDLCompiler:
     return dialect.ddl_compiler(dialect, None)  # type: ignore[arg-type]  # no statement yet
 
 
@@ -262,23 +246,18 @@ def _python_type(kind: TypeEngine[object]) -> type[object] | None:
         return None
 
 
-def _has_number_affinity(declared: str) -> bool:
-    """Return whether SQLite stores text as a number in such a column, if it looks like one."""
-    return not any(word in declared.upper() for word in ("CHAR", "CLOB", "TEXT", "BLOB"))
-
-
-def _rules(metadata: MetaData, connection: Connection) -> set[tuple[str, str]]:
+def _rules(metadata: sa.MetaData, connection: sa.Connection) -> set[tuple[str, str]]:
     """Return table and rule for all rules of the models' tables, in the same words for both."""
-    inspector = inspect(connection)
-    present = sorted(set(inspector.get_table_names()) & set(metadata.tables))
-    return {(name, "table") for name in present} | {
-        (name, rule)
-        for name in present
-        for rule in (*_rules_of_columns(inspector, name), *_rules_of_constraints(inspector, name))
-    }
+    inspector = sa.inspect(connection)
+    others = connection.exec_driver_sql(_NOT_REFLECTED[connection.dialect.name])
+    rules = {(table, rule) for table, rule in others if table in metadata.tables}
+    for name in set(inspector.get_table_names()) & set(metadata.tables):
+        found = (*_rules_of_columns(inspector, name), *_rules_of_constraints(inspector, name))
+        rules |= {(name, rule) for rule in ("table", *found)}
+    return rules
 
 
-def _rules_of_columns(inspector: Inspector, table: str) -> Iterator[str]:
+def _rules_of_columns(inspector: sa.Inspector, table: str) -> Iterator[str]:
     for column in inspector.get_columns(table):
         name, default = column["name"], column["default"]
         yield f"column {name}"
@@ -290,7 +269,7 @@ def _rules_of_columns(inspector: Inspector, table: str) -> Iterator[str]:
             yield f"default of {name}"
 
 
-def _rules_of_constraints(inspector: Inspector, table: str) -> Iterator[str]:
+def _rules_of_constraints(inspector: sa.Inspector, table: str) -> Iterator[str]:
     for unique in inspector.get_unique_constraints(table):
         yield f"UNIQUE constraint on {', '.join(unique['column_names'])}"
     for index in inspector.get_indexes(table):

@@ -5,15 +5,7 @@ A driver's text is matched here and never sent to a client, because it names hos
 
 import re
 
-from sqlalchemy.exc import (
-    DataError,
-    DBAPIError,
-    IntegrityError,
-    OperationalError,
-    SQLAlchemyError,
-    StatementError,
-)
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy import exc
 
 from space_runtime.columns import RefusedValue
 from space_runtime.reasons import BY_SQLITE_CODE, BY_SQLSTATE, REASONS
@@ -21,13 +13,11 @@ from space_runtime.reasons import BY_SQLITE_CODE, BY_SQLSTATE, REASONS
 # A failed connect has no SQLSTATE, only libpq's text. With several hosts the text reports each
 # host's failure, so what a server answered is looked for before signs that none answered.
 _CONNECTION_MESSAGES = (
-    ("too_many_connections", ("too many connections", "too many clients")),
+    ("too_many_connections", ("too many", "remaining connection slots", "max clients")),
     ("auth_failed", ("authentication failed", "no password supplied", ", ssl encryption")),
     ("tls", (", no encryption",)),
-    ("auth_failed", ("pg_hba.conf",)),
-    ("auth_failed", ("not permitted to log in", "scram", "no such user", "user not found")),
-    ("auth_failed", ("role ",)),
-    ("too_many_connections", ("too many", "remaining connection slots", "max clients")),
+    ("auth_failed", ("pg_hba.conf", "not permitted to log in", "scram", "role ")),
+    ("auth_failed", ("no such user", "user not found")),
     ("starting_up", ("starting up", "shutting down", "in recovery mode", "not yet accepting")),
     ("not_postgres", ("invalid response to ssl", "expected authentication request")),
     ("tls", ("ssl", "certificate", "tls")),
@@ -81,9 +71,9 @@ def connection_reason(error: BaseException) -> str:
 
 def running_reason(error: BaseException) -> str | None:
     """Return the reason if the database cannot serve now, or None if the work is at fault."""
-    if isinstance(error, PoolTimeoutError):
+    if isinstance(error, exc.TimeoutError):
         return "timeout"
-    if not isinstance(error, DBAPIError):
+    if not isinstance(error, exc.DBAPIError):
         return None
     sqlstate = getattr(error.orig, "sqlstate", None) or ""
     if sqlstate == "0A000" and "during recovery" in str(error.orig):
@@ -97,7 +87,7 @@ def running_reason(error: BaseException) -> str | None:
         return BY_SQLITE_CODE.get(code & 0xFF)
     if error.connection_invalidated:
         return "connection_lost"
-    if isinstance(error, OperationalError) and error.statement is None:
+    if isinstance(error, exc.OperationalError) and error.statement is None:
         return _reason_in_text(str(error.orig))
     return None
 
@@ -110,7 +100,7 @@ def _reason_in_text(text: str) -> str:
     return "unreachable"
 
 
-def unavailable(error: SQLAlchemyError) -> DatabaseUnavailable | None:
+def unavailable(error: exc.SQLAlchemyError) -> DatabaseUnavailable | None:
     """Return what to raise if the database cannot serve now, or None if the work is at fault."""
     reason = running_reason(error)
     if reason is None:
@@ -120,16 +110,17 @@ def unavailable(error: SQLAlchemyError) -> DatabaseUnavailable | None:
     return DatabaseUnavailable(f"Nothing was stored: {REASONS[reason].explanation}.", reason=reason)
 
 
-def refused_value(error: StatementError) -> str | None:
+def refused_value(error: exc.StatementError) -> str | None:
     """Return what a client is told of a value that its column cannot hold, or None if it can."""
     if isinstance(error.orig, RefusedValue):
         return str(error.orig)
-    if isinstance(error, DataError) and getattr(error.orig, "sqlstate", None) in _VALUES_REFUSED:
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    if isinstance(error, exc.DataError) and sqlstate in _VALUES_REFUSED:
         return "A value is too long or too large, or is none that the database can store."
     return None
 
 
-def broken_rule(error: IntegrityError) -> str | None:
+def broken_rule(error: exc.IntegrityError) -> str | None:
     """Return the NOT NULL or CHECK that a row broke, without a value of the row; else None."""
     origin = error.orig
     code = getattr(origin, "sqlstate", None) or getattr(origin, "sqlite_errorname", None)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import URL, Column, Connection, Engine, create_engine, event, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -23,14 +23,11 @@ STATEMENT_TIMEOUT_MILLISECONDS = 10_000
 # A number that no other application in the same database is likely to use.
 _LOCK = 7_860_201_811
 _SECONDS_FOR_OTHERS = 60.0
-_SECONDS_BETWEEN_HEARTBEATS = 1.0
-# Shows whether the session lives, keeps the server from ending it, and, unlike a SELECT, takes no
-# snapshot for which CREATE INDEX CONCURRENTLY would wait until the end of the transaction.
-_HEARTBEAT = "SET LOCAL idle_in_transaction_session_timeout = 0"
 _BY_HOST = frozenset(["host", "hostaddr", "port"])
 # A table lock that the old container holds must not block the new one forever.
 _WHILE_MIGRATING = (
     "statement_timeout = 0",
+    "idle_in_transaction_session_timeout = 0",
     "lock_timeout = '5s'",
     "default_transaction_read_only = off",
 )
@@ -50,10 +47,8 @@ class PostgreSQL(Backend):
 
     def describe(self, url: URL) -> str:
         """Name the database and its server; with several in the URL, all of them."""
-        hosts = url.host or url.query.get("host") or "this machine"
-        return (
-            f"PostgreSQL, {url.database} on {hosts if isinstance(hosts, str) else ','.join(hosts)}"
-        )
+        hosts = url.host or url.query.get("host", "this machine")
+        return f"PostgreSQL, {url.database} on {hosts}"
 
     def create_engine(self, url: URL, secrets: Secrets, pool_size: int) -> Engine:
         """Return an engine; connections that are five minutes old are replaced."""
@@ -107,12 +102,12 @@ class PostgreSQL(Backend):
         self.begin_by_options(engine)
 
     def _stay_with_one_host(self, engine: Engine) -> None:
-        """Let all connections be to the same host: to the one that answered last, if it still does.
+        """Connect to the host that answered last, for as long as it answers.
 
-        Otherwise each would wait first for a primary that is gone. Later, some would be made to it
-        when it comes back, although another server has taken its place and has rows of its own.
-        While none has answered, each attempt begins with the next one: those that are silent may
-        take more time together than an attempt has.
+        Otherwise each connection would first wait for a primary that is gone. Once it is back, some
+        would reach it, although another server has taken its place and has rows of its own. While
+        no host answers, each attempt begins with the next one: the silent ones may together take
+        longer than an attempt may.
         """
         last: tuple[str, str] | None = None
 
@@ -136,14 +131,6 @@ class PostgreSQL(Backend):
             split = {name: options[name].split(",") for name in _BY_HOST & options.keys()}
             turned = {name: ",".join(some[first:] + some[:first]) for name, some in split.items()}
             return dialect.connect(*arguments, **options | turned)
-
-    def reads_in_loop(self, engine: Engine) -> bool:
-        """Return False: even a short read waits for the network."""
-        return False
-
-    def interrupt(self, connection: Connection, is_to_stop: Callable[[], bool]) -> None:
-        """Raise NotImplementedError, since no read runs in the event loop."""
-        raise NotImplementedError
 
     def begin(self, connection: Connection, *, reading: bool, bounded: bool) -> None:
         """Make the driver begin a transaction at the first statement, where one is needed."""
@@ -169,57 +156,49 @@ class PostgreSQL(Backend):
                 "work caught a database error and continued: use session.begin_nested()"
             )
 
-    def try_to_write(self, connection: Connection) -> None:
-        """Do nothing: a server that accepts no writes is refused when a connection is made."""
-
     @contextlib.contextmanager
     def lock_migrations(
         self, engine: Engine, on_wait: Callable[[], None] = lambda: None
     ) -> Iterator[Connection]:
-        """Hold an advisory lock in a transaction on a session of its own, outside of the pool.
+        """Hold an advisory lock of the connection's session, which is lost only together with it.
 
-        If that session is lost, the server lets others in: then the migrating connection is shut
-        down within two seconds. A transaction pooler may have no second session for us, so each
-        transaction behind one takes the lock itself; it is free during an autocommit_block().
+        A transaction pooler may change the session at each COMMIT, so each transaction behind one
+        takes the lock itself; it is free during an autocommit_block().
         """
         with contextlib.ExitStack() as stack:
             connection = stack.enter_context(engine.connect())
             # Requests must not get a connection with these settings.
             stack.callback(connection.invalidate)
             driver_connection: Any = connection.connection.driver_connection
+            # In a transaction it could hold up another's CREATE INDEX CONCURRENTLY while it waits.
+            connection.execution_options(isolation_level="AUTOCOMMIT")
             process_id = connection.scalar(text("SELECT pg_backend_pid()"))
-            connection.rollback()
-            pooled = connection.info.get("pooled", driver_connection.info.backend_pid != process_id)
-            if not pooled:
-                session = stack.enter_context(_lock_session(engine, on_wait))
-                stack.enter_context(_watching(session, driver_connection))
-
-            @event.listens_for(connection, "begin")
-            def begin(connection: Connection) -> None:
-                options = connection.get_execution_options()
-                if options.get("isolation_level") != "AUTOCOMMIT":
-                    if "pooled" in connection.info:  # the engine's own listener comes too late
-                        self.begin(connection, reading=False, bounded=False)
-                    if pooled:
-                        _take_lock(connection.exec_driver_sql, on_wait)
-                    for setting in _WHILE_MIGRATING:
-                        connection.exec_driver_sql(f"SET LOCAL {setting}")
-                elif not pooled:  # where a setting would reach other clients
-                    for setting in _WHILE_MIGRATING:
-                        connection.exec_driver_sql(f"SET {setting}")
-
+            if connection.info.get("pooled", driver_connection.info.backend_pid != process_id):
+                self._lock_each_transaction(connection, on_wait)
+            else:
+                stack.callback(_release_lock, driver_connection)
+                _take_lock(connection, "pg_try_advisory_lock", on_wait)
+                for setting in _WHILE_MIGRATING:
+                    connection.exec_driver_sql(f"SET {setting}")
+            connection.rollback()  # what SQLAlchemy takes for a transaction; the driver began none
+            connection.execution_options(isolation_level=connection.default_isolation_level)
             yield connection
+
+    def _lock_each_transaction(self, connection: Connection, on_wait: Callable[[], None]) -> None:
+        @event.listens_for(connection, "begin")
+        def begin(connection: Connection) -> None:
+            if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+                return  # where a setting would reach other clients
+            if "pooled" in connection.info:  # the engine's own listener comes too late
+                self.begin(connection, reading=False, bounded=False)
+            _take_lock(connection, "pg_try_advisory_xact_lock", on_wait)
+            for setting in _WHILE_MIGRATING:
+                connection.exec_driver_sql(f"SET LOCAL {setting}")
 
     def is_being_migrated(self, engine: Engine) -> bool:
         """Return whether another session or transaction holds the advisory lock."""
         with engine.begin() as connection:
             return not connection.scalar(text(f"SELECT pg_try_advisory_xact_lock({_LOCK})"))
-
-    def is_stored_the_same(
-        self, connection: Connection, existing: Column[Any], wanted: Column[Any]
-    ) -> bool:
-        """Return False: let Alembic compare the types, which PostgreSQL reports in full."""
-        return False
 
     def terminate_connections(self, engine: Engine) -> None:
         """Shut down the sockets, since psycopg's close() is unsafe while another thread waits."""
@@ -233,43 +212,14 @@ class PostgreSQL(Backend):
                 _shut_down(connection)
 
 
-@contextlib.contextmanager
-def _lock_session(engine: Engine, on_wait: Callable[[], None]) -> Iterator[Any]:
-    """Yield a driver's connection that holds the lock; it takes no place in the pool."""
-    import psycopg  # here, so that a start on SQLite does not load the driver
-
-    pool = engine.pool.recreate()
-    fairy = pool.connect()
-    session: Any = fairy.driver_connection
-    try:
-        session.autocommit = False
-        # In any other isolation level the transaction would keep its snapshot, for which CREATE
-        # INDEX CONCURRENTLY waits.
-        session.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
-        try:
-            _take_lock(session.execute, on_wait)
-        except psycopg.Error as error:
-            message = "The connection to the server was lost."
-            raise DatabaseUnavailable(message, reason="connection_lost") from error
-        yield session
-    finally:
-        # The work is done by now, even if the session was lost.
-        with contextlib.suppress(psycopg.Error):
-            session.rollback()
-        fairy.invalidate()
-        pool.dispose()
-
-
-def _take_lock(execute: Callable[[str], Any], on_wait: Callable[[], None]) -> None:
+def _take_lock(connection: Connection, function: str, on_wait: Callable[[], None]) -> None:
     """Take the lock; raise DatabaseUnavailable if another process keeps it for a minute.
 
     The server is asked again and again: a statement that waited there would keep its snapshot, and
     a CREATE INDEX CONCURRENTLY of the process that has the lock would wait for that in turn.
     """
     began = time.monotonic()
-    execute(_HEARTBEAT)
-    # Without parameters: the protocol for them leaves a portal open, and with it a snapshot.
-    while not execute(f"SELECT pg_try_advisory_xact_lock({_LOCK})").fetchone()[0]:
+    while not connection.exec_driver_sql(f"SELECT {function}({_LOCK})").scalar():
         if time.monotonic() > began + _SECONDS_FOR_OTHERS:
             raise DatabaseUnavailable("Another process migrates the database.", reason="locked")
         on_wait()
@@ -278,32 +228,14 @@ def _take_lock(execute: Callable[[str], Any], on_wait: Callable[[], None]) -> No
         logger.info("waited %.0f s for another process that migrated or moved rows", waited)
 
 
-@contextlib.contextmanager
-def _watching(session: Any, migrating: Any) -> Iterator[None]:
-    """Shut down the migrating connection if the session that holds the lock is lost."""
+def _release_lock(connection: Any) -> None:
+    """Release the lock now: after a connection is closed, the server keeps it for a moment."""
     import psycopg  # here, so that a start on SQLite does not load the driver
 
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(_SECONDS_BETWEEN_HEARTBEATS):
-            try:
-                session.execute(_HEARTBEAT)
-            except psycopg.Error:
-                logger.error("the session with the migrations' lock was lost")
-                _shut_down(migrating)
-                return
-
-    thread = threading.Thread(target=watch, name="migration-lock", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join(_SECONDS_BETWEEN_HEARTBEATS)
-        if thread.is_alive():  # it waits for an answer from a silent server
-            _shut_down(session)
-            thread.join()
+    with contextlib.suppress(psycopg.Error):  # the connection is lost, and the lock with it
+        connection.rollback()
+        connection.autocommit = True
+        connection.execute("SELECT pg_advisory_unlock_all()")
 
 
 def _shut_down(connection: Any) -> None:

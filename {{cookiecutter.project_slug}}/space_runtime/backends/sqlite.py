@@ -23,7 +23,6 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import CompileError
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 from sqlalchemy.types import TypeEngine
 
@@ -43,6 +42,7 @@ _COPY = "_alembic_tmp_"
 _INSTRUCTIONS_BETWEEN_CLOCK_READINGS = 200_000
 # Some microseconds, in the event loop, which has the GIL anyway.
 _INSTRUCTIONS_BETWEEN_LOOKS = 200
+_MOUNTS = Path("/proc/self/mounts")
 _NETWORK_FILE_SYSTEMS = ("fuse", "nfs", "cifs", "smb", "9p", "ceph", "lustre", "gcsfuse")
 
 
@@ -132,9 +132,6 @@ class SQLite(Backend):
         connection.exec_driver_sql("PRAGMA busy_timeout = 0")
         connection.rollback()
 
-    def refuse_failed_transaction(self, session: Session) -> None:
-        """Do nothing: SQLite keeps a transaction usable after an error."""
-
     def try_to_write(self, connection: Connection) -> None:
         """Write the file's user_version again, with the value that it already has."""
         version = connection.execute(text("PRAGMA user_version")).scalar_one()
@@ -146,8 +143,7 @@ class SQLite(Backend):
     ) -> Iterator[Connection]:
         """Hold a lock on a file beside the database, which is removed at the end."""
         with contextlib.ExitStack() as stack:
-            is_in_memory = _is_in_memory(engine.url)
-            if not is_in_memory:
+            if not _is_in_memory(engine.url):
                 try:
                     stack.enter_context(alone(Path(str(engine.url.database))))
                 except Busy:
@@ -158,18 +154,9 @@ class SQLite(Backend):
             # Batch migrations drop and recreate tables; with foreign keys on, dropping a table
             # deletes the rows that refer to it, or fails.
             driver_connection.execute("PRAGMA foreign_keys = OFF")
-            try:
-                yield connection
-            finally:
-                if is_in_memory:
-                    driver_connection.execute("PRAGMA foreign_keys = ON")
-                else:
-                    # autocommit_block() has changed the driver's mode, too.
-                    connection.invalidate()
-
-    def is_being_migrated(self, engine: Engine) -> bool:
-        """Return False: the lock on the file is taken for a moment only."""
-        return False
+            # Nobody else may get it; an autocommit_block() changes the driver's mode, too.
+            stack.callback(connection.invalidate)
+            yield connection
 
     def is_stored_the_same(
         self, connection: Connection, existing: Column[Any], wanted: Column[Any]
@@ -186,9 +173,6 @@ class SQLite(Backend):
         except CompileError:
             return True  # SQLite has no such type, so there is nothing to compare
 
-    def terminate_connections(self, engine: Engine) -> None:
-        """Do nothing: there is no server to wait for."""
-
 
 @event.listens_for(Table, "before_create")
 def number_rows_once(table: Table, connection: Connection, **_options: object) -> None:
@@ -196,8 +180,6 @@ def number_rows_once(table: Table, connection: Connection, **_options: object) -
 
     Without it, SQLite would give the number of a deleted row to a new one.
     """
-    if connection.dialect.name != SQLite.name:
-        return
     options = table.dialect_options["sqlite"]
     if table.name.startswith(_COPY):
         # Reflection does not tell whether an integer key is generated; the table itself does.
@@ -257,9 +239,9 @@ def is_sound(path: Path) -> bool:
         return error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
-def journal_mode(path: str | None, mounts: Path = Path("/proc/self/mounts")) -> str:
+def journal_mode(path: str | None) -> str:
     """Return WAL, or DELETE on file systems that cannot share WAL's memory (FUSE, NFS)."""
-    kind = mount_of(path, mounts).kind if path else ""
+    kind = mount_of(path).kind if path else ""
     return "DELETE" if kind.startswith(_NETWORK_FILE_SYSTEMS) else "WAL"
 
 
@@ -270,15 +252,14 @@ class Mount(NamedTuple):
     kind: str
 
 
-def mount_of(path: str | Path, mounts: Path = Path("/proc/self/mounts")) -> Mount:
+def mount_of(path: str | Path) -> Mount:
     """Return the mounted file system that holds this path."""
-    best = Mount("", "")
-    if not mounts.exists():
-        return best
+    if not _MOUNTS.exists():
+        return Mount("", "")
     target = Path(path).resolve()
-    for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
-        _device, point, kind, *_rest = line.split(" ")
-        point = point.replace("\\040", " ")
-        if target.is_relative_to(point) and len(point) >= len(best.point):
-            best = Mount(point, kind)
-    return best
+    lines = _MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
+    # Of several at the same point, the last one hides the others.
+    fields = (line.split(" ")[1:3] for line in reversed(lines))
+    mounts = (Mount(point.replace("\\040", " "), kind) for point, kind in fields)
+    holding = (mount for mount in mounts if target.is_relative_to(mount.point))
+    return max(holding, key=lambda mount: len(mount.point), default=Mount("", ""))

@@ -10,19 +10,7 @@ from collections.abc import Mapping
 from datetime import datetime, time
 from typing import Any
 
-from sqlalchemy import (
-    CHAR,
-    BigInteger,
-    DateTime,
-    Dialect,
-    Enum,
-    Float,
-    Integer,
-    SmallInteger,
-    String,
-    Text,
-    Time,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.types import TypeEngine
 
@@ -32,16 +20,27 @@ from space_runtime.columns import RefusedValue
 _NUL_IN_JSON = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
-class _Text(String):
-    """Text without NUL characters, which PostgreSQL cannot store."""
+class _Checked(TypeEngine[Any]):
+    """A type that looks at each value before it is stored."""
 
-    def bind_processor(self, dialect: Dialect) -> Any:
+    def check(self, value: Any) -> None:
+        """Raise RefusedValue for what PostgreSQL would refuse, or SQLite would change."""
+
+    def bind_processor(self, dialect: sa.Dialect) -> Any:
+        convert = super().bind_processor(dialect)
+
         def process(value: Any) -> Any:
-            if isinstance(value, str) and "\0" in value:
-                raise RefusedValue("text may not contain NUL characters")
-            return value
+            if value is not None:
+                self.check(value)
+            return convert(value) if convert else value
 
         return process
+
+
+class _Text(_Checked, sa.String):
+    def check(self, value: Any) -> None:
+        if isinstance(value, str) and "\0" in value:
+            raise RefusedValue("text may not contain NUL characters")
 
 
 class _LongText(_Text):
@@ -53,27 +52,20 @@ class _Char(_Text):
     __visit_name__ = "CHAR"
 
 
-class _Enum(Enum):
+class _Enum(sa.Enum):
     """An enum that takes no text but its own: such a row could never be read again."""
 
     def __init__(self, *members: Any, **options: Any) -> None:
         super().__init__(*members, **{**options, "validate_strings": True})
 
 
-class _Whole(Integer):
-    """An integer of so many bits as PostgreSQL has for it."""
-
+class _Whole(_Checked, sa.Integer):
     bits = 32
 
-    def bind_processor(self, dialect: Dialect) -> Any:
+    def check(self, value: Any) -> None:
         most = 2 ** (self.bits - 1)
-
-        def process(value: Any) -> Any:
-            if isinstance(value, int) and not -most <= value < most:
-                raise RefusedValue(f"a number is too large for {self.bits} bits")
-            return value
-
-        return process
+        if isinstance(value, int) and not -most <= value < most:
+            raise RefusedValue(f"a number is too large for {self.bits} bits")
 
 
 class _SmallWhole(_Whole):
@@ -85,60 +77,35 @@ class _BigWhole(_Whole):
     bits = 64
 
 
-class _Float(Float[Any]):
-    """A float, but not NaN, which SQLite would store as NULL."""
-
-    def bind_processor(self, dialect: Dialect) -> Any:
-        def process(value: Any) -> Any:
-            if value is None:
-                return None
-            number = float(value)
-            if math.isnan(number):
-                raise RefusedValue("SQLite cannot store NaN")
-            return number
-
-        return process
+class _Float(_Checked, sa.Float[Any]):
+    def check(self, value: Any) -> None:
+        if math.isnan(value):
+            raise RefusedValue("SQLite cannot store NaN")  # but NULL instead of it
 
 
-class _LocalDateTime(sqlite.DATETIME):
-    """A time without a zone, unless the type has one: SQLite would drop the value's own."""
-
-    def bind_processor(self, dialect: Dialect) -> Any:
-        inner: Any = super().bind_processor(dialect)
-
-        def process(value: Any) -> Any:
-            if isinstance(value, datetime) and value.tzinfo is not None and not self.timezone:
-                raise RefusedValue("a DateTime column without timezone=True takes no time zone")
-            return inner(value) if inner else value
-
-        return process
+class _LocalDateTime(_Checked, sqlite.DATETIME):
+    def check(self, value: Any) -> None:
+        if isinstance(value, datetime) and value.tzinfo is not None and not self.timezone:
+            raise RefusedValue("a DateTime column without timezone=True takes no time zone")
 
 
-class _LocalTime(sqlite.TIME):
-    """A time of day without a zone, because SQLite would drop it."""
-
-    def bind_processor(self, dialect: Dialect) -> Any:
-        inner: Any = super().bind_processor(dialect)  # type: ignore[no-untyped-call]
-
-        def process(value: Any) -> Any:
-            if self.timezone or (isinstance(value, time) and value.tzinfo is not None):
-                raise RefusedValue("SQLite cannot store the time zone of a time of day")
-            return inner(value) if inner else value
-
-        return process
+class _LocalTime(_Checked, sqlite.TIME):
+    def check(self, value: Any) -> None:
+        if self.timezone or (isinstance(value, time) and value.tzinfo is not None):
+            raise RefusedValue("SQLite cannot store the time zone of a time of day")
 
 
 STRICT_TYPES: Mapping[type[TypeEngine[Any]], type[TypeEngine[Any]]] = {
-    String: _Text,
-    Text: _LongText,
-    CHAR: _Char,
-    Enum: _Enum,
-    SmallInteger: _SmallWhole,
-    Integer: _Whole,
-    BigInteger: _BigWhole,
-    Float: _Float,
-    DateTime: _LocalDateTime,
-    Time: _LocalTime,
+    sa.String: _Text,
+    sa.Text: _LongText,
+    sa.CHAR: _Char,
+    sa.Enum: _Enum,
+    sa.SmallInteger: _SmallWhole,
+    sa.Integer: _Whole,
+    sa.BigInteger: _BigWhole,
+    sa.Float: _Float,
+    sa.DateTime: _LocalDateTime,
+    sa.Time: _LocalTime,
 }
 """SQLite's `colspecs`: types that refuse, when a value is written, what PostgreSQL refuses."""
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 from sqlalchemy import Connection, Engine, MetaData, Table, inspect, text
 from sqlalchemy.exc import ProgrammingError
@@ -10,7 +11,7 @@ from sqlalchemy.schema import SetTableComment
 
 from space_runtime.backends import SQLITE, backend_of
 from space_runtime.backends.errors import DatabaseUnavailable
-from space_runtime.migrations.history import own_names, read_revisions
+from space_runtime.migrations.history import OwnNames, own_names, read_revisions
 from space_runtime.reasons import REASONS
 from space_runtime.records import failbacks, seeds
 
@@ -32,8 +33,7 @@ class Migrations:
     def is_behind(self, engine: Engine) -> bool:
         """Return whether migrate() would change the schema; raise what it raises."""
         with engine.connect() as connection:
-            is_newer = self._is_newer(connection)
-            return not is_newer and current_revisions(connection) != self.revisions()[1]
+            return self.position(connection) == "behind"
 
     def migrate(self, engine: Engine) -> bool:
         """Bring the schema to the newest revision; return False if it is newer than this code.
@@ -43,33 +43,26 @@ class Migrations:
         raises; its changes are rolled back.
         """
         with engine.connect() as connection:
-            if self._is_newer(connection):
-                return False
-            if current_revisions(connection) == self.revisions()[1]:
-                return True
+            position = self.position(connection)
+        if position != "behind":
+            return position == "current"
         # Imported here because a start with nothing to migrate should not pay for it.
         from alembic import command
         from alembic.config import Config
 
         config = Config(self._folder / "alembic.ini")
         with backend_of(engine).lock_migrations(engine) as connection:
-            if self._is_newer(connection):
-                return False
-            is_done = current_revisions(connection) == self.revisions()[1]
+            position = self.position(connection)
             connection.rollback()  # Alembic begins its own transactions.
-            if not is_done:
+            if position == "behind":
                 config.attributes["connection"] = connection
                 command.upgrade(config, "heads")
-        return True
+        return position != "newer"
 
     def revisions(self) -> tuple[set[str], set[str]]:
         """Return all revisions, and which of them are heads."""
         revisions = read_revisions(self._scripts)
         return set(revisions), set(revisions).difference(*revisions.values())
-
-    def refuse_foreign(self, connection: Connection) -> None:
-        """Raise DatabaseUnavailable if the schema belongs to the migrations of another project."""
-        self._is_newer(connection)
 
     def record(self, connection: Connection) -> None:
         """Write into the database which revisions this project has, for older code to read."""
@@ -81,26 +74,32 @@ class Migrations:
         with suppress(ProgrammingError), connection.begin_nested():
             connection.execute(SetTableComment(version_table))
 
-    def _is_newer(self, connection: Connection) -> bool:
-        """Return whether a newer version of this project migrated the schema.
+    def own_names(self) -> OwnNames:
+        """Return what the migrations have created and not removed again."""
+        return own_names(self._scripts)
 
-        Raise DatabaseUnavailable if another project did. Newer code has recorded the revisions of
-        this code among its own. Where nothing is recorded, as on SQLite, the tables tell.
+    def position(self, connection: Connection) -> Literal["behind", "current", "newer"]:
+        """Return how the schema compares with this code.
+
+        Raise DatabaseUnavailable if another project migrated it. A newer version of this project
+        has recorded the revisions of this code among its own. Where nothing is recorded, as on
+        SQLite, the tables tell.
         """
         known, newest = self.revisions()
-        if current_revisions(connection) <= known:
-            return False
+        current = current_revisions(connection)
+        if current <= known:
+            return "current" if current == newest else "behind"
         if recorded := _recorded_revisions(connection):
-            is_foreign = not newest <= recorded
+            is_own = newest <= recorded
         else:
             inspector = inspect(connection)
-            tables = own_names(self._scripts).tables
-            is_foreign = not all(inspector.has_table(name, schema) for schema, name in tables)
-        if is_foreign:
+            tables = self.own_names().tables
+            is_own = all(inspector.has_table(name, schema) for schema, name in tables)
+        if not is_own:
             raise DatabaseUnavailable(
                 REASONS["foreign_schema"].explanation, reason="foreign_schema"
             )
-        return True
+        return "newer"
 
 
 @contextmanager

@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from alembic import context
-from alembic.operations.ops import MigrationScript
+from alembic.autogenerate import produce_migrations
+from alembic.operations import Operations, ops
 from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
-from sqlalchemy import Column, Connection, Engine, MetaData
+from sqlalchemy import Column, Connection, Engine, MetaData, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.schema import SchemaItem
 from sqlalchemy.types import TypeEngine
 
-from space_runtime.backends import backend_of
+from space_runtime.backends import SQLITE, backend_of
 from space_runtime.backends.errors import DatabaseUnavailable, running_reason
 from space_runtime.migrations import Migrations, around, current_revisions
-from space_runtime.migrations.history import own_names
+from space_runtime.migrations.history import OwnNames
 from space_runtime.migrations.rendering import add_enum_operations, render_item
 from space_runtime.reasons import REASONS
 
@@ -38,6 +39,7 @@ def run_command(engine: Engine, models: MetaData) -> None:
     say("Database: %s", backend.describe(engine.url))
     try:
         with backend.lock_migrations(engine) as connection:
+            _migrations().position(connection)
             before = ", ".join(sorted(current_revisions(connection)))
             connection.rollback()  # Alembic begins its own transactions.
             run(connection, models)
@@ -54,40 +56,13 @@ def run_command(engine: Engine, models: MetaData) -> None:
 
 
 def run(connection: Connection, models: MetaData) -> None:
-    """Run the Alembic command that is under way; raise CommandError for a foreign database."""
-    folder = Path(context.script.dir).parent
-    migrations = Migrations(folder)
-    _refuse_foreign(migrations, connection)
-    default_schema = connection.dialect.default_schema_name
-    own = own_names(folder / "migrations" / "versions")
-    named = own.tables | {(table.schema, table.name) for table in models.tables.values()}
-    # Alembic says None for the default schema.
-    tables = {(None if schema == default_schema else schema, name) for schema, name in named}
-    schemas = {schema for schema, _ in tables} | {None}
-
-    def include_name(name: str | None, kind: str, parents: Mapping[Any, str | None]) -> bool:
-        if kind == "schema":
-            return name in schemas
-        return kind != "table" or (parents["schema_name"], name) in tables
-
-    def include_object(
-        item: SchemaItem, name: str | None, kind: str, reflected: bool, other: SchemaItem | None
-    ) -> bool:
-        """Keep an index that somebody added by hand."""
-        is_to_be_dropped = kind == "index" and reflected and other is None
-        return not is_to_be_dropped or name in own.indexes
-
-    def compare_type(
-        migration_context: MigrationContext,
-        existing: Column[Any],
-        wanted: Column[Any],
-        existing_type: TypeEngine[Any],
-        wanted_type: TypeEngine[Any],
-    ) -> bool | None:
-        """Return False for no difference, or None to let Alembic compare."""
-        backend = backend_of(connection.engine)
-        return False if backend.is_stored_the_same(connection, existing, wanted) else None
-
+    """Run the Alembic command that is under way."""
+    migrations = _migrations()
+    own = migrations.own_names()
+    view = _OwnPart(own, models, connection.dialect.default_schema_name)
+    autogenerates = getattr(context.config.cmd_opts, "autogenerate", False)
+    is_elsewhere = backend_of(connection.engine) is not SQLITE
+    on_sqlite = _changed_on_sqlite(models) if autogenerates and is_elsewhere else {}
     context.configure(
         connection=connection,
         target_metadata=models,
@@ -96,11 +71,11 @@ def run(connection: Connection, models: MetaData) -> None:
         # also on SQLite, where each migration would otherwise be committed on its own
         transactional_ddl=True,
         include_schemas=True,
-        include_name=include_name,
-        include_object=include_object,
-        compare_type=compare_type,
+        include_name=view.include_name,
+        include_object=view.include_object,
+        compare_type=_compare_type,
         render_item=render_item,
-        process_revision_directives=partial(_complete_scripts, own.enums),
+        process_revision_directives=partial(_complete_scripts, own.enums, on_sqlite),
     )
     with context.begin_transaction():
         if not _changes_schema():
@@ -111,19 +86,94 @@ def run(connection: Connection, models: MetaData) -> None:
         migrations.record(connection)
 
 
+class _OwnPart:
+    """Which part of a database Alembic is shown."""
+
+    def __init__(self, own: OwnNames, models: MetaData, default_schema: str | None) -> None:
+        named = own.tables | {(table.schema, table.name) for table in models.tables.values()}
+        # Alembic says None for the default schema.
+        self._tables = {(None if at == default_schema else at, name) for at, name in named}
+        self._indexes = own.indexes
+
+    def include_name(self, name: str | None, kind: str, parents: Mapping[Any, str | None]) -> bool:
+        """Leave out the tables and schemas of others."""
+        if kind == "schema":
+            return name is None or name in {schema for schema, _ in self._tables}
+        return kind != "table" or (parents["schema_name"], name) in self._tables
+
+    def include_object(
+        self, item: SchemaItem, name: str | None, kind: str, reflected: bool, other: Any
+    ) -> bool:
+        """Keep an index that somebody added by hand."""
+        is_to_be_dropped = kind == "index" and reflected and other is None
+        return not is_to_be_dropped or name in self._indexes
+
+
+def _compare_type(
+    migration_context: MigrationContext,
+    existing: Column[Any],
+    wanted: Column[Any],
+    existing_type: TypeEngine[Any],
+    wanted_type: TypeEngine[Any],
+) -> bool | None:
+    """Return False for no difference, or None to let Alembic compare."""
+    connection = migration_context.connection
+    if connection is None:
+        return None
+    backend = backend_of(connection.engine)
+    return False if backend.is_stored_the_same(connection, existing, wanted) else None
+
+
+def _changed_on_sqlite(models: MetaData) -> dict[tuple[str, str], ops.AlterColumnOp]:
+    """Return the columns whose types differ on SQLite, where the migrations are tried for that.
+
+    PostgreSQL shows no difference between a Numeric and a LongNumeric, for example.
+    """
+    engine = SQLITE.create_engine(make_url("sqlite://"), {}, 1)
+
+    def upgrade(heads: Any, _context: MigrationContext) -> Any:
+        return context.script._upgrade_revs("heads", heads)
+
+    with SQLITE.lock_migrations(engine) as connection:
+        options = {"fn": upgrade, "compare_type": _compare_type, "transactional_ddl": True}
+        on_sqlite = MigrationContext.configure(connection, opts=options)
+        try:
+            with Operations.context(on_sqlite), on_sqlite.begin_transaction():
+                on_sqlite.run_migrations()
+        except Exception as error:  # A migration is the owner's code, which may raise anything.
+            context.config.print_stdout("The migrations do not run on SQLite: %s", error)
+            return {}
+        return _changed_types(produce_migrations(on_sqlite, models).upgrade_ops)
+
+
+def _changed_types(operations: ops.UpgradeOps | None) -> dict[tuple[str, str], ops.AlterColumnOp]:
+    return {
+        (change.table_name, change.column_name): change
+        for changes in (operations.ops if operations else [])
+        if isinstance(changes, ops.ModifyTableOps)
+        for change in changes.ops
+        if isinstance(change, ops.AlterColumnOp) and change.modify_type is not None
+    }
+
+
 def _complete_scripts(
     enums: Mapping[str, set[str]],
+    on_sqlite: Mapping[tuple[str, str], ops.AlterColumnOp],
     migration_context: MigrationContext,
     revision: Any,
-    scripts: list[MigrationScript],
+    scripts: list[ops.MigrationScript],
 ) -> None:
     """Add what Alembic leaves out, and let no migration be written that would change nothing."""
+    upgrade, downgrade = scripts[0].upgrade_ops, scripts[0].downgrade_ops
+    for column, change in on_sqlite.items():
+        if upgrade and downgrade and column not in _changed_types(upgrade):
+            upgrade.ops.append(ops.ModifyTableOps(change.table_name, [change]))
+            downgrade.ops.insert(0, ops.ModifyTableOps(change.table_name, [change.reverse()]))
     add_enum_operations(enums, migration_context, scripts)
     if not getattr(context.config.cmd_opts, "autogenerate", False):
         return
     say = context.config.print_stdout
-    operations = scripts[0].upgrade_ops
-    if operations is None or operations.is_empty():
+    if upgrade is None or upgrade.is_empty():
         scripts.clear()
         say("Your models and the database agree, so no migration is written.")
         say('For one that you write by hand: .venv/bin/python -m alembic revision -m "..."')
@@ -131,14 +181,8 @@ def _complete_scripts(
         say("Review what is written here; it is applied at the next start.")
 
 
-def _refuse_foreign(migrations: Migrations, connection: Connection) -> None:
-    try:
-        migrations.refuse_foreign(connection)
-    except DatabaseUnavailable as error:
-        reason = REASONS[error.reason or ""]
-        raise CommandError(f"{reason.explanation}. {reason.remedy}") from None
-    finally:
-        connection.rollback()  # Alembic begins its own transactions.
+def _migrations() -> Migrations:
+    return Migrations(Path(context.script.dir).parent)
 
 
 def _changes_schema() -> bool:

@@ -8,28 +8,17 @@ imports the model's code nor changes with it.
 import copy
 import re
 import sys
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Set
 from typing import Any, Literal
 
 from alembic.autogenerate import renderers
 from alembic.autogenerate.api import AutogenContext
 from alembic.ddl.postgresql import PostgresqlImpl
-from alembic.operations.ops import (
-    AddColumnOp,
-    AlterColumnOp,
-    CreateTableOp,
-    DropColumnOp,
-    DropTableOp,
-    MigrateOperation,
-    MigrationScript,
-    OpContainer,
-)
+from alembic.operations import ops
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import DATETIME, Column, DateTime, DefaultClause, Dialect, Enum, MetaData, types
-from sqlalchemy.dialects.postgresql import ENUM as POSTGRESQL_ENUM
-from sqlalchemy.dialects.postgresql.base import PGDialect
-from sqlalchemy.dialects.sqlite.base import DATETIME as SQLITE_DATETIME
-from sqlalchemy.dialects.sqlite.base import SQLiteDialect
+from sqlalchemy import DATETIME, Column, DateTime, DefaultClause, Dialect, Enum, types
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import CompileError
 from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
@@ -37,25 +26,14 @@ Type = TypeEngine[Any]
 _CAST_LITERAL = re.compile(r"('(?:[^']|'')*')::[^']+")
 
 
-class _PostgreSQL(PGDialect):
-    """Leaves generic types as they are."""
-
-    supports_statement_cache = True
-
-    def type_descriptor(self, typeobj: Type) -> Type:
-        return types.to_instance(typeobj)
+def _generic_dialect(dialect: Dialect) -> Dialect:
+    """Let a dialect leave generic types as they are."""
+    dialect.type_descriptor = types.to_instance  # type: ignore[method-assign]
+    return dialect
 
 
-class _SQLite(SQLiteDialect):
-    """Leaves generic types as they are."""
-
-    supports_statement_cache = True
-
-    def type_descriptor(self, typeobj: Type) -> Type:
-        return types.to_instance(typeobj)
-
-
-_postgresql, _sqlite = _PostgreSQL(), _SQLite()  # type: ignore[no-untyped-call]
+_postgresql = _generic_dialect(postgresql.dialect())  # type: ignore[no-untyped-call]
+_sqlite = _generic_dialect(sqlite.dialect())
 _alembic = PostgresqlImpl(_postgresql, None, False, None, None, {})
 
 
@@ -88,10 +66,10 @@ def stored_as(kind: Type, database: Dialect) -> Type:
 
 def _generic(kind: Type) -> Type:
     """Return the generic type for one that only a database reports."""
-    if isinstance(kind, (DATETIME, SQLITE_DATETIME)):
+    if isinstance(kind, (DATETIME, sqlite.DATETIME)):
         # SQLite reports every time as this; PostgreSQL has no type of that name.
         return DateTime(timezone=True)
-    if isinstance(kind, POSTGRESQL_ENUM):
+    if isinstance(kind, postgresql.ENUM):
         schema = {"schema": kind.schema} if kind.schema else {}
         return Enum(*kind.enums, name=kind.name, **schema)
     return kind
@@ -163,37 +141,41 @@ def _is_of_sqlalchemy(kind: Type) -> bool:
 # ---- PostgreSQL's enums are types of their own, which outlive columns and tables ----
 
 
-class CreateEnum(MigrateOperation):
-    """Creates an enum's type where the database has such types, unless it is there."""
+class EnumOp(ops.MigrateOperation):
+    """Lines of a migration about an enum's type, for the databases that have such types."""
 
-    def __init__(self, kind: Enum) -> None:
+    def __init__(self, kind: Enum, *lines: str) -> None:
         self.kind = kind
+        self.lines = list(lines)
 
     def to_diff_tuple(self) -> tuple[str, str]:
         """Return what `alembic check` says."""
-        return type(self).__name__, str(self.kind.name)
+        return "enum", str(self.kind.name)
 
 
-class DropEnum(CreateEnum):
-    """Drops an enum's type that no column has any more."""
+@renderers.dispatch_for(EnumOp)
+def _lines(autogen: AutogenContext, operation: EnumOp) -> list[str]:
+    return operation.lines
 
 
-class AddEnumValues(CreateEnum):
-    """Adds values to an enum's type where the database has such types."""
-
-    def __init__(self, kind: Enum, values: list[str]) -> None:
-        super().__init__(kind)
-        self.values = values
+def _create(kind: Enum) -> EnumOp:
+    return EnumOp(kind, f"sa.{Enum.__repr__(kind)}.create(op.get_bind(), checkfirst=True)")
 
 
-@renderers.dispatch_for(AddEnumValues)
-def _render_add(autogen: AutogenContext, operation: AddEnumValues) -> list[str]:
-    parts = filter(None, [operation.kind.schema, operation.kind.name])
+def _drop(kind: Enum) -> EnumOp:
+    schema = f", schema={kind.schema!r}" if kind.schema else ""
+    name = str(kind.name)
+    return EnumOp(kind, f"sa.Enum(name={name!r}{schema}).drop(op.get_bind(), checkfirst=True)")
+
+
+def _add_values(kind: Enum, values: list[str]) -> EnumOp:
+    parts = filter(None, [kind.schema, kind.name])
     name = ".".join(map(_postgresql.identifier_preparer.quote, parts))
-    quoted = (value.replace("'", "''") for value in operation.values)
+    quoted = (value.replace("'", "''") for value in values)
     statements = [f"ALTER TYPE {name} ADD VALUE IF NOT EXISTS '{value}'" for value in quoted]
     database = "op.get_bind().dialect.name"
-    return [
+    return EnumOp(
+        kind,
         f'if {database} == "postgresql":',
         # Such a value can be used only after a COMMIT.
         "with op.get_context().autocommit_block():",
@@ -201,105 +183,75 @@ def _render_add(autogen: AutogenContext, operation: AddEnumValues) -> list[str]:
         # An empty line ends each block.
         "",
         "",
-    ]
-
-
-@renderers.dispatch_for(CreateEnum)
-def _render_create(autogen: AutogenContext, operation: CreateEnum) -> str:
-    return f"sa.{Enum.__repr__(operation.kind)}.create(op.get_bind(), checkfirst=True)"
-
-
-@renderers.dispatch_for(DropEnum)
-def _render_drop(autogen: AutogenContext, operation: CreateEnum) -> str:
-    schema = f", schema={operation.kind.schema!r}" if operation.kind.schema else ""
-    name = str(operation.kind.name)
-    return f"sa.Enum(name={name!r}{schema}).drop(op.get_bind(), checkfirst=True)"
+    )
 
 
 def add_enum_operations(
     known: Mapping[str, Set[str]],
     migration_context: MigrationContext,
-    scripts: list[MigrationScript],
+    scripts: list[ops.MigrationScript],
 ) -> None:
     """Create each enum before the first column that has it, and drop it after the last one.
 
     Add values that are new, compared with those that earlier migrations have: `known`.
     """
     models = migration_context.opts["target_metadata"]
-    for script in scripts:
-        for operations in (*script.upgrade_ops_list, *script.downgrade_ops_list):
-            _surround(operations, models)
-        for operations in script.upgrade_ops_list:
-            operations.ops[:0] = _added_values(known, models)
-
-
-def _added_values(known: Mapping[str, Set[str]], models: MetaData) -> list[AddEnumValues]:
-    kinds: dict[str, Enum] = {}
-    for table in models.tables.values():
-        for column in table.columns:
-            kinds |= _native_enum(column.type)
-    added = []
-    for kind in kinds.values():
-        before = known.get(str(kind.name), set())
-        if before and (new := [value for value in kind.enums if value not in before]):
-            added.append(AddEnumValues(kind, new))
-    return added
-
-
-def _surround(operations: OpContainer, models: MetaData) -> None:
-    flat = list(_flat(operations))
-    created: dict[str, Enum] = {}
-    for operation in flat:
-        for kind in _types_added(operation):
-            created.update(_native_enum(kind))
-    dropped: dict[str, Enum] = {}
-    gone: set[tuple[str, str]] = set()
-    for operation in flat:
-        for table, column in _columns_dropped(operation):
-            gone.add((table, column.name))
-            dropped.update(_native_enum(column.type))
-    kept = {
-        name
+    enums = {
+        (table.name, column.name): _native_enum(column.type)
         for table in models.tables.values()
         for column in table.columns
-        if (table.name, column.name) not in gone
-        for name in _native_enum(column.type)
     }
-    operations.ops[:0] = [CreateEnum(kind) for kind in created.values()]
+    for script in scripts:
+        for operations in (*script.upgrade_ops_list, *script.downgrade_ops_list):
+            _create_and_drop(operations, enums)
+        for kind in ChainMap(*enums.values()).values():
+            before = known.get(str(kind.name), set())
+            if before and (new := [value for value in kind.enums if value not in before]):
+                script.upgrade_ops_list[0].ops.insert(0, _add_values(kind, new))
+
+
+def _create_and_drop(
+    operations: ops.OpContainer, enums: Mapping[tuple[str, str], Mapping[str, Enum]]
+) -> None:
+    created: dict[str, Enum] = {}
+    dropped: dict[str, Enum] = {}
+    gone: set[tuple[str, str]] = set()
+    for operation in _flat(operations):
+        added: list[Any] = []
+        removed: list[Column[Any]] = []
+        match operation:
+            case ops.CreateTableOp(columns=items):
+                added = [item.type for item in items if isinstance(item, Column)]
+            case ops.AddColumnOp(column=column):
+                added = [column.type]
+            case ops.AlterColumnOp(modify_type=TypeEngine() as kind):
+                added = [kind]
+            case ops.DropTableOp():
+                removed = list(operation.to_table().columns)
+            case ops.DropColumnOp():
+                removed = [operation.to_column()]
+        for kind in added:
+            created |= _native_enum(kind)
+        for column in removed:
+            gone.add((operation.table_name, column.name))
+            dropped |= _native_enum(column.type)
+    kept = {name for column, names in enums.items() if column not in gone for name in names}
+    operations.ops[:0] = map(_create, created.values())
     operations.ops += [
-        DropEnum(kind) for name, kind in dropped.items() if name not in kept | created.keys()
+        _drop(kind) for name, kind in dropped.items() if name not in kept | created.keys()
     ]
 
 
-def _flat(container: OpContainer) -> Iterator[MigrateOperation]:
+def _flat(container: ops.OpContainer) -> Iterator[Any]:
     for operation in container.ops:
-        if isinstance(operation, OpContainer):
+        if isinstance(operation, ops.OpContainer):
             yield from _flat(operation)
         else:
             yield operation
 
 
-def _types_added(operation: MigrateOperation) -> list[Type]:
-    match operation:
-        case CreateTableOp(columns=items):
-            return [item.type for item in items if isinstance(item, Column)]
-        case AddColumnOp(column=column):
-            return [column.type]
-        case AlterColumnOp(modify_type=TypeEngine() as kind):
-            return [kind]
-    return []
-
-
-def _columns_dropped(operation: MigrateOperation) -> list[tuple[str, Column[Any]]]:
-    match operation:
-        case DropTableOp(table_name=name):
-            return [(name, column) for column in operation.to_table().columns]
-        case DropColumnOp(table_name=name):
-            return [(name, operation.to_column())]
-    return []
-
-
 def _native_enum(kind: Type) -> dict[str, Enum]:
+    """Return the enum that such a column has on PostgreSQL, if any, by its full name."""
     stored = stored_as(kind, _postgresql)
     if not isinstance(stored, Enum) or not _is_native(stored):
         return {}

@@ -7,27 +7,35 @@ out of the URL, because SQLAlchemy prints a URL's query in its repr.
 """
 
 import re
-from ipaddress import ip_address
 
 from sqlalchemy import URL
 
 from space_runtime.url.security import NAMES as SECURITY_NAMES
 from space_runtime.url.security import read_security, refuse_security_inside
-from space_runtime.url.vocabulary import Parts, UnusableURLError, decode, refuse_control_characters
+from space_runtime.url.vocabulary import (
+    Parts,
+    UnusableURLError,
+    decode,
+    is_ip_address,
+    refuse_control_characters,
+)
 
 # All parameters of libpq 18, except those about security (see security.py) and:
 # service, servicefile: they name a file that the container lacks, so every connect would fail;
 # replication: a connection in replication mode cannot run the application's queries.
-# Numbers and choices are validated, because libpq's error message would quote a bad value.
-_WHOLE_NUMBERS = """
-connect_timeout keepalives keepalives_count keepalives_idle keepalives_interval tcp_user_timeout
-"""
 _TEXTS = """
 application_name client_encoding fallback_application_name hostaddr max_protocol_version
 min_protocol_version options
 """
-_SESSIONS = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
-CHOICES = {"load_balance_hosts": ("disable", "random"), "target_session_attrs": _SESSIONS}
+_NUMBERS = """
+connect_timeout keepalives keepalives_count keepalives_idle keepalives_interval tcp_user_timeout
+"""
+# These are validated, because libpq's error message would quote a bad value.
+_FORMS = {
+    **dict.fromkeys(_NUMBERS.split(), r"-?\d{1,9}"),
+    "load_balance_hosts": "disable|random",
+    "target_session_attrs": "any|read-write|read-only|primary|standby|prefer-standby",
+}
 
 # How other tools spell these parameters, in lower case.
 _SPELLINGS = {
@@ -52,27 +60,24 @@ mode name pgbouncer plugin pool pool_max_conns pool_min_conns pool_pre_ping pool
 pool_timeout pooling prepare_threshold prepared_statement_cache_size prepared_statement_name_func
 prepared_statements preparethreshold readonly reaping_frequency replication rewritebatchedinserts
 safemodelevel server_settings serverversion service servicefile single_use_connections
-socket_timeout sockettimeout statement_cache_capacity statement_cache_size statement_timeout
-statuscolor stringtype supa targetservertype tcpkeepalive timeout timezone uri uselibpqcompat
-workaround
+socket_timeout sockettimeout sslkeylogfile statement_cache_capacity statement_cache_size
+statement_timeout statuscolor stringtype supa targetservertype tcpkeepalive timeout timezone uri
+uselibpqcompat workaround
 """
 
-WHOLE_NUMBERS = frozenset(_WHOLE_NUMBERS.split())
-KEPT = frozenset([*WHOLE_NUMBERS, *CHOICES, *_TEXTS.split()])
-KNOWN = KEPT | LIFTED | SECURITY_NAMES | {*ALIASES, *_FOREIGN.split()}
+_KEPT = {*_FORMS, *_TEXTS.split()}
+KNOWN = _KEPT | LIFTED | SECURITY_NAMES | {*ALIASES, *_FOREIGN.split()}
 
 _SCHEMA = re.compile(r"[A-Za-z_][\w$-]*(?:,\s*[A-Za-z_\"][\w$\"-]*)*", re.ASCII)
-_WHOLE_NUMBER = re.compile(r"-?\d{1,9}", re.ASCII)
 
-_SECRETS = {
-    *("password", "passfile", "sslpassword"),
-    *("oauth_client_secret", "scram_client_key", "scram_server_key"),
-}
-# Treated as a secret unless the value matches. `options` may set a custom variable to a token; an
-# `sslkey` that is not a path may be the key itself, or a PKCS#11 URI, which can contain a PIN.
+# What a parameter that may be a secret looks like if it is none. `options` may set a custom
+# variable to a token; an `sslkey` that is not a path may be the key itself, or a PKCS#11 URI, which
+# can contain a PIN.
 _NO_SECRETS = {
-    "options": re.compile(r"(?:\s*-c\s*(?:search_path|[a-z_]+_timeout|timezone|jit)=\S*)+\s*"),
-    "sslkey": re.compile(r"[\w./~][\w./~ -]*"),
+    **dict.fromkeys(["password", "passfile", "sslpassword", "oauth_client_secret"], "(?!)"),
+    **dict.fromkeys(["scram_client_key", "scram_server_key"], "(?!)"),
+    "options": r"(?:\s*-c\s*(?:search_path|[a-z_]+_timeout|timezone|jit)=\S*)+\s*",
+    "sslkey": r"[\w./~][\w./~ -]*",
 }
 
 # A Space needs an answer within seconds, and must notice a connection that was never closed but
@@ -123,10 +128,8 @@ def read_parameters(
     for written, value in sorted(others, key=lambda given: ALIASES.get(given[0]) == "search_path"):
         if written != "options":
             refuse_security_inside(value)
-        name, value = _translate(ALIASES.get(written, written), value, pooled=pooled)
-        if name in KEPT:
-            refuse_control_characters(value)
-        if _is_usable(name, value, hosts):
+        name, value = _translate(ALIASES.get(written, written), value, hosts, pooled=pooled)
+        if value:
             more = name == "options" and name in kept
             kept[name] = f"{kept[name]} {value}" if more else value
         if name not in kept:
@@ -160,7 +163,11 @@ def build_postgresql_url(
 
 def hide_secrets(url: URL) -> tuple[URL, dict[str, str | tuple[str, ...]]]:
     """Split a URL into one that is safe to print and the secrets to pass to the driver."""
-    secrets = {name: value for name, value in url.query.items() if _may_be_secret(name, value)}
+    secrets = {
+        name: value
+        for name, value in url.query.items()
+        if name in _NO_SECRETS and not re.fullmatch(_NO_SECRETS[name], str(value))
+    }
     return url.difference_update_query(secrets), secrets
 
 
@@ -169,7 +176,7 @@ def build_sqlite_url(rest: str, repairs: list[str]) -> URL:
     if _CREDENTIALS_IN_PATH.match(rest):
         raise UnusableURLError("unparseable")
     path, _, query = rest.partition("?")
-    names = [piece.partition("=")[0].lower() for piece in query.split("&") if piece]
+    names = [piece.partition("=")[0] for piece in query.split("&") if piece]
     repairs.extend(f"dropped_parameter:{_showable(name)}" for name in names)
     path = decode(path.removeprefix("file:"))
     refuse_control_characters(path)
@@ -178,41 +185,26 @@ def build_sqlite_url(rest: str, repairs: list[str]) -> URL:
     return URL.create("sqlite", database=":memory:" if in_memory else path)
 
 
-def _may_be_secret(name: str, value: str | tuple[str, ...]) -> bool:
-    if name in _NO_SECRETS:
-        return not isinstance(value, str) or _NO_SECRETS[name].fullmatch(value) is None
-    return name in _SECRETS
-
-
-def _translate(name: str, value: str, *, pooled: bool) -> tuple[str, str]:
-    # `public` is the default schema, and transaction poolers reject `options`.
-    if name == "search_path" and _SCHEMA.fullmatch(value) and value != "public" and not pooled:
-        return "options", f"-c search_path={value}"
+def _translate(name: str, value: str, hosts: int, *, pooled: bool) -> tuple[str, str]:
+    """Return the parameter in libpq's words, with no value if it cannot be used."""
+    if name == "search_path":
+        # `public` is the default schema, and transaction poolers reject `options`.
+        is_useful = _SCHEMA.fullmatch(value) and value != "public" and not pooled
+        return ("options", f"-c search_path={value}") if is_useful else (name, "")
+    if name not in _KEPT:
+        return name, ""
+    refuse_control_characters(value)
     if name == "options":
         return name, value.replace("-c+", "-c ").replace("+-c ", " -c ")
-    # Only these are lowercased, because case matters in `options` and in file names.
-    if name in CHOICES or name in WHOLE_NUMBERS:
-        return name, value.partition("#")[0].strip().lower()
-    return name, value
-
-
-def _is_usable(name: str, value: str, hosts: int) -> bool:
-    if name not in KEPT or not value:
-        return False
-    if name in WHOLE_NUMBERS:
-        return _WHOLE_NUMBER.fullmatch(value) is not None
     if name == "hostaddr":
         addresses = value.split(",")
-        return len(addresses) == max(hosts, 1) and all(map(_is_address, addresses))
-    return value in CHOICES.get(name, (value,))
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
+        is_usable = len(addresses) == max(hosts, 1) and all(map(is_ip_address, addresses))
+        return name, value if is_usable else ""
+    if name in _FORMS:
+        # Only these are lowercased, because case matters in names.
+        value = value.partition("#")[0].lower()
+        return name, value if re.fullmatch(_FORMS[name], value, re.ASCII) else ""
+    return name, value
 
 
 def _showable(name: str) -> str:

@@ -7,30 +7,23 @@ from typing import Literal
 from sqlalchemy import URL
 
 from space_runtime.url.splitting import Backend
-from space_runtime.url.vocabulary import Reason
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Resolution:
     """What DATABASE_URL asks for. Its repr and messages contain no secret, host or user name."""
 
-    url: URL | None
+    url: URL | None = field(repr=False)
     backend: Backend
-    source: Literal["environment", "fallback"]
-    reason: Reason | None
-    repairs: tuple[str, ...]
-    message: str
-    advice: str = ""
+    message: str = field(repr=False)
+    source: Literal["environment", "fallback"] = "environment"
+    reason: str | None = None
+    repairs: tuple[str, ...] = ()
+    advice: str = field(default="", repr=False)
     """Why a Space may be unable to reach the server, and what to do about it."""
     transaction_pooler: bool = False
-    secrets: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    secrets: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict, repr=False)
     """Connection parameters that are kept out of the URL, because SQLAlchemy would print them.
 
     build_engine(resolution) passes them to the driver; build_engine(resolution.url) cannot.
     """
-
-    def __repr__(self) -> str:
-        return (
-            f"Resolution(backend={self.backend!r}, source={self.source!r}, reason={self.reason!r}, "
-            f"repairs={self.repairs!r}, transaction_pooler={self.transaction_pooler!r})"
-        )

@@ -7,6 +7,7 @@ Other drivers' parameters are translated if their meaning is clear, never to som
 
 import re
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 
 from space_runtime.url.vocabulary import UnusableURLError, refuse_control_characters
 
@@ -28,10 +29,14 @@ _CHOICES = {
     "sslsni": ("0", "1"),
 }
 _METHODS = ("password", "md5", "gss", "sspi", "scram-sha-256", "oauth", "none")
+_METHOD = f"(?:{'|'.join(_METHODS)})"
+# libpq rejects a list that mixes methods and exclusions.
+_METHOD_LIST = re.compile(f"{_METHOD}(?:,{_METHOD})*|!{_METHOD}(?:,!{_METHOD})*")
 _ANY_TEXT = """
 krbsrvname oauth_client_id oauth_client_secret oauth_issuer oauth_scope passfile requirepeer
 scram_client_key scram_server_key sslcert sslcrl sslcrldir sslkey sslpassword sslrootcert
 """
+OWN_NAMES = frozenset([*_CHOICES, "require_auth", *_ANY_TEXT.split()])
 
 _YES = ("1", "true", "t", "yes", "y", "on")
 _NO = ("0", "false", "f", "no", "n", "off")
@@ -46,9 +51,7 @@ _MODES = {
 _Wanted = dict[str, str]
 # The key for the weakest sslmode that a parameter accepts.
 _AT_LEAST = "at least"
-
-
-_WORD_FOR_MODE = {word: {_AT_LEAST: mode} for word, mode in _MODES.items()}
+_MODE_OR_BETTER = {word: {_AT_LEAST: mode} for word, mode in _MODES.items()}
 _REQUIRE = {_AT_LEAST: "require"}
 
 
@@ -56,12 +59,14 @@ def _answers(yes: _Wanted | None, no: _Wanted | None) -> dict[str, _Wanted | Non
     return {**dict.fromkeys(_YES, yes), **dict.fromkeys(_NO, no)}
 
 
-# Parameters of other drivers, and what each value asks for. A value that asks for nothing ({}) can
-# be dropped, since libpq's default is at least as strict; a value that maps to None is refused.
-_FOREIGN: dict[str, Mapping[str, _Wanted | None]] = {
+# What each value of a parameter asks for. A value that asks for nothing ({}) can be dropped, since
+# libpq's default is at least as strict; a value that maps to None is refused.
+_MEANINGS: dict[str, Mapping[str, _Wanted | None]] = {
+    **{name: {one.lower(): {name: one} for one in some} for name, some in _CHOICES.items()},
+    "sslmode": {word: {"sslmode": mode} for word, mode in _MODES.items()},
     # In JDBC, `ssl` without a value means true; asyncpg gives it the values of sslmode.
-    "ssl": {**_WORD_FOR_MODE, "": _REQUIRE},
-    **dict.fromkeys(["tls", "usessl", "usetls"], _WORD_FOR_MODE),
+    "ssl": {**_MODE_OR_BETTER, "": _REQUIRE},
+    **dict.fromkeys(["tls", "usessl", "usetls"], _MODE_OR_BETTER),
     # From old versions of libpq: "no" means that encryption is optional, not that it is off.
     "requiressl": _answers(_REQUIRE, {}),
     # dj-database-url
@@ -78,11 +83,8 @@ _FOREIGN: dict[str, Mapping[str, _Wanted | None]] = {
     # Npgsql
     "trustservercertificate": _answers({}, None),
 }
-_ALIASES = {"sslca": "sslrootcert"}
-# Makes libpq write the TLS session keys to a file, so dropping it is the safer choice.
-_DROPPED = {"sslkeylogfile"}
-
-OWN_NAMES = frozenset([*_CHOICES, "require_auth", *_ANY_TEXT.split()])
+# Makes libpq write the TLS session keys to a file, so it is dropped like any other parameter.
+_NOT_READ = "sslkeylogfile"
 
 
 def _folded(name: str) -> str:
@@ -90,8 +92,8 @@ def _folded(name: str) -> str:
     return re.sub(r"[-_ .]", "", name)
 
 
-_OWN = {_folded(name): name for name in OWN_NAMES}
-NAMES = OWN_NAMES | set(_OWN) | set(_FOREIGN) | set(_ALIASES) | _DROPPED | {"ssl-mode", "ssl_mode"}
+_OWN = {**{_folded(name): name for name in OWN_NAMES}, "sslca": "sslrootcert"}
+NAMES = {*_OWN, *_OWN.values(), *_MEANINGS, "ssl-mode", "ssl_mode"}
 
 _WORDS = """
 ssl tls cert certs certificate encrypt encryption verify trust auth authentication kerberos spnego
@@ -104,18 +106,11 @@ _ABOUT_SECURITY = re.compile(
 )
 # A message shows only names made of these words: any other may be the tail of a password.
 _NOTHING_BUT_WORDS = re.compile(rf"(?:{'|'.join(sorted(_WORDS.split(), reverse=True))})++")
-_LONGEST_NAME = 40
+# How similar a short name is to itself with one letter missing, wrong, doubled or swapped.
+_ONE_SLIP = 0.83
 # libpq's environment variables, as in `PGSSLMODE=require psql ...`
 _VARIABLE = re.compile(r"\bPG(?:SSL|REQUIRE|CHANNEL|GSS|KRB)[A-Z]*(?=\s*=)")
 _INNER_NAME = re.compile(r"(?<![\w-])[A-Za-z][\w-]{1,40}(?==)")
-
-
-def _spellings(folded: str) -> set[str]:
-    """Return the name and every variant of it that lacks one character."""
-    return {folded, *(folded[:at] + folded[at + 1 :] for at in range(len(folded)))}
-
-
-_MISSPELT = {spelling: name for folded, name in _OWN.items() for spelling in _spellings(folded)}
 
 
 def read_security(
@@ -137,7 +132,7 @@ def read_security(
             )
         if not wanted:
             repairs.append(f"dropped_parameter:{name}")
-        elif written != name or name in _FOREIGN:
+        elif written != name or name not in OWN_NAMES:
             repairs.append(f"translated_parameter:{written if written in NAMES else name}")
     return _combined(read), others
 
@@ -167,69 +162,46 @@ def _name_of(written: str) -> str | None:
     folded = _folded(written)
     if folded in _OWN:
         return _OWN[folded]
-    if folded in _ALIASES:
-        return _ALIASES[folded]
-    if folded in _FOREIGN or folded in _DROPPED:
+    if folded in _MEANINGS:
         return folded
-    if likely := _meant(folded):
+    if folded == _NOT_READ:
+        return None
+    as_long = [own for own in _OWN if abs(len(own) - len(folded)) <= 1]
+    if likely := get_close_matches(folded, as_long, 1, _ONE_SLIP):
+        name = _OWN[likely[0]]
         raise _refused(
-            f"DATABASE_URL holds a parameter that is spelled almost like {likely}:"
-            f" correct its name, and set it to {_allowed(likely)}."
+            f"DATABASE_URL holds a parameter that is spelled almost like {name}:"
+            f" correct its name, and set it to {_allowed(name)}."
         )
-    if description := _description(folded, written):
+    if _ABOUT_SECURITY.search(folded):
+        shown = "a parameter about encryption or login"
+        if _NOTHING_BUT_WORDS.fullmatch(folded):
+            shown = f"the parameter {written}"
         raise _refused(
-            f"DATABASE_URL holds {description}, which is not understood:"
+            f"DATABASE_URL holds {shown}, which is not understood:"
             " use sslmode=require or sslmode=verify-full instead."
         )
     return None
 
 
-def _meant(folded: str) -> str:
-    """Return which of libpq's names was probably meant, or ""."""
-    if len(folded) > _LONGEST_NAME:
-        return ""
-    return min((_MISSPELT[word] for word in _spellings(folded) if word in _MISSPELT), default="")
-
-
-def _description(folded: str, written: str) -> str:
-    """Return how a message may refer to an unknown security parameter, or "" if it is not one."""
-    if not _ABOUT_SECURITY.search(folded):
-        return ""
-    showable = len(folded) <= _LONGEST_NAME and _NOTHING_BUT_WORDS.fullmatch(folded)
-    return f"the parameter {written}" if showable else "a parameter about encryption or login"
-
-
 def _read(name: str, value: str) -> _Wanted:
     """Return what a parameter asks for, in libpq's words."""
-    if name in _DROPPED:
-        return {}
-    if name in _FOREIGN:
-        wanted = _FOREIGN[name].get(_word(value))
+    # Browsers and one provider's page append a fragment such as `#main`.
+    word, _, fragment = value.partition("#")
+    word = (value if "=" in fragment else word).strip().lower()
+    if name in _MEANINGS:
+        wanted = _MEANINGS[name].get(word.replace("_", "-"))
+    elif name == "require_auth":
+        wanted = {name: word} if _METHOD_LIST.fullmatch(word) else None
     else:
-        own = _read_own(name, value)
-        wanted = None if own is None else {name: own}
+        refuse_control_characters(value)
+        wanted = {name: value} if value else None
     if wanted is None:
         raise _refused(
             f"DATABASE_URL sets {name} to something that is not understood:"
             f" set it to {_allowed(name)}."
         )
     return wanted
-
-
-def _read_own(name: str, value: str) -> str | None:
-    if name == "sslmode":
-        return _MODES.get(_word(value))
-    if name == "require_auth":
-        methods = _without_fragment(value).lower().split(",")
-        exclusions = [method.startswith("!") for method in methods]
-        known = all(method.removeprefix("!") in _METHODS for method in methods)
-        # libpq rejects a list that mixes methods and exclusions
-        return ",".join(methods) if known and len(set(exclusions)) == 1 else None
-    if name in _CHOICES:
-        word = _without_fragment(value).lower()
-        return next((choice for choice in _CHOICES[name] if choice.lower() == word), None)
-    refuse_control_characters(value)
-    return value or None
 
 
 def _combined(read: dict[str, _Wanted]) -> dict[str, str]:
@@ -255,25 +227,15 @@ def _combined(read: dict[str, _Wanted]) -> dict[str, str]:
     return together
 
 
-def _word(value: str) -> str:
-    return _without_fragment(value).lower().replace("_", "-")
-
-
-def _without_fragment(value: str) -> str:
-    """Cut off a fragment such as `#main`, which browsers and one provider's page append."""
-    word, _, fragment = value.partition("#")
-    return value if "=" in fragment else word.strip()
-
-
 def _allowed(name: str) -> str:
     """Return the values that a parameter may have, worded for a message."""
     if name == "require_auth":
         return f"methods out of {_listed(_METHODS)}, separated by commas"
     if name in _CHOICES:
         return _listed(_CHOICES[name])
-    if name in _FOREIGN:
+    if name in _MEANINGS:
         shown = {"true", "false", "strict", *MODES}
-        words = [word for word, wanted in _FOREIGN[name].items() if wanted is not None]
+        words = [word for word, wanted in _MEANINGS[name].items() if wanted is not None]
         return f"{_listed(word for word in words if word in shown)}, or use sslmode"
     return "a value that is not empty, or remove it"
 

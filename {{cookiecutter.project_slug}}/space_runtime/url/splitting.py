@@ -7,18 +7,23 @@ not fail later, inside the driver.
 """
 
 import re
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Literal, TypeAlias
 
 from space_runtime.url.building import KNOWN
-from space_runtime.url.vocabulary import Parts, UnusableURLError, decode, refuse_control_characters
+from space_runtime.url.vocabulary import (
+    Parts,
+    UnusableURLError,
+    decode,
+    is_ip_address,
+    refuse_control_characters,
+)
 
 Backend: TypeAlias = Literal["postgresql", "sqlite"]
 
+# psycopg could split it, but not tell that a parameter is there twice, or is another tool's.
 _KEYWORD_PAIR = re.compile(
     r"\s*(?P<name>[a-z_]+)\s*=\s*(?:'(?P<quoted>(?:[^'\\]|\\.)*)'|(?P<plain>(?:[^\s'\\]|\\.)*))"
 )
-_ESCAPE = re.compile(r"\\(.)")
 _TELLING_NAMES = {"host", "dbname", "user", "port"}
 
 # Names that tools use for the two databases, with an optional driver.
@@ -27,6 +32,10 @@ _OWN_SCHEME = re.compile(SCHEME)
 _URL = re.compile(
     r"(?P<java>(?:(?:jdbc|r2dbc):)?)(?P<scheme>[A-Z][\w+.-]*)\s?:(?P<slashes>[/\\]*)(?P<rest>.*)",
     re.IGNORECASE,
+)
+_WEB_ADDRESS = (
+    "DATABASE_URL holds the address of a web page or an API: "
+    "copy the PostgreSQL connection string, which begins with postgresql://, instead."
 )
 # Drivers for tunnels, encrypted files and other servers, which psycopg and sqlite3 cannot open.
 _OTHER_SYSTEMS = {"ssh", "pysqlcipher", "libsql"}
@@ -61,7 +70,7 @@ def read_keyword_string(text: str) -> Parts | None:
         pair = _KEYWORD_PAIR.match(text, end)
         if pair is None:
             return None
-        value = _ESCAPE.sub(r"\1", pair["quoted"] if pair["quoted"] is not None else pair["plain"])
+        value = re.sub(r"\\(.)", r"\1", pair["quoted"] or pair["plain"] or "")
         # Keyword strings are not percent-encoded, but later steps decode every value.
         parameters.append((pair["name"], value.replace("%", "%25")))
         end = pair.end()
@@ -75,11 +84,13 @@ def split_scheme(text: str, repairs: list[str]) -> tuple[Backend, str]:
     if url is None:
         raise UnusableURLError("unparseable")
     slashes, rest = len(url["slashes"]), url["rest"].strip()
-    scheme = _OWN_SCHEME.fullmatch(url["scheme"].lower())
+    name = url["scheme"].lower()
+    scheme = _OWN_SCHEME.fullmatch(name)
     if slashes < 2 and not (scheme and rest):
         raise UnusableURLError("unparseable")
     if scheme is None or scheme["driver"] in _OTHER_SYSTEMS:
-        raise UnusableURLError("unsupported_scheme")
+        message = _WEB_ADDRESS if name in {"http", "https"} else ""
+        raise UnusableURLError("unsupported_scheme", message)
     if url["java"] or scheme["base"] not in {"postgresql", "sqlite"}:
         repairs.append("scheme")
     if scheme["driver"] not in {None, "psycopg"}:
@@ -95,27 +106,28 @@ def split_url(text: str, repairs: list[str]) -> Parts:
     before, query = _split_query(text, repairs)
     at = _end_of_credentials(before)
     username, _, password = before[: max(at, 0)].partition(":")
-    hosts, database = _split_address(before[at + 1 :].strip(), repairs)
+    hosts, database = _split_address(before[at + 1 :], repairs)
     parameters = [_split_parameter(piece) for piece in _SEPARATOR.split(query) if piece]
     return Parts(username, password, hosts, database, parameters)
 
 
 def read_hosts(parts: Parts) -> tuple[list[str], list[int | None]]:
     """Return the hosts and a port for each; no hosts if the URL names none."""
-    hosts, ports = _split_hosts(parts.hosts)
+    hosts, ports = zip(*map(_split_port, split_list(parts.hosts)), strict=True)
     if parts.hosts_in_query:
-        hosts, ports_beside = _split_hosts(parts.hosts_in_query)
-        ports = ports_beside if any(ports_beside) else ports
+        hosts, beside = zip(*map(_split_port, split_list(parts.hosts_in_query)), strict=True)
+        ports = beside if any(beside) else ports
     if parts.ports_in_query:
-        ports = [decode(port) for port in split_list(parts.ports_in_query)]
-    for host in hosts:
-        _check_host(host, alone=len(hosts) == 1)
+        ports = tuple(map(decode, split_list(parts.ports_in_query)))
+    names = [] if hosts == ("",) else list(hosts)
+    for name in names:
+        _check_host(name)
     numbers = [_read_port(port) for port in ports]
     if len(numbers) == 1:
         numbers *= len(hosts)
     if len(numbers) != len(hosts):
         raise UnusableURLError("invalid_port")
-    return ([], numbers) if hosts == [""] else (hosts, numbers)
+    return names, numbers
 
 
 def refuse_incomplete(parts: Parts, hosts: list[str]) -> None:
@@ -200,62 +212,41 @@ def _split_address(text: str, repairs: list[str]) -> tuple[str, str]:
         folder, _, database = text.rpartition("/")
         return "/" + folder.lstrip("/"), database
     hosts, _, database = text.partition("/")
-    return hosts.strip(), database.strip("/")
+    return hosts, database.strip("/")
 
 
 def _split_parameter(piece: str) -> tuple[str, str]:
     name, _, value = piece.partition("=")
-    return decode(name).strip().lower(), value.removesuffix("\\")
-
-
-def _split_hosts(text: str) -> tuple[list[str], list[str]]:
-    pairs = [_split_port(element) for element in split_list(text)]
-    return [host.strip() for host, _ in pairs], [port.strip() for _, port in pairs]
+    return decode(name).lower(), value.removesuffix("\\")
 
 
 def _split_port(element: str) -> tuple[str, str]:
     if element.startswith("["):
         literal = _BRACKETED.fullmatch(element)
-        if literal is None or not _is_ipv6(decode(literal["host"])):
+        if literal is None or not is_ip_address(decode(literal["host"])):
             raise UnusableURLError("invalid_host")
         return decode(literal["host"]), literal["port"] or ""
     element = decode(element)
     if element.startswith("/"):
         # The names of Cloud SQL's socket directories contain a ':', too.
         folder, _, port = element.replace("/.s.PGSQL.", ":").rpartition(":")
-        return (folder, port) if folder and not port.strip("0123456789") else (element, "")
-    if _is_ipv6(element):
+        return (folder, port) if not port.strip("0123456789") else (element, "")
+    if is_ip_address(element):
         return element, ""
     host, _, port = element.partition(":")
     return host, port
 
 
-def _check_host(host: str, *, alone: bool) -> None:
+def _check_host(host: str) -> None:
     refuse_control_characters(host)
     # libpq splits at every comma, even at one that was percent-encoded.
     if "," in host:
         raise UnusableURLError("invalid_host")
-    if host.startswith("/") or _is_ipv6(host) or (alone and not host):
+    if host.startswith("/") or is_ip_address(host):
         return
-    if not _NAME.fullmatch(host) or len(host) > 253:
+    is_number = host.replace(".", "").isdecimal()
+    if is_number or not _NAME.fullmatch(host):
         raise UnusableURLError("invalid_host")
-    try:
-        if host.replace(".", "").isdecimal():
-            IPv4Address(host)
-        host.encode("idna")
-    except ValueError:
-        raise UnusableURLError("invalid_host") from None
-
-
-def _is_ipv6(text: str) -> bool:
-    # IPv6Address accepts any text as a zone, but getaddrinfo() does not.
-    if len(text) > 63 or not text.isascii():
-        return False
-    try:
-        IPv6Address(text)
-    except AddressValueError:
-        return False
-    return True
 
 
 def _read_port(text: str) -> int | None:

@@ -7,12 +7,14 @@ a part of the URL. The patterns are narrow, because a real password must not be 
 """
 
 import re
+from collections.abc import Callable
 from html import unescape
+from itertools import takewhile
 from unicodedata import category
 from urllib.parse import unquote
 
 from space_runtime.url.splitting import SCHEME, split_list
-from space_runtime.url.vocabulary import Parts, Reason, UnusableURLError, decode
+from space_runtime.url.vocabulary import Parts, UnusableURLError, decode
 
 # No token used as a password is longer, and the steps below would be slow on longer text.
 _LONGEST = 8_192
@@ -26,7 +28,7 @@ _CLOSING = {
     **dict.fromkeys(_PRINTED_QUOTES, _PRINTED_QUOTES),
 }
 # Uppercase names only: `host=...` begins a libpq connection string.
-_ASSIGNMENT = re.compile(r"(?:[\w-]+ +)?[A-Z][A-Z0-9_]*\s*(?:=|:(?=\s|$))")
+_ASSIGNMENT = re.compile(r"^(?:[\w-]+ +)?[A-Z][A-Z0-9_]*\s*(?:=|:(?=\s|$))")
 
 _OWN_URL = re.compile(
     rf"(?:^|(?<=[\s=:,{re.escape(''.join(_CLOSING))}]))(?:(?:jdbc|r2dbc):)?{SCHEME}:(?=[/\\])",
@@ -84,12 +86,22 @@ _WORD_FOR_PASSWORD = re.compile(r"(?:db_)?pass(?:word|wd)?|pwd", re.IGNORECASE)
 
 def unwrap(value: str, repairs: list[str]) -> str:
     """Return the value without what people paste around it."""
-    text = _without_blanks(value, repairs)
-    for _ in range(_ROUNDS):
-        text = _without_assignment(_without_quotes(text, repairs), repairs)
-    if text.strip(_QUOTES) == "":
+    if len(value.strip()) > _LONGEST:
+        raise UnusableURLError("too_long")
+    steps: list[tuple[str, Callable[[str], str]]] = [
+        ("invisible_characters", _without_invisible_characters),
+        ("blanks", str.strip),
+        *[("quotes", _without_quotes), ("prefix", _without_assignment)] * _ROUNDS,
+        ("escapes", _without_escapes),
+    ]
+    text = value
+    for repair, step in steps:
+        before, text = text, step(text)
+        if text != before:
+            repairs.append(repair)
+    if not text.strip(_QUOTES):
         raise UnusableURLError("empty")
-    return _without_escapes(text, repairs)
+    return text
 
 
 def cut_out_url(text: str, repairs: list[str]) -> str:
@@ -150,46 +162,28 @@ def refuse_placeholders_in_path(path: str) -> None:
         _refuse(_BRACKETS.fullmatch(decode(name)), "placeholder")
 
 
-def _without_blanks(value: str, repairs: list[str]) -> str:
-    text = value.strip()
-    if len(text) > _LONGEST:
-        raise UnusableURLError("too_long")
+def _without_invisible_characters(text: str) -> str:
     # Text copied from web pages may contain soft hyphens, zero-width spaces and direction marks.
-    visible = "".join(character for character in text if category(character) != "Cf").strip()
-    if len(visible) < len(text):
-        repairs.append("invisible_characters")
-    if len(text) < len(value):
-        repairs.append("blanks")
-    return visible
+    return "".join(character for character in text if category(character) != "Cf")
 
 
-def _without_quotes(text: str, repairs: list[str]) -> str:
+def _without_quotes(text: str) -> str:
     if text.startswith("&"):
         text = unescape(text)
-    if len(text) < 2 or text[0] not in _QUOTES or text[-1] not in _QUOTES:
-        return text
-    repairs.append("quotes")
-    return text[1:-1].strip()
+    is_quoted = len(text) > 1 and text[0] in _QUOTES and text[-1] in _QUOTES
+    return text[1:-1].strip() if is_quoted else text
 
 
-def _without_assignment(text: str, repairs: list[str]) -> str:
-    name = _ASSIGNMENT.match(text)
-    if name is None:
-        return text
-    repairs.append("prefix")
-    return text[name.end() :].strip()
+def _without_assignment(text: str) -> str:
+    return _ASSIGNMENT.sub("", text).strip()
 
 
-def _without_escapes(text: str, repairs: list[str]) -> str:
+def _without_escapes(text: str) -> str:
     """Undo what JSON encoders and form fields do to a whole URL."""
-    plain = text.replace("\\u0026", "&")
-    if ":\\/\\/" in plain:
-        plain = plain.replace("\\/", "/")
-    if _ENCODED_URL.match(plain):
-        plain = unquote(plain)
-    if plain != text:
-        repairs.append("escapes")
-    return plain
+    text = text.replace("\\u0026", "&")
+    if ":\\/\\/" in text:
+        text = text.replace("\\/", "/")
+    return unquote(text) if _ENCODED_URL.match(text) else text
 
 
 def _without_what_follows(text: str, before: str, repairs: list[str]) -> str:
@@ -200,22 +194,20 @@ def _without_what_follows(text: str, before: str, repairs: list[str]) -> str:
     line = _one_line(inside, repairs)
     kept = line if closing else _without_comment(line, after_command=bool(before))
     kept = kept.rstrip(_QUOTES + " \t;,")
-    if len(kept) < len(line) or (closing and text[closing.end() :].strip()):
+    if len(kept) < len(line) or (closing and text[closing.end() :]):
         repairs.append("trailing_characters")
     return kept
 
 
 def _one_line(text: str, repairs: list[str]) -> str:
     """Rejoin a URL that was wrapped in the middle; drop other lines."""
-    lines = [line.strip() for line in _LINE_BREAK.split(text)]
-    url = lines[0]
-    for line in lines[1:]:
-        if _ANOTHER_LINE.match(line):
-            repairs.append("other_lines")
-            break
+    url, *others = [line.strip() for line in _LINE_BREAK.split(text)]
+    wrapped = list(takewhile(lambda line: not _ANOTHER_LINE.match(line), others))
+    if wrapped:
         repairs.append("line_breaks")
-        url += line
-    return url
+    if len(wrapped) < len(others):
+        repairs.append("other_lines")
+    return url + "".join(wrapped)
 
 
 def _without_comment(text: str, *, after_command: bool) -> str:
@@ -230,6 +222,6 @@ def _without_comment(text: str, *, after_command: bool) -> str:
     return text[: comment.start()] if comment else text
 
 
-def _refuse(found: re.Match[str] | None, reason: Reason) -> None:
+def _refuse(found: re.Match[str] | None, reason: str) -> None:
     if found:
         raise UnusableURLError(reason)

@@ -5,30 +5,14 @@ These messages are constants, so that no part of the value can leak into them.
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from ipaddress import ip_address
 from urllib.parse import unquote
-
-Reason: TypeAlias = Literal[
-    "unset",
-    "empty",
-    "placeholder",
-    "unexpanded_variable",
-    "unparseable",
-    "unsupported_scheme",
-    "missing_host",
-    "missing_database",
-    "invalid_host",
-    "invalid_port",
-    "control_characters",
-    "too_long",
-    "tls",
-]
 
 # In the environment, a byte that is not UTF-8 becomes a lone surrogate, which psycopg cannot send.
 _UNSENDABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 _COPY = "copy the connection string from the provider's page and paste it whole"
-_PROBLEMS: dict[Reason, str] = {
+_PROBLEMS = {
     "unset": "DATABASE_URL is not set: set it to a PostgreSQL URL to use PostgreSQL.",
     "empty": "DATABASE_URL is blank: set it to a PostgreSQL URL to use PostgreSQL.",
     "placeholder": "DATABASE_URL still holds a placeholder: replace it with the real value.",
@@ -49,12 +33,7 @@ _PROBLEMS: dict[Reason, str] = {
     ),
     "control_characters": f"DATABASE_URL holds characters that cannot be sent: {_COPY}.",
     "too_long": f"DATABASE_URL is too long to be a URL: {_COPY}.",
-    "tls": "DATABASE_URL holds a parameter about security that is not understood: correct it.",
 }
-_WEB_ADDRESS = (
-    "DATABASE_URL holds the address of a web page or an API: "
-    "copy the PostgreSQL connection string, which begins with postgresql://, instead."
-)
 _SUPABASE_ON_SPACE = (
     "DATABASE_URL names a Supabase server that has only an IPv6 address, which a Space cannot "
     "reach: use the connection string of Supabase's session pooler."
@@ -63,16 +42,17 @@ _PORT_ON_SPACE = (
     "DATABASE_URL names a port that Spaces may block: if the connection times out, "
     "use a server on 5432, 6543, 443, 80 or 8080."
 )
-_SUPABASE_DIRECT = re.compile(r"db\.[a-z0-9]+\.supabase\.(?:co|com|net)\.?", re.IGNORECASE)
+_SUPABASE_DIRECT = re.compile(r"db\.[a-z]+\.supabase\.co\.?", re.IGNORECASE)
 _OPEN_PORTS = {None, 80, 443, 8080, 5432, 6543}
 
 
-@dataclass(eq=False)
 class UnusableURLError(Exception):
     """DATABASE_URL cannot be used; the message contains known names only, never values."""
 
-    reason: Reason
-    message: str = ""
+    def __init__(self, reason: str, message: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.message = message or _PROBLEMS[reason]
 
 
 @dataclass(repr=False)
@@ -109,15 +89,18 @@ def refuse_control_characters(text: str) -> None:
         raise UnusableURLError("control_characters")
 
 
+def is_ip_address(text: str) -> bool:
+    """Return whether the text is an address of IPv4 or, without brackets, of IPv6."""
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    # A zone may be any text for ip_address(), but not for getaddrinfo().
+    return len(text) <= 63 and text.isascii()
+
+
 def advise_on_space(hosts: list[str], ports: list[int | None]) -> str:
     """Return why a Space may be unable to reach these hosts, and what to do; "" if it can."""
     if any(_SUPABASE_DIRECT.fullmatch(host) for host in hosts):
         return _SUPABASE_ON_SPACE
     return "" if _OPEN_PORTS.issuperset(ports) else _PORT_ON_SPACE
-
-
-def explain_problem(reason: Reason, value: str = "") -> str:
-    """Return what to do about a value that cannot be used."""
-    if reason == "unsupported_scheme" and re.search(r"https?://", value[:64], re.IGNORECASE):
-        return _WEB_ADDRESS
-    return _PROBLEMS[reason]

@@ -33,10 +33,8 @@ from space_runtime.url.unwrapping import (
 )
 from space_runtime.url.vocabulary import (
     Parts,
-    Reason,
     UnusableURLError,
     advise_on_space,
-    explain_problem,
     refuse_control_characters,
 )
 
@@ -53,11 +51,11 @@ class DatabaseURLResolver:
         try:
             return self._read()
         except UnusableURLError as problem:
-            return self._fallback(problem.reason, problem.message)
+            return _fallback(problem)
         except Exception:
             # A bug in a step must not keep the Space from starting. The exception is not logged,
             # because its text may quote the value.
-            return self._fallback("unparseable")
+            return _fallback(UnusableURLError("unparseable"))
 
     def _read(self) -> Resolution:
         if self._value is None:
@@ -90,8 +88,6 @@ class DatabaseURLResolver:
         return Resolution(
             url=url,
             backend="postgresql",
-            source="environment",
-            reason=None,
             repairs=tuple(dict.fromkeys(repairs)),
             message=advice or "DATABASE_URL names a PostgreSQL database.",
             advice=advice,
@@ -104,18 +100,16 @@ class DatabaseURLResolver:
         return Resolution(
             url=build_sqlite_url(rest, repairs),
             backend="sqlite",
-            source="environment",
-            reason=None,
             repairs=tuple(dict.fromkeys(repairs)),
             message="DATABASE_URL names a SQLite database.",
         )
 
-    def _fallback(self, reason: Reason, message: str = "") -> Resolution:
-        return Resolution(
-            url=None,
-            backend="sqlite",
-            source="fallback",
-            reason=reason,
-            repairs=(),
-            message=message or explain_problem(reason, self._value or ""),
-        )
+
+def _fallback(problem: UnusableURLError) -> Resolution:
+    return Resolution(
+        url=None,
+        backend="sqlite",
+        source="fallback",
+        reason=problem.reason,
+        message=problem.message,
+    )
