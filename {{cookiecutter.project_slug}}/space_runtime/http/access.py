@@ -48,8 +48,7 @@ def public_mount(app: FastAPI, path: str) -> None:
 
 def public_mounts_of(app: Starlette | Router) -> frozenset[str]:
     """Return the paths that public_mount() was called with."""
-    state = getattr(app, "state", None)
-    paths: frozenset[str] = getattr(state, "public_mounts", frozenset())
+    paths: frozenset[str] = getattr(getattr(app, "state", None), "public_mounts", frozenset())
     return paths
 
 
@@ -79,15 +78,9 @@ def access_to(route: RouteContext) -> Access:
     calls: list[Any] = list(_calls(getattr(route, "dependant", None)))
     extra = getattr(route, "openapi_extra", None) or {}
     return Access(
-        extra.get("security") == [] or _anybody in calls,
-        tuple(call for call in calls if isinstance(call, SecurityBase)),
+        is_public=extra.get("security") == [] or _anybody in calls,
+        schemes=tuple(call for call in calls if isinstance(call, SecurityBase)),
     )
-
-
-def mounted_in(route: RouteContext) -> Starlette | Router | None:
-    """Return the application of a mount, if it has routes that can say who may call them."""
-    app = getattr(route, "app", None)
-    return app if is_mount(route) and isinstance(app, Starlette | Router) else None
 
 
 def is_mount(route: RouteContext) -> bool:
