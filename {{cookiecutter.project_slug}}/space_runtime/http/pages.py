@@ -96,10 +96,8 @@ def _files(folder: Path) -> ASGIApp:
 
 
 def _is_a_mount_without_its_slash(scope: Scope) -> bool:
-    if scope["method"] != "GET" or scope["path"].endswith("/"):
-        return False
     with_slash = {**scope, "path": f"{scope['path']}/"}
-    return any(
+    return scope["method"] == "GET" and any(
         is_mount(route) and route.matches(with_slash)[0] is Match.FULL
         for route in iter_route_contexts(scope["app"].routes)
     )

@@ -51,11 +51,6 @@ class Protocol(HttpToolsProtocol):
         self._unused = 0
         super().on_body(body)
 
-    def on_message_complete(self) -> None:
-        """End a body."""
-        self._unused = 0
-        super().on_message_complete()
-
     def _should_upgrade(self) -> bool:
         # Whatever is offered: httptools has to stop there.
         return True

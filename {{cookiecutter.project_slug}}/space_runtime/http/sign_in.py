@@ -13,22 +13,18 @@ import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import Depends, HTTPException
 from fastapi.openapi.models import APIKey, APIKeyIn
 from fastapi.security.base import SecurityBase
+from itsdangerous import BadSignature, URLSafeTimedSerializer
 from starlette.requests import HTTPConnection
 
 from space_runtime.http.access import SAFE_METHODS
 from space_runtime.http.openid import Provider, User
-
-if TYPE_CHECKING:
-    from itsdangerous import URLSafeTimedSerializer
-
-    from space_runtime.http.public_limit import PublicLimit
+from space_runtime.http.rate_limit import RateLimit
 
 __all__ = ["CurrentUser", "SpaceOwner", "User"]
 
@@ -44,7 +40,8 @@ class SignInService:
     """The Hub; None if whoever signs in chooses who they are, or if nobody can."""
     space_owner: str
     """The user or organization that the Space belongs to."""
-    user_limit: str
+    limit: RateLimit
+    """How often each user may write."""
     why_off: str
     """What must be done before anybody can sign in; "" if nothing."""
 
@@ -67,21 +64,13 @@ class SignInService:
         self, purpose: str, value: str | None, max_age: int | None = None
     ) -> dict[str, Any] | None:
         """Return the content of a cookie, or None if it is not ours, or too old."""
-        from itsdangerous import BadSignature
-
         try:
             content: dict[str, Any] = self._serializer(purpose).loads(value or "", max_age)
         except BadSignature:
             return None
         return content
 
-    def seconds_to_wait(self, user: User) -> int:
-        """Count a write; return 0, or the seconds to wait if it is one too many."""
-        return 0 if self.user_limit == "off" else self._limit.seconds_to_wait(f"user {user.id}")
-
-    def _serializer(self, purpose: str) -> "URLSafeTimedSerializer":
-        from itsdangerous import URLSafeTimedSerializer
-
+    def _serializer(self, purpose: str) -> URLSafeTimedSerializer:
         # All workers know this secret, also after a restart, and nobody else. Where everybody
         # chooses who they are, a signature is worth nothing in any case.
         secret = self.provider.secret if self.provider else "mocked"
@@ -91,12 +80,6 @@ class SignInService:
             salt=f"{purpose} 1",
             signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256},
         )
-
-    @cached_property
-    def _limit(self) -> "PublicLimit":
-        from space_runtime.http.public_limit import PublicLimit
-
-        return PublicLimit(self.user_limit)
 
 
 def service_of(connection: HTTPConnection) -> SignInService:
@@ -134,8 +117,8 @@ class SignIn(SecurityBase):
             raise HTTPException(403, "Only the owner of this Space may do this.")
         if connection.scope.get("method") not in SAFE_METHODS:
             refuse_other_pages(connection)
-            if seconds := service.seconds_to_wait(user):
-                detail = f"More than {service.user_limit} by one user; try again in {seconds} s."
+            if seconds := service.limit.seconds_to_wait(user.id):
+                detail = f"More than {service.limit.rule} by one user; try again in {seconds} s."
                 raise HTTPException(429, detail, {"Retry-After": str(seconds)})
         return user
 
