@@ -50,7 +50,6 @@ PagePolicy = Annotated[
 ]
 
 
-# What is not one of them is named by the field's description.
 Switch = Literal["on", "off"]
 Level = Literal["debug", "info", "warning", "error", "critical"]
 Limit = Annotated[

@@ -80,7 +80,7 @@ CREATED: dict[int | str, dict[str, Any]] = {
 def add_error_handlers(app: FastAPI) -> None:
     """Map errors to 404, 409, 422 and 503; the middleware turns any other one into a 500.
 
-    A handler of the application's own goes before, whether it is added before or after this.
+    Where the application has a handler of its own, or gets one later, that is used instead.
     """
     for kind, handler in _HANDLERS.items():
         if app.exception_handlers.get(kind, _standard) is _standard:

@@ -15,7 +15,7 @@ from space_runtime.http.targets import Target, Targets
 MAX_URL_BYTES = 8 * 1024
 MAX_HEADER_BYTES = 32 * 1024
 
-# How the owner opens what a stranger was refused. On a Space, they learn it from the answer.
+# The answer tells the owner how to open what was refused.
 _MARKS = {
     "nothing": "its route is marked with **public",
     "route": "its route is marked with **public, as in @router.post(..., **public)",
@@ -25,9 +25,10 @@ _MARKS = {
 
 
 class WriteGuard:
-    """Allows writes with the token, and what `access` says. Without a token all, unless on a Space.
+    """Allows writes with the token, and those that a route allows to others (access.py).
 
-    A WebSocket counts as a write, since what it will carry cannot be known when it is opened.
+    If no token is set, all writes are allowed, but none on a Space. A WebSocket counts as a write,
+    since nobody knows what it will carry when it is opened.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ def _token_in(scope: Scope) -> bytes:
 async def refuse_websocket(
     refusal: JSONResponse, scope: Scope, receive: Receive, send: Send
 ) -> None:
-    """Answer instead of opening it, or where the server cannot do that, close it: that is a 403."""
+    """Send the answer, or a bare 403 if the server cannot send one in place of a WebSocket."""
     if "websocket.http.response" in scope.get("extensions", {}):
         await refusal(scope, receive, send)
     else:

@@ -39,7 +39,7 @@ _USABLE_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 # endpoint may wait for a slow model, its body for a slow client, and a stream for its end.
 PLACES = 16
 HOLD_SECONDS = 0.1
-# The server closes WebSockets when it stops; this is for what does not notice.
+# The server closes WebSockets when it stops; an endpoint that does not notice is cancelled then.
 SOCKET_SECONDS = 2.0
 _METHODS = frozenset(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
 
@@ -73,7 +73,7 @@ class RequestMiddleware:
         IN_PROGRESS.set_function(lambda: self.in_progress)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, serve a WebSocket, or see the application through its lifespan."""
+        """Handle a request, a WebSocket, or the lifespan."""
         if scope["type"] == "http":
             await self._answer(scope, receive, send)
         elif scope["type"] == "websocket":
@@ -170,7 +170,7 @@ class _Exchange:
     body: RequestBody | None
     task: Any
     app: FastAPI
-    """The scope does not tell later, because a mounted application puts itself in its place."""
+    """Kept here, because a mounted application puts itself into the scope."""
     status: int = 0
     is_complete: bool = False
     place: asyncio.TimerHandle | None = None
@@ -180,7 +180,7 @@ class _Exchange:
         return app(self.scope, self.receive, self.send)
 
     async def end_because_of_stop(self) -> None:
-        """End a stream as one that is complete, and answer what has no answer yet."""
+        """End an event stream as if it were complete; answer 503 if there is no answer yet."""
         self.task.uncancel()
         if self.task in self.middleware.event_streams:
             await self.send_on({"type": "http.response.body"})
@@ -189,7 +189,7 @@ class _Exchange:
             await self.let_answer(self.middleware.cors(_unavailable(detail)))
 
     async def end_because_of(self, error: Exception) -> None:
-        """Answer as the application's own handler does, or with a 500; raise if it is too late."""
+        """Let the application's own handler answer, or answer 500; raise if it is too late."""
         # A mounted application answers by itself, and raises afterwards.
         if self.is_complete:
             return
@@ -230,7 +230,7 @@ class _Exchange:
 
     # A plain function, because an `async def` would add a coroutine to every message.
     def send(self, message: Message) -> Awaitable[None]:
-        """Send a message with complete headers; the last one when the body need not be read."""
+        """Send a message of the answer, with the headers that every answer has."""
         body = self.body
         if body is not None:
             message = body.explained(message)

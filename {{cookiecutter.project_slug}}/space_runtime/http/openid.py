@@ -1,4 +1,4 @@
-"""What the Hub is asked about who signs in: OpenID Connect, as an authorization code with PKCE.
+"""Asks the Hub who signs in: OpenID Connect, by an authorization code with PKCE.
 
 `huggingface_hub` has a helper for this, but it redirects to wherever a link says, keeps the access
 token and all organizations in the cookie (4 kB hold ten or so), stops the start where OAuth is not
@@ -16,10 +16,10 @@ import httpx2
 from pydantic import BaseModel, Field, ValidationError
 
 SECONDS = 10.0
-# What the Hub itself allows at most, and what it gives if the front matter says nothing.
+# The Hub's own maximum and default.
 MAX_LIFETIME = 30 * 24 * 3600
 DEFAULT_LIFETIME = 8 * 3600
-# Who may change the Space: a contributor only what they made themselves, a reader nothing.
+# The roles in an organization that may change all of its Spaces.
 _ROLES_OF_OWNERS = ("admin", "write")
 
 

@@ -8,23 +8,23 @@ from starlette.types import ASGIApp
 
 from space_runtime.settings import Space, read_space
 
-# What ordinary pages do without: plugins of other hosts, though not previews of PDF files. Scripts,
-# styles and all else may come from wherever the page takes them: most pages have scripts inside or
-# from a CDN, and a policy that allows both stops no script that somebody got into the page.
+# Forbids plugins of other hosts, but not previews of PDF files. All else may come from anywhere:
+# most pages have inline scripts or scripts of a CDN, and a policy that allows these would not stop
+# an injected one.
 _ORDINARY = "base-uri 'self'; object-src 'self' blob: data:"
 _OURS = "default-src 'self'; base-uri 'none'; form-action 'self'; object-src 'none'"
 Headers = list[tuple[bytes, bytes]]
 
 _OF_ALL: Headers = [
     (b"x-content-type-options", b"nosniff"),
-    # What browsers do anyway: no path leaves the Space, but embedded players and maps need to know
-    # which site they are on.
+    # The default of browsers: other sites learn the host, which embedded players and maps need, but
+    # no path.
     (b"referrer-policy", b"strict-origin-when-cross-origin"),
 ]
 
 
 class SecurityHeaders:
-    """What answers get unless they say it themselves: pages what PAGE_POLICY says, data nothing."""
+    """The security headers that an answer gets if it has none of its own. Data may load nothing."""
 
     def __init__(self, space: Space, page_policy: str) -> None:
         """`page_policy` is a value of PAGE_POLICY."""

@@ -1,4 +1,4 @@
-"""The body of one request: how large it may be, how slow, and what becomes of what nobody read."""
+"""The body of a request: how large and how slow it may be, and what if nobody reads it."""
 
 import asyncio
 import time
@@ -8,8 +8,8 @@ from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
-# A phone on the edge of its network sends more; a sender may be silent for the seconds, or behind
-# the rate by as much.
+# Even a phone with a poor connection is faster. A sender may pause, or lag behind this rate, for
+# PATIENCE_SECONDS.
 BYTES_PER_SECOND = 500
 PATIENCE_SECONDS = 30.0
 # If a connection is closed while the client still sends, the client may never see the answer.
@@ -25,7 +25,7 @@ def patience(left: float, waited: float, received: int) -> float:
 class RequestBody:
     """Receives a body, and raises a 413 if it is too large, a 408 if it comes too slowly.
 
-    A route's own limit, FastAPI's `max_body_size`, stands in the scope when the route is found.
+    FastAPI puts a route's own limit, `max_body_size`, into the scope when it has found the route.
     """
 
     is_complete = False
@@ -62,7 +62,7 @@ class RequestBody:
         return message
 
     def explained(self, message: Message) -> Message:
-        """Return a message of the answer; FastAPI's own 413, a bare text, gets our words."""
+        """Return the message to send; FastAPI's own 413, a bare text, gets our words."""
         if message["type"] != "http.response.start":
             return {**message, "body": self._explanation} if self._explanation else message
         is_ours = self._received or MAX_BODY_SIZE_SCOPE_KEY not in self._scope
@@ -73,7 +73,7 @@ class RequestBody:
         return {**message, "headers": response.raw_headers}
 
     async def end_answer(self, send: Send, message: Message) -> None:
-        """Send the last part of an answer that came before the body, and ignore what follows."""
+        """Send the last part of an answer; what still comes of the body is ignored."""
         if self._may_come:
             await send({**message, "more_body": True})
             message = {"type": "http.response.body"}

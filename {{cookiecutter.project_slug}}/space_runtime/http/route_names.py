@@ -27,7 +27,7 @@ def name_of_route(scope: Scope) -> str:
 
 def _mount(scope: Scope) -> str:
     root_path: str = scope.get("root_path", "")
-    # Mounts put their path behind the one that the server was given, and keep that here.
+    # A mount adds its path to root_path, and keeps what that was before as app_root_path.
     mount = root_path.removeprefix(scope.get("app_root_path", root_path))
     if not mount or not scope.get("path_params"):
         return mount

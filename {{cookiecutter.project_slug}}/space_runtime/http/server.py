@@ -1,7 +1,7 @@
-"""What the server around the application must do, and ASGI has no words for.
+"""What uvicorn has to do for the application, and ASGI cannot ask for.
 
-uvicorn handles SIGTERM, so the handler leads to the server, however it was started: by command, by
-`fastapi run`, by a reloader or as one of several workers. Under another server nothing is changed.
+The server is found through its handler of SIGTERM, however it was started: by command, by `fastapi
+run`, by a reloader, or as one of several workers. Any other server is left as it is.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ LOOK_SECONDS = 0.25
 
 @asynccontextmanager
 async def attended(stop: Callable[[], None]) -> AsyncIterator[Callable[[], bool]]:
-    """Set up the server that runs us, and call `stop` when it stops; yield whether it does.
+    """Configure the server, and call `stop` when it stops; yield a function: does it stop?
 
-    ASGI tells of a stop only when all connections have ended, for which streams must know of it.
+    ASGI announces a stop only after all connections have ended, but streams only end if told so.
     """
     server = _find_server()
     if server is None:
@@ -53,7 +53,7 @@ def _find_server() -> Server | None:
 
 
 def complete(config: Config) -> None:
-    """Set what neither a flag nor the environment has set; new connections will follow it."""
+    """Set what neither a flag nor the environment has set, for all new connections."""
     from space_runtime.http.protocol import HEAD_BYTES, Protocol
 
     if config.http == "auto":

@@ -11,9 +11,8 @@ An endpoint with such a parameter is for those who are signed in, and needs no A
 
 import hashlib
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import urlencode
 
 from fastapi import Depends, HTTPException
@@ -34,7 +33,7 @@ COOKIE = "__Host-user"
 
 @dataclass(frozen=True)
 class SignInService:
-    """Knows who is signed in: their cookie says so, and a signature that it is ours."""
+    """Knows who is signed in, by a cookie that it has signed."""
 
     provider: Provider | None
     """The Hub; None if whoever signs in chooses who they are, or if nobody can."""
@@ -47,32 +46,24 @@ class SignInService:
 
     def user_of(self, connection: HTTPConnection) -> User | None:
         """Return who is signed in, or None."""
-        session = self.read("session", connection.cookies.get(cookie(connection, COOKIE)))
-        if self.why_off or session is None or session.pop("expires") <= time.time():
+        try:
+            value = connection.cookies.get(cookie(connection, COOKIE), "")
+            session = self.signed("session").loads(value)
+        except BadSignature:
+            return None
+        if self.why_off or session.pop("expires") <= time.time():
             return None
         return User(**session)
 
     def session(self, user: User, seconds: int) -> str:
         """Return the value of the cookie that says who is signed in, for so long."""
-        return self.sign("session", asdict(user) | {"expires": time.time() + seconds})
+        content = asdict(user) | {"expires": time.time() + seconds}
+        return str(self.signed("session").dumps(content))
 
-    def sign(self, purpose: str, content: Mapping[str, Any]) -> str:
-        """Return the value of a cookie."""
-        return str(self._serializer(purpose).dumps(content))
-
-    def read(
-        self, purpose: str, value: str | None, max_age: int | None = None
-    ) -> dict[str, Any] | None:
-        """Return the content of a cookie, or None if it is not ours, or too old."""
-        try:
-            content: dict[str, Any] = self._serializer(purpose).loads(value or "", max_age)
-        except BadSignature:
-            return None
-        return content
-
-    def _serializer(self, purpose: str) -> URLSafeTimedSerializer:
-        # All workers know this secret, also after a restart, and nobody else. Where everybody
-        # chooses who they are, a signature is worth nothing in any case.
+    def signed(self, purpose: str) -> URLSafeTimedSerializer:
+        """Return what writes and reads cookies for this purpose."""
+        # Known to all workers, also after a restart, and to nobody else. Where users choose who
+        # they are, a signature protects nothing.
         secret = self.provider.secret if self.provider else "mocked"
         return URLSafeTimedSerializer(
             secret,
@@ -142,8 +133,8 @@ def cookie(connection: HTTPConnection, name: str) -> str:
 def refuse_other_pages(connection: HTTPConnection) -> None:
     """Raise HTTPException unless a page of this application sent this.
 
-    The cookie works in the Hub's frame, so browsers also add it to what any other page sends. They
-    say which page it was, and nothing but a browser has a cookie.
+    Since the cookie works in the Hub's frame, browsers also send it with requests of any other
+    page. Their header Origin says which page it was.
     """
     scheme = connection.url.scheme.replace("ws", "http")
     own = f"{scheme}://{connection.headers.get('host')}"
@@ -159,5 +150,5 @@ def _please_sign_in(connection: HTTPConnection) -> HTTPException:
         url = connection.url
         query = urlencode({"next": f"{url.path}?{url.query}" if url.query else url.path})
         return HTTPException(303, headers={"Location": f"{path}?{query}"})
-    # The standard wants a scheme here, and has none for cookies; FastAPI names this one.
+    # HTTP requires a scheme here, and has none for cookies; FastAPI uses this one.
     return HTTPException(401, f"Sign in first, at {path}.", {"WWW-Authenticate": "APIKey"})

@@ -19,6 +19,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.responses import RedirectResponse, Response
 from fastapi.routing import iter_route_contexts
+from itsdangerous import BadSignature
 
 from space_runtime.http import templates
 from space_runtime.http.access import access_to, public
@@ -69,11 +70,11 @@ def attach_sign_in(app: FastAPI, runtime: Runtime) -> None:
         return
     space, settings = runtime.space, runtime.settings
     provider = read_provider(os.environ)
-    # Whoever reaches a server without a token may write there, so they may be whom they like, too.
+    # Without a token, whoever reaches the server may write, so they may also choose who they are.
     is_open = settings.api_token is None and not space.is_running_here
     is_rehearsal = space.is_running_here and not space.is_behind_edge
     why_off = OFF_ON_A_SPACE if space.is_running_here else OFF_ELSEWHERE
-    # What is no Space belongs to nobody at the Hub, least of all to a user who is called owner.
+    # Elsewhere, no user of the Hub is the owner, not even one with that name.
     nobody = "" if provider else "owner"
     app.state.sign_in = SignInService(
         provider,
@@ -119,10 +120,9 @@ async def login(request: Request, next: str = "/") -> Response:  # noqa: A002
     except ProviderFailed as error:
         return _hub_failed(request, target, error)
     attempt = {"state": state, "verifier": verifier, "next": target}
+    value = service.signed("attempt").dumps(attempt)
     response = RedirectResponse(address, 303, {"Cache-Control": "no-store"})
-    _set_cookie(
-        request, response, ATTEMPT_COOKIE, service.sign("attempt", attempt), ATTEMPT_SECONDS
-    )
+    _set_cookie(request, response, ATTEMPT_COOKIE, str(value), ATTEMPT_SECONDS)
     return response
 
 
@@ -143,8 +143,11 @@ async def callback(
         claims = Claims(sub=f"mocked-{name}", preferred_username=name, name=name.capitalize())
         target, seconds = own_path(next), DEFAULT_LIFETIME
     else:
-        value = request.cookies.get(cookie(request, ATTEMPT_COOKIE))
-        attempt = service.read("attempt", value, ATTEMPT_SECONDS) or {"state": "", "next": "/"}
+        value = request.cookies.get(cookie(request, ATTEMPT_COOKIE), "")
+        try:
+            attempt = service.signed("attempt").loads(value, ATTEMPT_SECONDS)
+        except BadSignature:
+            attempt = {"state": "", "next": "/"}
         target = attempt["next"]
         if not code or not hmac.compare_digest(state.encode(), attempt["state"].encode()):
             again = {"Try again": _address(request, LOGIN, next=target)}

@@ -43,7 +43,7 @@ class Targets:
         *,
         is_public: bool = False,
     ) -> None:
-        """`prefix` is where it is mounted in the outermost one; `is_public`: and that publicly."""
+        """`prefix` is the path at which it is mounted, `is_public` whether that mount is public."""
         self._app = app
         self._outermost = outermost or app
         self._prefix = prefix
@@ -59,7 +59,7 @@ class Targets:
         return iter(self._targets)
 
     def find(self, scope: Scope) -> Target:
-        """Return what answers this request; its access is that of the innermost application."""
+        """Return what answers this request; below a mount, with the access of the route there."""
         if root_path := getattr(self._app, "root_path", ""):
             # As FastAPI does when it is called.
             scope = {**scope, "root_path": root_path}

@@ -208,8 +208,8 @@ def configure_logging(settings: RuntimeSettings, *, on_space: bool) -> AccessLog
 def _is_to_be_told(record: logging.LogRecord) -> bool:
     """Return whether a line is a warning, or from code that is not an installed package.
 
-    Below WARNING, libraries log URLs and headers of requests, including secrets. Who wants to read
-    that sets the level of their logger.
+    Below WARNING, libraries log URLs and headers of requests, including secrets. To read them, set
+    the level of the library's logger.
     """
     return (
         record.levelno >= logging.WARNING
