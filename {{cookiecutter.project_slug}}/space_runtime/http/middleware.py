@@ -39,7 +39,7 @@ _USABLE_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 # endpoint may wait for a slow model, its body for a slow client, and a stream for its end.
 PLACES = 16
 HOLD_SECONDS = 0.1
-# The server closes WebSockets when it stops; an endpoint that does not notice is cancelled then.
+# When the server stops, it closes WebSockets. Endpoints that do not notice are cancelled later.
 SOCKET_SECONDS = 2.0
 _METHODS = frozenset(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
 
@@ -68,7 +68,7 @@ class RequestMiddleware:
         self.sockets: set[Any] = set()
         self.is_stopping: Callable[[], bool] = lambda: False
         self.in_progress = 0
-        self.id_prefix = secrets.token_hex(6).encode() + b"-"
+        self.id_prefix = secrets.token_hex(6)
         self.numbers = itertools.count(1)
         IN_PROGRESS.set_function(lambda: self.in_progress)
 
@@ -120,10 +120,10 @@ class RequestMiddleware:
         headers = dict(scope["headers"])
         if self.behind_edge:
             _believe_the_edge(scope, headers)
-        request_id = headers.get(b"x-request-id", b"")
-        if not _USABLE_ID.fullmatch(request_id):
-            request_id = self.id_prefix + b"%d" % next(self.numbers)
-        current_request_id.set(request_id.decode())
+        given = headers.get(b"x-request-id", b"")
+        is_usable = _USABLE_ID.fullmatch(given)
+        request_id = given.decode() if is_usable else f"{self.id_prefix}-{next(self.numbers)}"
+        current_request_id.set(request_id)
         body = None
         if headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers:
             body = RequestBody(scope, receive, headers, self.max_body_bytes)
@@ -166,7 +166,7 @@ class _Exchange:
     scope: Scope
     receive: Receive
     send_on: Send
-    request_id: bytes
+    request_id: str
     body: RequestBody | None
     task: Any
     app: FastAPI
@@ -198,8 +198,7 @@ class _Exchange:
         request = Request(self.scope, self.receive)
         answer = await answer_of_own_handler(self.app, request, error)
         if answer is None:
-            request_id = self.request_id.decode()
-            detail = f"Internal error. The log tells more under the id {request_id}."
+            detail = f"Internal error. The log tells more under the id {self.request_id}."
             answer = JSONResponse({"detail": detail}, 500)
         await self.let_answer(self.middleware.cors(answer))
 
@@ -246,7 +245,8 @@ class _Exchange:
     def _start(self, message: Message) -> None:
         middleware = self.middleware
         self.status = message["status"]
-        headers = message["headers"] = [*message["headers"], (b"x-request-id", self.request_id)]
+        own_id = (b"x-request-id", self.request_id.encode())
+        headers = message["headers"] = [*message["headers"], own_id]
         present = dict(headers)
         headers += middleware.headers.missing_from(present)
         if path_of(self.scope).startswith("/api/") and middleware.is_fallback():

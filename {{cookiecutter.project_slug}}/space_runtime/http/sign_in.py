@@ -16,7 +16,7 @@ from typing import Annotated
 from urllib.parse import urlencode
 
 from fastapi import Depends, HTTPException
-from fastapi.openapi.models import APIKey, APIKeyIn
+from fastapi.security import APIKeyCookie
 from fastapi.security.base import SecurityBase
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 from starlette.requests import HTTPConnection
@@ -92,9 +92,7 @@ class SignIn(SecurityBase):
         self._owner_only = owner_only
         who = "the owner of this Space, who has" if owner_only else "those who have"
         description = f"The cookie of {who} signed in at {LOGIN}."
-        self.model = APIKey.model_validate(
-            {"in": APIKeyIn.cookie, "name": COOKIE, "description": description}
-        )
+        self.model = APIKeyCookie(name=COOKIE, description=description).model
 
     async def __call__(self, connection: HTTPConnection) -> User:
         """Return who is signed in; raise HTTPException if nobody is, or they may not do this."""

@@ -50,12 +50,9 @@ class Stderr:
 
     def write(self, text: str) -> None:
         """Write whole lines."""
-        self.write_bytes(text.encode(errors="backslashreplace"))
-
-    def write_bytes(self, data: bytes) -> None:
-        """Write whole lines."""
         if self._descriptor < 0:
             return
+        data = text.encode(errors="backslashreplace")
         with self._lock:
             if len(self._unread) + len(data) > MOST_UNREAD_BYTES:
                 LOST_LINES.inc(data.count(b"\n"))
@@ -114,10 +111,10 @@ class AccessLog:
         self._is_off = settings.log_level in ("warning", "error", "critical")
         self._stderr = stderr
         self._use_json = use_json
-        self._requests: list[tuple[bytes, float, bytes]] = []
+        self._requests: list[tuple[str, float, str]] = []
         self._written_at = 0.0
 
-    def add(self, method: str, route: str, status: int, seconds: float, request_id: bytes) -> None:
+    def add(self, method: str, route: str, status: int, seconds: float, request_id: str) -> None:
         """Write a line now, or with others at most LOG_SECONDS later."""
         if self._is_off:
             return
@@ -131,22 +128,22 @@ class AccessLog:
         """Write the pending lines."""
         self._written_at = asyncio.get_running_loop().time()
         requests, self._requests = self._requests, []
-        now = datetime.now(UTC).isoformat().replace("+00:00", "Z").encode()
+        now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         lines = [line % (now, milliseconds, who) for line, milliseconds, who in requests]
-        self._stderr.write_bytes(b"".join(lines))
+        self._stderr.write("".join(lines))
 
 
 @functools.cache
-def _access_line(method: str, route: str, status: int, use_json: bool) -> bytes:
+def _access_line(method: str, route: str, status: int, use_json: bool) -> str:
     """Return a line that lacks its timestamp, the milliseconds, and the request's ID."""
     if use_json:
         known = {"level": "info", "logger": "access", "event": "request", "method": method}
-        start, end = b'{"timestamp":"%b",', b',"milliseconds":%.1f,"request_id":"%b"}\n'
-        text = to_json({**known, "route": route, "status": status})[1:-1]
+        start, end = '{"timestamp":"%s",', ',"milliseconds":%.1f,"request_id":"%s"}\n'
+        text = to_json({**known, "route": route, "status": status})[1:-1].decode()
     else:
-        start, end = b"%b [info     ] ", b" milliseconds=%.1f request_id=%b\n"
-        text = f"{'request':<30} [access] method={method} route={route} status={status}".encode()
-    return start + text.replace(b"%", b"%%") + end
+        start, end = "%s [info     ] ", " milliseconds=%.1f request_id=%s\n"
+        text = f"{'request':<30} [access] method={method} route={route} status={status}"
+    return start + text.replace("%", "%%") + end
 
 
 def configure_logging(settings: RuntimeSettings, *, on_space: bool) -> AccessLog:
