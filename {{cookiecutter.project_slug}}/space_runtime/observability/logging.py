@@ -62,9 +62,6 @@ class Stderr:
                 self._helper = threading.Thread(target=self._help, name="log", daemon=True)
                 self._helper.start()
 
-    def flush(self) -> None:
-        """Do nothing: logging.StreamHandler calls this after each line."""
-
     def _write_what_fits(self) -> bool:
         """Return whether all was written. A writable pipe takes PIPE_BUF bytes without blocking."""
         while self._unread:
