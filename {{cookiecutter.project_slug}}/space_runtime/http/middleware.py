@@ -28,7 +28,7 @@ from space_runtime.http.route_names import name_of_route, path_of
 from space_runtime.http.server import attended
 from space_runtime.observability.logging import AccessLog
 from space_runtime.observability.logging import request_id as current_request_id
-from space_runtime.observability.metrics import IN_PROGRESS, count_request
+from space_runtime.observability.metrics import IN_PROGRESS, REQUESTS
 from space_runtime.serving.limiter import ConcurrencyLimiter, NoPlace, arrived_at
 
 logger = logging.getLogger(__name__)
@@ -72,17 +72,19 @@ class RequestMiddleware:
         self.numbers = itertools.count(1)
         IN_PROGRESS.set_function(lambda: self.in_progress)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Handle a request, a WebSocket, or the lifespan."""
         if scope["type"] == "http":
-            await self._answer(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await self._serve_websocket(scope, receive, send)
-        else:
-            async with attended(self._stop) as self.is_stopping:
-                await self.app(scope, receive, send)
-            # After the lifespan ends, no request will trigger a flush.
-            self.log.flush()
+            return self._answer(scope, receive, send)
+        if scope["type"] == "websocket":
+            return self._serve_websocket(scope, receive, send)
+        return self._run_lifespan(scope, receive, send)
+
+    async def _run_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with attended(self._stop) as self.is_stopping:
+            await self.app(scope, receive, send)
+        # After the lifespan ends, no request will trigger a flush.
+        self.log.flush()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         started, method = time.monotonic(), scope["method"]
@@ -90,11 +92,9 @@ class RequestMiddleware:
         arrived_at.set(started)
         self.in_progress += 1
         try:
-            refusal = (
-                self.guard.refusal(exchange.scope)
-                or refusal_of_long(exchange.scope)
-                or await exchange.take_place()
-            )
+            refusal = self.guard.refusal(exchange.scope) or refusal_of_long(exchange.scope)
+            if not (refusal or exchange.takes_place()):
+                refusal = await exchange.wait_for_place()
             await exchange.let_answer(self.cors(refusal) if refusal else self.app)
         except asyncio.CancelledError:
             if not self.is_stopping():
@@ -110,7 +110,7 @@ class RequestMiddleware:
             seconds = time.monotonic() - started
             method = method if method in _METHODS else "other"
             route = name_of_route(exchange.scope)
-            count_request(method, route, exchange.status, seconds)
+            REQUESTS.add(method, route, exchange.status, seconds)
             self.log.add(method, route, exchange.status, seconds, exchange.request_id)
 
     def _begin(self, scope: Scope, receive: Receive, send: Send) -> "_Exchange":
@@ -158,7 +158,7 @@ class RequestMiddleware:
             asyncio.get_running_loop().call_later(SOCKET_SECONDS, task.cancel)
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False, repr=False, slots=True)
 class _Exchange:
     """A request and its answer, as far as it is known."""
 
@@ -202,23 +202,26 @@ class _Exchange:
             answer = JSONResponse({"detail": detail}, 500)
         await self.let_answer(self.middleware.cors(answer))
 
-    async def take_place(self) -> JSONResponse | None:
-        """Take a place for a moment; return what to answer if there is none.
+    def takes_place(self) -> bool:
+        """Take a place for a moment, if one is free; return whether this need not wait for one."""
+        if self.middleware.limiter.try_to_enter():
+            self._hold_place()
+            return True
+        path = path_of(self.scope)
+        is_state = path in ("/", "/status") or path.startswith("/health")
+        return is_state or self.scope["method"] == "OPTIONS"
 
-        Health checks, the status page and preflight requests never wait for one.
-        """
-        limiter = self.middleware.limiter
-        if not limiter.try_to_enter():
-            path = path_of(self.scope)
-            is_state = path in ("/", "/status") or path.startswith("/health")
-            if is_state or self.scope["method"] == "OPTIONS":
-                return None
-            try:
-                await limiter.enter()
-            except NoPlace:
-                return _unavailable("Too many requests are waiting; nothing was stored.")
-        self.place = asyncio.get_running_loop().call_later(HOLD_SECONDS, self.give_place_back)
+    async def wait_for_place(self) -> JSONResponse | None:
+        """Take a place as soon as one is free; return what to answer if that takes too long."""
+        try:
+            await self.middleware.limiter.enter()
+        except NoPlace:
+            return _unavailable("Too many requests are waiting; nothing was stored.")
+        self._hold_place()
         return None
+
+    def _hold_place(self) -> None:
+        self.place = asyncio.get_running_loop().call_later(HOLD_SECONDS, self.give_place_back)
 
     def give_place_back(self) -> None:
         """Let the next request in, if this one still has a place."""

@@ -22,6 +22,8 @@ _OF_ALL: Headers = [
     (b"referrer-policy", b"strict-origin-when-cross-origin"),
 ]
 
+_NAMES = frozenset([b"content-security-policy", *(name for name, _ in _OF_ALL)])
+
 
 class SecurityHeaders:
     """The security headers that an answer gets if it has none of its own. Data may load nothing."""
@@ -36,6 +38,8 @@ class SecurityHeaders:
         """Return the headers to add to those that an answer has."""
         is_data = present.get(b"content-type") == b"application/json"
         headers = self.of_data if is_data else self.of_pages
+        if _NAMES.isdisjoint(present):
+            return headers
         return [header for header in headers if header[0] not in present]
 
 

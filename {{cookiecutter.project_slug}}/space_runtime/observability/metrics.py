@@ -4,18 +4,61 @@ No label contains a host, a user or the value of a path parameter. With several 
 answer shows only the process that gave it.
 """
 
-import functools
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Iterator
+from itertools import accumulate
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge
+from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
-_REQUESTS = Counter("http_requests", "Requests answered.", ["method", "route", "status"])
-_DURATION = Histogram(
-    "http_request_duration_seconds",
-    "Seconds from a request to its answer.",
-    ["method", "route"],
-    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
-)
+
+class RequestStatistics(Collector):
+    """Counts requests in plain numbers, which become metrics when they are collected.
+
+    The counters and histograms of prometheus_client, even if they are looked up once, would add a
+    tenth to the time of the middleware.
+    """
+
+    BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+    """The upper bounds of the histogram's buckets, in seconds."""
+
+    def __init__(self) -> None:
+        # The number of requests in each bucket, then the seconds that all of them took together.
+        self._rows: dict[tuple[str, str, int], list[float]] = {}
+
+    def add(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one request."""
+        row = self._rows.get((method, route, status))
+        if row is None:
+            row = self._rows[method, route, status] = [0] * (len(self.BOUNDS) + 2)
+        row[bisect_left(self.BOUNDS, seconds)] += 1
+        row[-1] += seconds
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield both metrics as they are now."""
+        requests = CounterMetricFamily(
+            "http_requests", "Requests answered.", labels=["method", "route", "status"]
+        )
+        durations: dict[tuple[str, str], list[float]] = {}
+        for (method, route, status), row in list(self._rows.items()):
+            requests.add_metric([method, route, str(status)], sum(row[:-1]))
+            others = durations.get((method, route), [0] * len(row))
+            durations[method, route] = list(map(sum, zip(row, others, strict=True)))
+        yield requests
+        duration = HistogramMetricFamily(
+            "http_request_duration_seconds",
+            "Seconds from a request to its answer.",
+            labels=["method", "route"],
+        )
+        bounds = [*map(str, self.BOUNDS), "+Inf"]
+        for where, (*buckets, seconds) in durations.items():
+            duration.add_metric(where, list(zip(bounds, accumulate(buckets), strict=True)), seconds)
+        yield duration
+
+
+REQUESTS = RequestStatistics()
+REGISTRY.register(REQUESTS)
 IN_PROGRESS = Gauge("http_requests_in_progress", "Requests being answered.")
 
 STATUS = Gauge("database_status", "1 for the status that /health reports, else 0.", ["status"])
@@ -48,18 +91,3 @@ for _label in ("full", "waited"):
     REFUSED.labels(_label)
 for _label in ("taken", "failed"):
     SNAPSHOTS.labels(_label)
-
-
-def count_request(method: str, route: str, status: int, seconds: float) -> None:
-    """Count a request that was answered."""
-    increment, observe = _counters_of(method, route, status)
-    increment()
-    observe(seconds)
-
-
-@functools.cache
-def _counters_of(
-    method: str, route: str, status: int
-) -> tuple[Callable[[], None], Callable[[float], None]]:
-    # To look these up for each request would take longer than to count it.
-    return _REQUESTS.labels(method, route, status).inc, _DURATION.labels(method, route).observe
