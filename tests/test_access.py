@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 from space_runtime.http.access import public
 from space_runtime.http.guard import WriteGuard, refuse_websocket
-from space_runtime.http.public_limit import MAX_CLIENTS, _Counts
+from space_runtime.http.rate_limit import MAX_CLIENTS, RateLimit
 from starlette.responses import JSONResponse
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
@@ -418,8 +418,22 @@ def test_a_server_that_cannot_answer_a_websocket_closes_it() -> None:
 
 
 def test_a_flood_from_many_addresses_fills_no_memory() -> None:
-    counts = _Counts()
-    for number in range(MAX_CLIENTS + 100):
-        counts.incr(str(number), 60)
-    assert counts.get(str(number)) == 1
-    assert counts.reset() == MAX_CLIENTS
+    limit = RateLimit("1/hour")
+    assert limit.seconds_to_wait("first") == 0
+    assert 3590 < limit.seconds_to_wait("first") <= 3600
+    for number in range(MAX_CLIENTS):
+        limit.seconds_to_wait(str(number))
+    assert limit.seconds_to_wait(str(number)) > 0
+    # whose window began first was forgotten
+    assert limit.seconds_to_wait("first") == 0
+    assert len(limit._windows) == MAX_CLIENTS
+
+
+def test_a_client_may_call_again_when_its_window_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: seconds[0])
+    limit = RateLimit("2/minute")
+    waits = []
+    for seconds[0] in (10, 40, 69.5, 69.9, 70, 90, 100):
+        waits.append(limit.seconds_to_wait("somebody"))
+    assert waits == [0, 0, 1, 1, 0, 0, 30]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, FrameLocator, Page, Route, expect
 from space_runtime.http.pages import own_page
-from space_runtime.http.policy import security_headers
+from space_runtime.http.policy import SecurityHeaders
 from space_runtime.settings import RuntimeSettings, Space, problems
 
 from tests.support.bakery import ROOT, BakedProject, Bakery
@@ -137,7 +137,7 @@ def test_a_program_gets_a_404_where_nothing_is(built: Server, path: str) -> None
 
 def test_no_file_hides_a_route(built: Server) -> None:
     assert built.get("/health", headers=BROWSER).json()["status"] == "ok"
-    assert "Swagger" in built.get("/docs/start.js").text
+    assert "Swagger" in built.get("/docs/swagger-ui-bundle.js").text
     assert "swagger-ui" in built.get("/docs", headers=BROWSER).text
     assert 'id="state"' in built.get("/status", headers=BROWSER).text
     assert built.get("/metrics", headers=BROWSER).text.startswith("# HELP")
@@ -240,7 +240,7 @@ def test_files_are_counted_without_their_names(built: Server) -> None:
     ],
 )
 def test_one_setting_says_what_pages_may_do(setting: str, policy: str | None) -> None:
-    headers = dict(security_headers(Space("a/b", "a-b.hf.space"), page_policy=setting))
+    headers = dict(SecurityHeaders(Space("a/b", "a-b.hf.space"), setting).missing_from({}))
     assert headers.get(b"content-security-policy") == (policy.encode() if policy else None)
     assert headers[b"x-content-type-options"] == b"nosniff"
 

@@ -19,7 +19,7 @@ JSON = b"Content-Type: application/json"
 ITEMS = b"/api/items"
 UNKNOWN = b"/api/items/00000000-0000-0000-0000-000000000000"
 PAGES = (
-    b"/", b"/docs", b"/docs/start.js", b"/docs/swagger-ui.css", b"/docs/swagger-ui-bundle.js", b"/openapi.json",
+    b"/", b"/docs", b"/docs/swagger-ui.css", b"/docs/swagger-ui-bundle.js", b"/openapi.json",
     b"/health", b"/health/live", b"/health/ready", b"/metrics", ITEMS,
 )  # fmt: skip
 UNSAFE = (b"POST", b"PUT", b"PATCH", b"DELETE", b"CONNECT", b"PROPFIND", b"MKCOL", b"LINK", b"PURGE")

@@ -15,6 +15,7 @@ import httpx2
 import pytest
 from playwright.sync_api import expect
 from space_runtime.http.openid import Claims, Provider, User, read_provider, user_from
+from space_runtime.http.rate_limit import RateLimit
 from space_runtime.http.sign_in import SignInService
 from space_runtime.http.sign_in_pages import MOCKED, OFF_ELSEWHERE, OFF_ON_A_SPACE, own_path
 from websockets.exceptions import InvalidStatus
@@ -246,9 +247,12 @@ def test_the_cookie_is_small_whatever_the_hub_says(hub: OpenIDProvider, visitor:
     assert len(visitor.cookies["__Host-user"]) < 2000
 
 
+NO_LIMIT = RateLimit("off")
+
+
 def signed(hub: OpenIDProvider, user: User, seconds: int) -> str:
     """A session as another worker of the same Space would have made it."""
-    return SignInService(read_provider(hub.environ), OWNER, "off", "").session(user, seconds)
+    return SignInService(read_provider(hub.environ), OWNER, NO_LIMIT, "").session(user, seconds)
 
 
 ADA = User(id="id-of-ada", username="ada", name="Ada", picture=None, is_owner=False)
@@ -267,12 +271,12 @@ def test_a_cookie_that_the_app_did_not_give_is_none(hub: OpenIDProvider, visitor
     elif what == "changed":
         value = f"{'f' if value[0] == 'e' else 'e'}{value[1:]}"
     elif what == "of another Space":
-        other = SignInService(Provider("id", "another secret", "openid", "http://x"), OWNER, "off", "")
+        other = SignInService(Provider("id", "another secret", "openid", "http://x"), OWNER, NO_LIMIT, "")
         value = other.session(ADA, 60)
     elif what == "unsigned":
         value = value.partition(".")[0]
     elif what == "of a laptop":
-        value = SignInService(None, OWNER, "off", "").session(ADA, 60)
+        value = SignInService(None, OWNER, NO_LIMIT, "").session(ADA, 60)
     else:
         visitor.ask("GET", LOGIN)
         value = visitor.cookies["__Host-sign-in"]
@@ -468,7 +472,7 @@ def test_where_nobody_can_sign_in_the_app_says_what_to_do(project: BakedProject,
         assert sentence == MOCKED or refused.json() == {"detail": sentence}
         signed_in = server.get(f"{CALLBACK}?user=owner&next=/me", follow_redirects=True)
         assert signed_in.status_code == (200 if sentence == MOCKED else 403)
-        forged = SignInService(None, OWNER, "off", "").session(ADA, 60)
+        forged = SignInService(None, OWNER, NO_LIMIT, "").session(ADA, 60)
         greeting = server.get("/board", headers={"Cookie": f"user={forged}; __Host-user={forged}"})
         assert ("ada" in greeting.text) is (sentence == MOCKED)
         server.stop()

@@ -1,7 +1,7 @@
 """The first program in the container: starts the container's command, and stops when asked to.
 
-The system drops signals to a container's first process for which it has no handler, and uvicorn
-has one only when it has imported the application. Any other command takes this program's place.
+Signals to a container's first process are dropped unless it handles them, and uvicorn does so only
+after it has imported the application. Any other command than uvicorn replaces this program.
 """
 
 import os
@@ -29,8 +29,8 @@ def adapted(command: list[str], environ: Mapping[str, str], *, has_ipv6: bool) -
 
 def main() -> None:
     """Run the command that was given as arguments."""
-    # Not sys.exit(): some of the libraries that are being imported ignore exceptions at times.
-    # Nothing is open until uvicorn has its own handler, and nothing is left when it gives it up.
+    # Not sys.exit(), because a library that is being imported may swallow the exception. Nothing
+    # needs to be closed before uvicorn has its own handler, or after it has removed it.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     command = sys.argv[1:]
     if command[0] != "uvicorn":

@@ -7,11 +7,11 @@ import sys
 
 def usable_port(port: str | int, host: str = "127.0.0.1") -> int:
     """Return the port as a number, or exit with a sentence if nothing can listen on it."""
-    # a sign, blanks and other digits than these would be a number for Python, too
+    # int() would also take signs, blanks and digits of other scripts.
     if not str(port).isascii() or not str(port).isdigit() or not 1 <= int(port) <= 65535:
         raise SystemExit("PORT must be a whole number from 1 to 65535.")
     with socket.socket() as probe:
-        # as servers do: a port is free although connections of the last one linger
+        # As servers do, so that lingering connections of the last server do not count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, int(port)))

@@ -84,11 +84,11 @@ class Runtime:
     def _snapshot_store(self) -> SnapshotStore | None:
         if (url := self.settings.snapshot_url) is None:
             return None
-
-        def deployment() -> str:
-            return self.space.id or self.project.read_about().title
-
-        return SnapshotStore(url.get_secret_value(), self.project.folder, deployment)
+        return SnapshotStore(
+            url.get_secret_value(),
+            self.project.folder,
+            lambda: self.space.id or self.project.read_about().title,
+        )
 
     @contextmanager
     def open_database(self) -> Iterator[Database]:

@@ -27,8 +27,11 @@ from pydantic_settings.exceptions import SettingsError
 
 # Browsers send origins without a path, so one with a path would never match.
 _ORIGIN = r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[1-9][0-9]{0,4})?"
-_ORIGINS = rf"(?i)^(?:\*|{_ORIGIN}(?:\s*,\s*{_ORIGIN})*)?$"
-Origins = Annotated[str, StringConstraints(strip_whitespace=True, to_lower=True, pattern=_ORIGINS)]
+Origins = Annotated[
+    str,
+    StringConstraints(to_lower=True, pattern=rf"(?i)^(?:\*|{_ORIGIN}(?:\s*,\s*{_ORIGIN})*)?$"),
+    Field(description="comma-separated origins such as https://example.com, without a path, or *"),
+]
 
 # Browsers ignore a directive that they do not know, which would leave a page open in silence.
 _DIRECTIVE = (
@@ -37,68 +40,72 @@ _DIRECTIVE = (
     r"|report-uri|sandbox|trusted-types|require-trusted-types-for|upgrade-insecure-requests)"
     r"(?: +[!-~&&[^,;]]+)*"
 )
-_POLICY = rf"^(?:default|strict|off|{_DIRECTIVE}(?: *; *{_DIRECTIVE})*(?: *;)?)$"
-PagePolicy = Annotated[str, StringConstraints(strip_whitespace=True, pattern=_POLICY)]
+PagePolicy = Annotated[
+    str,
+    Field(
+        pattern=rf"^(?:default|strict|off|{_DIRECTIVE}(?: *; *{_DIRECTIVE})*(?: *;)?)$",
+        description="default, strict, off or a Content-Security-Policy such as "
+        "default-src 'self'; img-src *",
+    ),
+]
+
+
+Switch = Literal["on", "off"]
+Level = Literal["debug", "info", "warning", "error", "critical"]
+Limit = Annotated[
+    str,
+    Field(
+        pattern=r"^(?:off|[1-9][0-9]{0,6}/(?:second|minute|hour|day))$",
+        description="off, or a number for each second, minute, hour or day, such as 120/minute",
+    ),
+]
 
 
 def _lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
 
-def _between(least: float, most: float, what: str, *, default: float | None) -> Any:
-    return Field(default, ge=least, le=most, description=f"{what} from {least} to {most}")
-
-
-def _limit(default: str) -> Any:
-    return Field(
-        default,
-        pattern=r"^(?:off|[1-9][0-9]{0,6}/(?:second|minute|hour|day))$",
-        description="off, or a number for each second, minute, hour or day, such as 120/minute",
-    )
+def _seconds(default: float, least: float, most: float) -> Any:
+    wanted = f"a number of seconds from {least} to {most}"
+    return Field(default, ge=least, le=most, description=wanted)
 
 
 class RuntimeSettings(BaseSettings):
-    """What the runtime reads; a field's description completes the sentence "NAME must be ..."."""
+    """What the runtime reads; "NAME must be ..." ends with a field's description, or its type."""
 
     model_config = SettingsConfigDict(
         frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True
     )
 
-    database_fallback: Literal["auto", "strict"] = Field(
-        default="auto", description="auto or strict"
-    )
-    database_connect_seconds: float = _between(1, 300, "a number of seconds", default=10)
-    database_check_seconds: float = _between(0.1, 60, "a number of seconds", default=2)
+    database_fallback: Literal["auto", "strict"] = "auto"
+    database_connect_seconds: float = _seconds(10, 1, 300)
+    database_check_seconds: float = _seconds(2, 0.1, 60)
     sqlite_dir: str | None = Field(default=None, description="the path of a directory")
     snapshot_url: SecretStr | None = Field(
         default=None, description="a directory, or a URL such as hf://buckets/user/bucket/folder"
     )
-    snapshot_interval: int = _between(1, 86400, "a number of seconds", default=60)
+    snapshot_interval: int = _seconds(60, 1, 86400)
     api_token: SecretStr | None = Field(
         default=None, min_length=8, description="at least 8 characters"
     )
-    pool_size: int | None = _between(1, 100, "a whole number", default=None)
-    log_level: Annotated[
-        Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)
-    ] = Field(default="info", description="debug, info, warning, error or critical")
-    log_format: Literal["json", "text"] | None = Field(default=None, description="json or text")
-    metrics: Literal["on", "off"] = Field(default="on", description="on or off")
-    cors_origins: Origins = Field(
-        default="",
-        description="comma-separated origins such as https://example.com, without a path, or *",
-    )
-    cors_credentials: Literal["on", "off"] = Field(
+    pool_size: int | None = Field(default=None, ge=1, le=100)
+    log_level: Annotated[Level, BeforeValidator(_lower)] = "info"
+    log_format: Literal["json", "text"] | None = None
+    metrics: Switch = "on"
+    cors_origins: Origins = ""
+    cors_credentials: Switch = Field(
         default="off", description="off, or on where CORS_ORIGINS names origins, not *"
     )
-    page_policy: PagePolicy = Field(
-        default="default",
-        description="default, strict, off or a Content-Security-Policy such as "
-        "default-src 'self'; img-src *",
+    page_policy: PagePolicy = "default"
+    port: int = Field(default=7860, ge=1, le=65535)
+    public_limit: Limit = "120/minute"
+    user_limit: Limit = "120/minute"
+    max_body_bytes: int = Field(
+        default=1024**2,
+        ge=1024,
+        le=1024**3,
+        description=f"a number of bytes from 1024 to {1024**3}",
     )
-    port: int = _between(1, 65535, "a whole number", default=7860)
-    public_limit: str = _limit("120/minute")
-    user_limit: str = _limit("120/minute")
-    max_body_bytes: int = _between(1024, 1024**3, "a number of bytes", default=1024**2)
 
     @field_validator("cors_credentials")
     @classmethod
@@ -112,9 +119,8 @@ class RuntimeSettings(BaseSettings):
     @classmethod
     def _without_blanks(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Strip all values: pasted ones often end with a line break, which no token may contain."""
-        for name, value in values.items():
-            values[name] = value.strip() if isinstance(value, str) else value
-        return {name: value for name, value in values.items() if value != ""}
+        stripped = {name: str.strip(v) if isinstance(v, str) else v for name, v in values.items()}
+        return {name: value for name, value in stripped.items() if value != ""}
 
 
 @dataclass(frozen=True)
@@ -165,39 +171,31 @@ def variables(kind: type[RuntimeSettings]) -> dict[str, FieldInfo]:
     }
 
 
-def read_space(environ: Mapping[str, str] = os.environ) -> Space:
+def read_space() -> Space:
     """Return what the Hub says about this Space."""
-    return Space(id=environ.get("SPACE_ID") or None, host=environ.get("SPACE_HOST") or None)
+    return Space(id=os.environ.get("SPACE_ID") or None, host=os.environ.get("SPACE_HOST") or None)
 
 
 def _sentences(
     kind: type[RuntimeSettings], error: SettingsError | ValidationError
 ) -> dict[str, str]:
     """Return a sentence for each variable, none of them pydantic's: those may contain the value."""
-    fields = variables(kind)
-    sentences: dict[str, str] = {}
-    for name, code in _problems(error):
-        field = fields.get(name)
+    if isinstance(error, ValidationError):
+        found = [("".join(map(str, one["loc"][:1])), one["type"]) for one in error.errors()]
+    else:  # A list or an object that is no JSON.
+        found = [(name, "json_invalid") for name in re.findall(r'field "(\w+)"', str(error))[:1]]
+    fields, sentences = variables(kind), {}
+    for name, problem in found or [("", "")]:
+        field = fields.get(name.upper())
         if field is None:
             told = "The settings do not go together, as a validator of theirs found out"
         elif wanted := field.description or _expected(field):
-            told = f"{name} {'is not set; it ' if code == 'missing' else ''}must be {wanted}"
+            missing = "is not set; it " if problem == "missing" else ""
+            told = f"{name.upper()} {missing}must be {wanted}"
         else:
-            told = f"{name} cannot be used ({code})"
-        sentences[name] = f"{told}."
+            told = f"{name.upper()} cannot be used ({problem})"
+        sentences[name.upper()] = f"{told}."
     return sentences
-
-
-def _problems(error: SettingsError | ValidationError) -> list[tuple[str, str]]:
-    """Return the variables, in capitals, and what is wrong with them in a word."""
-    if isinstance(error, ValidationError):
-        return [
-            (str(problem["loc"][0]).upper() if problem["loc"] else "", problem["type"])
-            for problem in error.errors()
-        ]
-    # A list or an object that is no JSON.
-    field = re.search(r'field "(\w+)"', str(error))
-    return [(field[1].upper() if field else "", "json_invalid")]
 
 
 def _expected(field: FieldInfo) -> str:
@@ -210,22 +208,16 @@ def _expected(field: FieldInfo) -> str:
     # Of `int | None`, the first.
     one = schema.get("anyOf", [schema])[0]
     one = schema["$defs"][one["$ref"].rpartition("/")[2]] if "$ref" in one else one
-    if choices := one.get("enum", [one["const"]] if "const" in one else None):
-        return " or ".join(filter(None, [", ".join(map(str, choices[:-1])), str(choices[-1])]))
-    least, most = one.get("minimum"), one.get("maximum")
-    limits = {
-        " from {} to {}": (least, most),
-        ", at least {}": (least,),
-        ", at most {}": (most,),
-        ", more than {}": (one.get("exclusiveMinimum"),),
-        ", less than {}": (one.get("exclusiveMaximum"),),
-        ", at least {} characters": (one.get("minLength"),),
-    }
-    told = (text.format(*values) for text, values in limits.items() if None not in values)
+    if "enum" in one:
+        *others, last = map(str, one["enum"])
+        return f"{', '.join(others)} or {last}"
     if (form := one.get("format", "password")) != "password":
         return _WORDS.get(form, f"a {form}")
-    what = _WORDS.get(one.get("type", ""), "")
-    return what and what + next(told, "")
+    words = _WORDS.get(one.get("type", ""), "")
+    if "minimum" in one and "maximum" in one:
+        return f"{words} from {one['minimum']} to {one['maximum']}"
+    limits = [told.format(one[key]) for key, told in _LIMITS.items() if key in one]
+    return words and "".join([words, *limits])
 
 
 _WORDS = {
@@ -236,4 +228,11 @@ _WORDS = {
     "uri": "a URL",
     "array": 'a list such as ["one", "two"]',
     "object": 'an object such as {"name": "value"}',
+}
+_LIMITS = {
+    "minimum": ", at least {}",
+    "maximum": ", at most {}",
+    "exclusiveMinimum": ", more than {}",
+    "exclusiveMaximum": ", less than {}",
+    "minLength": ", at least {} characters",
 }

@@ -1,4 +1,4 @@
-"""Who may call a route: the words in which it says so, and how they are read.
+"""Who may call a route, and how the route says so.
 
 A write needs the API token, unless its route says otherwise:
 
@@ -11,10 +11,8 @@ or it has a security dependency of its own (HTTPBearer, OAuth2PasswordBearer, ..
 decides.
 """
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from fastapi import Depends, FastAPI
@@ -34,7 +32,7 @@ public: dict[str, Any] = {"openapi_extra": {"security": []}}
 
 
 async def _anybody() -> None:
-    """Refuse nobody: that it is there is what counts."""
+    """Do nothing: what counts is that a route depends on it."""
 
 
 anybody: Any = Depends(_anybody)
@@ -42,20 +40,19 @@ anybody: Any = Depends(_anybody)
 
 
 def public_mount(app: FastAPI, path: str) -> None:
-    """Let anybody write to the application mounted at `path`, whichever of the two comes first."""
+    """Let anybody write to the application that is mounted at `path`, now or later."""
     app.state.public_mounts = public_mounts_of(app) | {path.rstrip("/")}
 
 
 def public_mounts_of(app: Starlette | Router) -> frozenset[str]:
     """Return the paths that public_mount() was called with."""
-    state = getattr(app, "state", None)
-    paths: frozenset[str] = getattr(state, "public_mounts", frozenset())
+    paths: frozenset[str] = getattr(getattr(app, "state", None), "public_mounts", frozenset())
     return paths
 
 
 @dataclass(frozen=True)
 class Access:
-    """Who else than the holder of the API token may write to a route."""
+    """Who may write to a route, besides the holder of the API token."""
 
     is_public: bool = False
     schemes: tuple[SecurityBase, ...] = ()
@@ -68,26 +65,20 @@ class Access:
     def is_left_to_its_own_check(self, scope: Scope) -> bool:
         """Whether a security dependency of the route's own decides about this request.
 
-        With auto_error=False it refuses nobody by itself, and what the endpoint does without
-        credentials cannot be known. So then it only decides about requests that have some.
+        One with auto_error=False refuses nobody, and nobody knows what the endpoint then does. So
+        it only decides about requests that have credentials.
         """
         return self.is_protected or any(_has_credentials(scheme, scope) for scheme in self.schemes)
 
 
 def access_to(route: RouteContext) -> Access:
-    """Return who may write to a route, for which itself and the routers around it speak."""
-    calls: list[Any] = list(_calls(getattr(route, "dependant", None)))
+    """Return who may write to a route, as it and the routers around it say."""
+    calls = list(_calls(getattr(route, "dependant", None)))
     extra = getattr(route, "openapi_extra", None) or {}
     return Access(
-        extra.get("security") == [] or _anybody in calls,
-        tuple(call for call in calls if isinstance(call, SecurityBase)),
+        is_public=extra.get("security") == [] or _anybody in calls,
+        schemes=tuple(call for call in calls if isinstance(call, SecurityBase)),
     )
-
-
-def mounted_in(route: RouteContext) -> Starlette | Router | None:
-    """Return the application of a mount, if it has routes that can say who may call them."""
-    app = getattr(route, "app", None)
-    return app if is_mount(route) and isinstance(app, Starlette | Router) else None
 
 
 def is_mount(route: RouteContext) -> bool:
@@ -95,14 +86,10 @@ def is_mount(route: RouteContext) -> bool:
     return isinstance(route.original_route, Mount | Host)
 
 
-def _calls(dependant: Dependant | None) -> Iterator[Callable[..., Any]]:
+def _calls(dependant: Dependant | None) -> Iterator[Any]:
     """Yield the functions and objects that FastAPI calls before the endpoint."""
     for inner in dependant.dependencies if dependant else ():
-        call = inner.call
-        while isinstance(call, partial):
-            call = call.func
-        if call is not None:
-            yield inspect.unwrap(call)
+        yield inner.call
         yield from _calls(inner)
 
 

@@ -1,5 +1,6 @@
 """Add the runtime's middleware, error handlers and routes to a FastAPI application."""
 
+import sys
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,8 +13,7 @@ from space_runtime.http.health import router as health
 from space_runtime.http.metrics import router as metrics
 from space_runtime.http.middleware import RequestMiddleware
 from space_runtime.http.pages import add_pages
-from space_runtime.http.policy import cross_origin_rules, security_headers
-from space_runtime.http.sign_in_pages import attach_sign_in
+from space_runtime.http.policy import SecurityHeaders, cross_origin_rules
 from space_runtime.http.status_page import router as status_page
 from space_runtime.observability.logging import configure_logging
 from space_runtime.observability.metrics import BUILD
@@ -40,7 +40,11 @@ def attach(app: FastAPI, runtime: Runtime) -> None:
         app.include_router(router)
     if settings.metrics == "on":
         app.include_router(metrics)
-    attach_sign_in(app, runtime)
+    # Its libraries take 100 ms, so only code that asks who is signed in has imported it.
+    if "space_runtime.http.sign_in" in sys.modules:
+        from space_runtime.http.sign_in_pages import attach_sign_in
+
+        attach_sign_in(app, runtime)
     add_pages(app, runtime.project.folder)
     add_error_handlers(app)
     describe(
@@ -50,8 +54,7 @@ def attach(app: FastAPI, runtime: Runtime) -> None:
     )
     app.add_middleware(
         RequestMiddleware,
-        headers=security_headers(space, page_policy=settings.page_policy),
-        headers_of_data=security_headers(space, of_data=True),
+        headers=SecurityHeaders(space, settings.page_policy),
         behind_edge=space.is_behind_edge,
         max_body_bytes=settings.max_body_bytes,
         guard=WriteGuard(

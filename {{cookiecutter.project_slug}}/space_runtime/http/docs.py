@@ -3,51 +3,21 @@
 describe() adds to the OpenAPI schema what all routes have in common.
 """
 
-import html
 import importlib.util
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request
-from fastapi.responses import FileResponse, HTMLResponse, Response
+from fastapi.responses import FileResponse, Response
 from fastapi.routing import iter_route_contexts
 
 from space_runtime.http.access import SAFE_METHODS, Access, access_to
 from space_runtime.http.errors import DESCRIPTIONS, RETRY_AFTER, Problem
-from space_runtime.http.policy import content_security_policy
+from space_runtime.http.templates import page
 
 router = APIRouter(include_in_schema=False)
 
 _ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css")
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}: API docs</title>
-<link rel="icon" href="data:,">
-<link rel="stylesheet" href="docs/swagger-ui.css">
-</head>
-<body>
-<nav class="swagger-ui"><p class="wrapper"><a href="status">&larr; Status of {title}</a></p></nav>
-<main id="swagger-ui"></main>
-<script src="docs/swagger-ui-bundle.js"></script>
-<script src="docs/start.js"></script>
-</body>
-</html>
-"""
-_START = """SwaggerUIBundle({
-  url: "openapi.json",
-  dom_id: "#swagger-ui",
-  deepLinking: true,
-  persistAuthorization: true,
-});
-const dark = matchMedia("(prefers-color-scheme: dark)");
-const follow = () => document.documentElement.classList.toggle("dark-mode", dark.matches);
-dark.addEventListener("change", follow);
-follow();
-"""
 _TOKEN = {
     "APIToken": {
         "type": "apiKey",
@@ -66,22 +36,12 @@ _DATABASE = {
     "description": "Only while SQLite serves because PostgreSQL could not",
     "schema": {"const": "fallback"},
 }
-# Swagger UI draws its icons from data URLs.
-_POLICY = "img-src 'self' data:"
 
 
 @router.get("/docs")
-async def page(request: Request) -> Response:
+async def docs(request: Request) -> Response:
     """Return the page."""
-    policy = content_security_policy(extra=_POLICY)
-    text = _PAGE.format(title=html.escape(request.app.title))
-    return HTMLResponse(text, headers={"Content-Security-Policy": policy})
-
-
-@router.get("/docs/start.js")
-async def start() -> Response:
-    """Return the script that starts Swagger UI; the policy would block it if it were inline."""
-    return Response(_START, media_type="text/javascript")
+    return page("docs.html", {"title": request.app.title})
 
 
 @router.get("/docs/{name}")
@@ -95,18 +55,20 @@ async def asset(name: str) -> Response:
 
 def describe(app: FastAPI, *, writes_are_open: bool, is_limited: bool) -> None:
     """Document in the OpenAPI schema what the middleware adds: who may call, limits, headers."""
-    build = app.openapi
+    build, described = app.openapi, dict[str, Any]()
 
     def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
+        nonlocal described
+        # FastAPI returns the same schema until routes are added.
+        if (schema := build()) is not described:
+            described = schema
             accesses = {
-                (route.path_format, method): access_to(route)
+                (route.path_format, method.lower()): access_to(route)
                 for route in iter_route_contexts(app.routes)
                 for method in route.methods or ()
             }
-            _complete(build(), accesses, writes_are_open, is_limited)
-        # FastAPI caches the schema, so this returns the completed one.
-        return build()
+            _complete(schema, accesses, writes_are_open, is_limited)
+        return schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # As in FastAPI's manual.
 
@@ -124,7 +86,7 @@ def _complete(
         for method, operation in operations.items():
             statuses = [500]
             if method.upper() not in SAFE_METHODS:
-                access = accesses.get((path, method.upper()), Access())
+                access = accesses.get((path, method), Access())
                 security = operation.setdefault("security", [])
                 if not (access.is_public or access.is_protected or writes_are_open):
                     components["securitySchemes"] = _TOKEN | components.get("securitySchemes", {})

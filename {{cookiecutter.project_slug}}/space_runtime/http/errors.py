@@ -9,9 +9,10 @@ from inspect import isawaitable
 from typing import Any, cast
 
 from fastapi import FastAPI, Request, WebSocket
+from fastapi.exception_handlers import request_validation_exception_handler as _standard
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError, StatementError
 from sqlalchemy.orm.exc import DetachedInstanceError, StaleDataError
 from starlette.concurrency import run_in_threadpool
@@ -43,20 +44,6 @@ class Problem(BaseModel):
     detail: str
 
 
-class InvalidValue(BaseModel):
-    """One value that was refused, and where it was found."""
-
-    type: str = Field(examples=["string_too_short"])
-    loc: list[str | int] = Field(examples=[["body", "title"]])
-    msg: str = Field(examples=["String should have at least 1 character"])
-
-
-class InvalidRequest(BaseModel):
-    """All values that were refused."""
-
-    detail: list[InvalidValue]
-
-
 DESCRIPTIONS = {
     400: "The body cannot be read",
     401: "The token or other credentials are missing or wrong",
@@ -64,7 +51,6 @@ DESCRIPTIONS = {
     404: "There is no such thing",
     409: "The change conflicts with stored data",
     413: "The body is too large",
-    422: "Values were refused",
     429: "Too many requests from one client",
     500: "Something went wrong; the log has the details under the X-Request-ID",
     503: "No database serves now",
@@ -75,14 +61,13 @@ RETRY_AFTER = {"description": "Seconds to wait", "schema": {"type": "integer"}}
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the `responses` of a route for these statuses.
 
-    Statuses that any route or any write can return are added to the schema by docs.py.
+    FastAPI documents a 422 itself, and docs.py what any route or any write can return.
     """
-    responses: dict[int | str, dict[str, Any]] = {}
-    for status in statuses:
-        model = InvalidRequest if status == 422 else Problem
-        responses[status] = {"model": model, "description": DESCRIPTIONS[status]}
-        if status == 503:
-            responses[status]["headers"] = {"Retry-After": RETRY_AFTER}
+    responses: dict[int | str, dict[str, Any]] = {
+        status: {"model": Problem, "description": DESCRIPTIONS[status]} for status in statuses
+    }
+    if 503 in responses:
+        responses[503]["headers"] = {"Retry-After": RETRY_AFTER}
     return responses
 
 
@@ -95,11 +80,10 @@ CREATED: dict[int | str, dict[str, Any]] = {
 def add_error_handlers(app: FastAPI) -> None:
     """Map errors to 404, 409, 422 and 503; the middleware turns any other one into a 500.
 
-    A handler of the application's own goes before, whether it is added before or after this.
+    Where the application has a handler of its own, or gets one later, that is used instead.
     """
-    standard = FastAPI().exception_handlers
     for kind, handler in _HANDLERS.items():
-        if app.exception_handlers.get(kind) is standard.get(kind):
+        if app.exception_handlers.get(kind, _standard) is _standard:
             app.exception_handlers[kind] = handler
 
 
@@ -131,16 +115,16 @@ async def _call(handler: Any, request: Request, error: Exception) -> Response:
 
 async def _wrong_method(request: Request, error: HTTPException) -> Response:
     """List all methods of the path (RFC 9110, 15.5.6); FastAPI lists those of its first route."""
-    app = request.app
-    known = []
-    for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+
+    def is_known(method: str) -> bool:
         scope = {**request.scope, "method": method}
-        if any(route.matches(scope)[0] is Match.FULL for route in app.routes):
-            known.append(method)
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    known = filter(is_known, ("GET", "POST", "PUT", "PATCH", "DELETE"))
     # Every GET route also answers HEAD. Pages are no routes, and only know GET.
-    allow = ", ".join(known or ["GET"]).replace("GET", "GET, HEAD")
+    allow = (", ".join(known) or "GET").replace("GET", "GET, HEAD")
     error.headers = {**(error.headers or {}), "Allow": allow}
-    return await _call(app.exception_handlers[HTTPException], request, error)
+    return await _call(request.app.exception_handlers[HTTPException], request, error)
 
 
 async def _unreadable_body(request: Request, error: HTTPException) -> Response:

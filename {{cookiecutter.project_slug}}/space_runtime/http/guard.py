@@ -1,8 +1,6 @@
 """Refuses writes without a right to them, and requests that are too long."""
 
 import hmac
-from functools import cached_property
-from typing import TYPE_CHECKING
 
 from starlette import status
 from starlette.applications import Starlette
@@ -11,15 +9,13 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from space_runtime.http.access import SAFE_METHODS
+from space_runtime.http.rate_limit import RateLimit, client_at
 from space_runtime.http.targets import Target, Targets
-
-if TYPE_CHECKING:
-    from space_runtime.http.public_limit import PublicLimit
 
 MAX_URL_BYTES = 8 * 1024
 MAX_HEADER_BYTES = 32 * 1024
 
-# How the owner opens what a stranger was refused, which on a Space is learnt from the answer.
+# The answer tells the owner how to open what was refused.
 _MARKS = {
     "nothing": "its route is marked with **public",
     "route": "its route is marked with **public, as in @router.post(..., **public)",
@@ -29,9 +25,10 @@ _MARKS = {
 
 
 class WriteGuard:
-    """Allows writes with the token, and what `access` says. Without a token all, unless on a Space.
+    """Allows writes with the token, and those that a route allows to others (access.py).
 
-    A WebSocket counts as a write, since what it will carry cannot be known when it is opened.
+    If no token is set, all writes are allowed, but none on a Space. A WebSocket counts as a write,
+    since nobody knows what it will carry when it is opened.
     """
 
     def __init__(
@@ -41,13 +38,13 @@ class WriteGuard:
         self._targets = Targets(app)
         self._token = token.encode() if token else None
         self._on_space = on_space
-        self._public_limit = public_limit
+        self._limit = RateLimit(public_limit)
 
     def refusal(self, scope: Scope) -> JSONResponse | None:
         """Return the answer to a write that is not allowed, or None to let the request pass."""
         if scope["type"] == "http" and scope["method"] in SAFE_METHODS:
             return None
-        if self._token is not None and self._has_token(scope, self._token):
+        if self._token is not None and hmac.compare_digest(_token_in(scope), self._token):
             return None
         target = self._targets.find(scope)
         if target.access.is_public:
@@ -58,51 +55,41 @@ class WriteGuard:
             return None
         return self._refusal_of_stranger(target)
 
-    def _has_token(self, scope: Scope, token: bytes) -> bool:
-        headers = dict(scope["headers"])
-        # Checked first, because on private Spaces the Hub itself uses Authorization.
-        given = headers.get(b"x-api-token")
-        if given is None:
-            scheme, _, credentials = headers.get(b"authorization", b"").partition(b" ")
-            given = credentials.strip() if scheme.lower() == b"bearer" else b""
-        return hmac.compare_digest(given, token)
-
     def _refusal_of_many(self, scope: Scope) -> JSONResponse | None:
-        if self._public_limit == "off":
-            return None
         address = (scope.get("client") or ("",))[0]
-        seconds = self._limit.seconds_to_wait(address)
+        seconds = self._limit.seconds_to_wait(client_at(address))
         if not seconds:
             return None
-        detail = f"More than {self._public_limit} from one client; try again in {seconds} s."
+        detail = f"More than {self._limit.rule} from one client; try again in {seconds} s."
         return JSONResponse({"detail": detail}, 429, {"Retry-After": str(seconds)})
 
-    @cached_property
-    def _limit(self) -> "PublicLimit":
-        from space_runtime.http.public_limit import PublicLimit
-
-        return PublicLimit(self._public_limit)
-
     def _refusal_of_stranger(self, target: Target) -> JSONResponse:
-        open_it = f"Anybody may call it if {_MARKS[target.kind].format(path=target.path)}."
+        code, headers = 401, {"WWW-Authenticate": "Bearer"}
         if target.access.schemes:
             names = " or ".join(scheme.scheme_name for scheme in target.access.schemes)
-            detail = f"This needs credentials ({names}). {open_it}"
-        elif self._token is None:
-            detail = (
-                "Writes are off: set the secret API_TOKEN in this Space's settings, and send it. "
-                + open_it
-            )
-            return JSONResponse({"detail": detail}, 403)
+            why = f"This needs credentials ({names})."
+        elif self._token is not None:
+            why = "Writing needs the API token, in the header X-API-Token."
         else:
-            detail = f"Writing needs the API token, in the header X-API-Token. {open_it}"
-        return JSONResponse({"detail": detail}, 401, {"WWW-Authenticate": "Bearer"})
+            why = "Writes are off: set the secret API_TOKEN in this Space's settings, and send it."
+            code, headers = 403, {}
+        mark = _MARKS[target.kind].format(path=target.path)
+        return JSONResponse({"detail": f"{why} Anybody may call it if {mark}."}, code, headers)
+
+
+def _token_in(scope: Scope) -> bytes:
+    headers = dict(scope["headers"])
+    # Looked at first, because on private Spaces the Hub itself uses Authorization.
+    if (token := headers.get(b"x-api-token")) is not None:
+        return bytes(token)
+    scheme, _, credentials = headers.get(b"authorization", b"").partition(b" ")
+    return credentials.strip() if scheme.lower() == b"bearer" else b""
 
 
 async def refuse_websocket(
     refusal: JSONResponse, scope: Scope, receive: Receive, send: Send
 ) -> None:
-    """Answer instead of opening it, or where the server cannot do that, close it: that is a 403."""
+    """Send the answer, or a bare 403 if the server cannot send one in place of a WebSocket."""
     if "websocket.http.response" in scope.get("extensions", {}):
         await refusal(scope, receive, send)
     else:

@@ -4,9 +4,6 @@ One class instead of six, because each layer slows down every request: a single 
 costs a trivial route two thirds of its throughput.
 """
 
-# Otherwise each request would evaluate the annotations of the function inside __call__.
-from __future__ import annotations
-
 import asyncio
 import itertools
 import logging
@@ -14,8 +11,10 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
+from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,6 +22,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from space_runtime.http.errors import answer_of_own_handler
 from space_runtime.http.guard import WriteGuard, refusal_of_long, refuse_websocket
+from space_runtime.http.policy import SecurityHeaders
 from space_runtime.http.request_body import RequestBody
 from space_runtime.http.route_names import name_of_route, path_of
 from space_runtime.http.server import attended
@@ -39,220 +39,231 @@ _USABLE_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 # endpoint may wait for a slow model, its body for a slow client, and a stream for its end.
 PLACES = 16
 HOLD_SECONDS = 0.1
-# The server closes WebSockets when it stops; this is for what does not notice.
+# When the server stops, it closes WebSockets. Endpoints that do not notice are cancelled later.
 SOCKET_SECONDS = 2.0
 _METHODS = frozenset(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
 
 
+@dataclass(eq=False, repr=False)
 class RequestMiddleware:
     """Refuses bad requests; adds an ID, headers and X-Database; logs and counts every request.
 
-    An answer gets `headers`, or `headers_of_data` if it is JSON, except those that it already has.
     `cors` wraps the application and also the middleware's own answers, because browsers need the
     CORS headers on those, too.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        headers: list[tuple[bytes, bytes]],
-        headers_of_data: list[tuple[bytes, bytes]],
-        max_body_bytes: int,
-        behind_edge: bool,
-        guard: WriteGuard,
-        cors: Callable[[ASGIApp], ASGIApp],
-        is_fallback: Callable[[], bool],
-        log: AccessLog,
-    ) -> None:
-        self._app = cors(app)
-        self._cors = cors
-        self._headers = headers
-        self._headers_of_data = headers_of_data
-        self._names = frozenset(name for name, _ in headers + headers_of_data)
-        self._behind_edge = behind_edge
-        self._max_body_bytes = max_body_bytes
-        self._guard = guard
-        self._limiter = ConcurrencyLimiter(PLACES)
-        self._is_fallback = is_fallback
-        self._log = log
-        self._id_prefix = secrets.token_hex(6).encode() + b"-"
-        self._numbers = itertools.count(1)
-        self._in_progress = 0
-        self._event_streams: set[asyncio.Task[Any]] = set()
-        self._sockets: set[asyncio.Task[Any]] = set()
-        self._is_stopping = False
-        IN_PROGRESS.set_function(lambda: self._in_progress)
+    app: ASGIApp
+    headers: SecurityHeaders
+    max_body_bytes: int
+    behind_edge: bool
+    guard: WriteGuard
+    cors: Callable[[ASGIApp], ASGIApp]
+    is_fallback: Callable[[], bool]
+    log: AccessLog
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["type"] == "lifespan":
-            async with attended(self._stop):
-                await self._app(scope, receive, send)
-            # After the lifespan ends, no request will trigger a flush.
-            self._log.flush()
-            return
-        task = _current_task()
+    def __post_init__(self) -> None:
+        self.app = self.cors(self.app)
+        self.limiter = ConcurrencyLimiter(PLACES)
+        self.event_streams: set[Any] = set()
+        self.sockets: set[Any] = set()
+        self.is_stopping: Callable[[], bool] = lambda: False
+        self.in_progress = 0
+        self.id_prefix = secrets.token_hex(6)
+        self.numbers = itertools.count(1)
+        IN_PROGRESS.set_function(lambda: self.in_progress)
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Handle a request, a WebSocket, or the lifespan."""
+        if scope["type"] == "http":
+            return self._answer(scope, receive, send)
         if scope["type"] == "websocket":
-            await self._open_websocket(scope, receive, send, task)
-            return
-        started = time.monotonic()
-        loop = asyncio.get_running_loop()
-        # A mounted application puts itself in its place.
-        app = scope["app"]
-        method = scope["method"]
-        if method == "HEAD":
-            # Routes only know GET. The server looks at its own scope, so it still sends no body.
-            scope = {**scope, "method": "GET"}
-        received_headers = dict(scope["headers"])
-        if self._behind_edge:
-            _believe_the_edge(scope, received_headers)
-        request_id = received_headers.get(b"x-request-id", b"")
-        if not _USABLE_ID.fullmatch(request_id):
-            request_id = self._id_prefix + b"%d" % next(self._numbers)
-        body = None
-        if (
-            received_headers.get(b"content-length", b"0") != b"0"
-            or b"transfer-encoding" in received_headers
-        ):
-            body = RequestBody(scope, receive, received_headers, self._max_body_bytes)
-            receive = body.receive
-        status, is_answered = 0, False
-        is_event_stream = False
-        hold: asyncio.TimerHandle | None = None
+            return self._serve_websocket(scope, receive, send)
+        return self._run_lifespan(scope, receive, send)
 
-        def leave() -> None:
-            nonlocal hold
-            if hold is not None:
-                hold.cancel()
-                hold = None
-                self._limiter.leave()
+    async def _run_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with attended(self._stop) as self.is_stopping:
+            await self.app(scope, receive, send)
+        # After the lifespan ends, no request will trigger a flush.
+        self.log.flush()
 
-        # A plain function, because an `async def` would add a coroutine to every message.
-        def send_with_headers(message: Message) -> Awaitable[None]:
-            nonlocal status, is_answered, is_event_stream
-            if body is not None:
-                message = body.explained(message)
-            if message["type"] == "http.response.start":
-                leave()
-                status = message["status"]
-                headers = [*message["headers"], (b"x-request-id", request_id)]
-                message["headers"] = headers
-                present = dict(headers)
-                is_data = present.get(b"content-type") == b"application/json"
-                own = self._headers_of_data if is_data else self._headers
-                if not self._names.isdisjoint(present):
-                    own = [header for header in own if header[0] not in present]
-                headers += own
-                if path_of(scope).startswith("/api/") and self._is_fallback():
-                    headers.append((b"x-database", b"fallback"))
-                if present.get(b"content-type", b"").startswith(b"text/event-stream"):
-                    is_event_stream = True
-                    self._event_streams.add(task)
-                    if self._is_stopping:
-                        task.cancel()
-                if body is not None and not body.is_complete:
-                    headers.append((b"connection", b"close"))
-            elif message["type"] == "http.response.body":
-                is_answered = not message.get("more_body", False)
-                if is_answered and body is not None and not body.is_complete:
-                    return body.end_answer(send, message)
-            return send(message)
-
-        current_request_id.set(request_id.decode())
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started, method = time.monotonic(), scope["method"]
+        exchange = self._begin(scope, receive, send)
         arrived_at.set(started)
-        self._in_progress += 1
-        answer: ASGIApp = self._app
+        self.in_progress += 1
         try:
-            refusal = self._guard.refusal(scope) or refusal_of_long(scope)
-            if refusal is None:
-                try:
-                    if self._limiter.try_to_enter():
-                        hold = loop.call_later(HOLD_SECONDS, leave)
-                    elif _has_to_wait(scope):
-                        await self._limiter.enter()
-                        hold = loop.call_later(HOLD_SECONDS, leave)
-                except NoPlace:
-                    detail = "Too many requests are waiting; nothing was stored."
-                    refusal = JSONResponse({"detail": detail}, 503, {"Retry-After": "2"})
-            if refusal is not None:
-                answer = self._cors(refusal)
-            await answer(scope, receive, send_with_headers)
+            refusal = self.guard.refusal(exchange.scope) or refusal_of_long(exchange.scope)
+            if not (refusal or exchange.takes_place()):
+                refusal = await exchange.wait_for_place()
+            await exchange.let_answer(self.cors(refusal) if refusal else self.app)
         except asyncio.CancelledError:
-            if not self._is_stopping:
+            if not self.is_stopping():
                 raise
-            task.uncancel()
-            if is_event_stream:
-                await send({"type": "http.response.body"})
-            elif not status:
-                detail = "The server stops. Look whether this was done before you send it again."
-                answer = self._cors(JSONResponse({"detail": detail}, 503, {"Retry-After": "2"}))
-                await answer(scope, receive, send_with_headers)
+            await exchange.end_because_of_stop()
         except Exception as error:
             logger.exception("request failed")
-            # A mounted application answers by itself, and raises afterwards.
-            if is_answered:
-                return
-            if status:
-                raise
-            failed = await answer_of_own_handler(app, Request(scope, receive), error)
-            if failed is None:
-                detail = f"Internal error. The log tells more under the id {request_id.decode()}."
-                failed = JSONResponse({"detail": detail}, 500)
-            await self._cors(failed)(scope, receive, send_with_headers)
+            await exchange.end_because_of(error)
         finally:
-            self._in_progress -= 1
-            self._event_streams.discard(task)
-            leave()
+            self.in_progress -= 1
+            self.event_streams.discard(exchange.task)
+            exchange.give_place_back()
             seconds = time.monotonic() - started
             method = method if method in _METHODS else "other"
-            route = name_of_route(scope)
-            REQUESTS.add(method, route, status, seconds)
-            self._log.add(method, route, status, seconds, request_id)
+            route = name_of_route(exchange.scope)
+            REQUESTS.add(method, route, exchange.status, seconds)
+            self.log.add(method, route, exchange.status, seconds, exchange.request_id)
 
-    async def _open_websocket(
-        self, scope: Scope, receive: Receive, send: Send, task: asyncio.Task[Any]
-    ) -> None:
-        if self._behind_edge:
+    def _begin(self, scope: Scope, receive: Receive, send: Send) -> "_Exchange":
+        if scope["method"] == "HEAD":
+            # Routes only know GET. The server looks at its own scope, so it still sends no body.
+            scope = {**scope, "method": "GET"}
+        headers = dict(scope["headers"])
+        if self.behind_edge:
+            _believe_the_edge(scope, headers)
+        given = headers.get(b"x-request-id", b"")
+        is_usable = _USABLE_ID.fullmatch(given)
+        request_id = given.decode() if is_usable else f"{self.id_prefix}-{next(self.numbers)}"
+        current_request_id.set(request_id)
+        body = None
+        if headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers:
+            body = RequestBody(scope, receive, headers, self.max_body_bytes)
+            receive = body.receive
+        task = asyncio.current_task()
+        return _Exchange(self, scope, receive, send, request_id, body, task, scope["app"])
+
+    async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.behind_edge:
             _believe_the_edge(scope, dict(scope["headers"]))
-        if refusal := self._guard.refusal(scope):
+        if refusal := self.guard.refusal(scope):
             await refuse_websocket(refusal, scope, receive, send)
             return
-        self._sockets.add(task)
+        task = asyncio.current_task()
+        self.sockets.add(task)
         try:
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
         except WebSocketDisconnect:
             # The usual end of a loop that receives or sends.
             return
         except asyncio.CancelledError:
-            if not self._is_stopping:
+            if not self.is_stopping():
                 raise
         finally:
-            self._sockets.discard(task)
+            self.sockets.discard(task)
 
     def _stop(self) -> None:
         """End what would never end by itself; the server waits for everything else."""
-        self._is_stopping = True
-        for task in self._event_streams:
+        for task in self.event_streams:
             task.cancel()
-        asyncio.get_running_loop().call_later(SOCKET_SECONDS, self._end_sockets)
-
-    def _end_sockets(self) -> None:
-        for task in self._sockets:
-            task.cancel()
+        for task in self.sockets:
+            asyncio.get_running_loop().call_later(SOCKET_SECONDS, task.cancel)
 
 
-def _current_task() -> asyncio.Task[Any]:
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101
-    return task
+@dataclass(eq=False, repr=False, slots=True)
+class _Exchange:
+    """A request and its answer, as far as it is known."""
+
+    middleware: RequestMiddleware
+    scope: Scope
+    receive: Receive
+    send_on: Send
+    request_id: str
+    body: RequestBody | None
+    task: Any
+    app: FastAPI
+    """Kept here, because a mounted application puts itself into the scope."""
+    status: int = 0
+    is_complete: bool = False
+    place: asyncio.TimerHandle | None = None
+
+    def let_answer(self, app: ASGIApp) -> Awaitable[None]:
+        """Let this application or response answer the request."""
+        return app(self.scope, self.receive, self.send)
+
+    async def end_because_of_stop(self) -> None:
+        """End an event stream as if it were complete; answer 503 if there is no answer yet."""
+        self.task.uncancel()
+        if self.task in self.middleware.event_streams:
+            await self.send_on({"type": "http.response.body"})
+        elif not self.status:
+            detail = "The server stops. Look whether this was done before you send it again."
+            await self.let_answer(self.middleware.cors(_unavailable(detail)))
+
+    async def end_because_of(self, error: Exception) -> None:
+        """Let the application's own handler answer, or answer 500; raise if it is too late."""
+        # A mounted application answers by itself, and raises afterwards.
+        if self.is_complete:
+            return
+        if self.status:
+            raise error
+        request = Request(self.scope, self.receive)
+        answer = await answer_of_own_handler(self.app, request, error)
+        if answer is None:
+            detail = f"Internal error. The log tells more under the id {self.request_id}."
+            answer = JSONResponse({"detail": detail}, 500)
+        await self.let_answer(self.middleware.cors(answer))
+
+    def takes_place(self) -> bool:
+        """Take a place for a moment, if one is free; return whether this need not wait for one."""
+        if self.middleware.limiter.try_to_enter():
+            self._hold_place()
+            return True
+        path = path_of(self.scope)
+        is_state = path in ("/", "/status") or path.startswith("/health")
+        return is_state or self.scope["method"] == "OPTIONS"
+
+    async def wait_for_place(self) -> JSONResponse | None:
+        """Take a place as soon as one is free; return what to answer if that takes too long."""
+        try:
+            await self.middleware.limiter.enter()
+        except NoPlace:
+            return _unavailable("Too many requests are waiting; nothing was stored.")
+        self._hold_place()
+        return None
+
+    def _hold_place(self) -> None:
+        self.place = asyncio.get_running_loop().call_later(HOLD_SECONDS, self.give_place_back)
+
+    def give_place_back(self) -> None:
+        """Let the next request in, if this one still has a place."""
+        if self.place is not None:
+            self.place.cancel()
+            self.place = None
+            self.middleware.limiter.leave()
+
+    # A plain function, because an `async def` would add a coroutine to every message.
+    def send(self, message: Message) -> Awaitable[None]:
+        """Send a message of the answer, with the headers that every answer has."""
+        body = self.body
+        if body is not None:
+            message = body.explained(message)
+        if message["type"] == "http.response.start":
+            self.give_place_back()
+            self._start(message)
+        elif message["type"] == "http.response.body":
+            self.is_complete = not message.get("more_body", False)
+            if self.is_complete and body is not None and not body.is_complete:
+                return body.end_answer(self.send_on, message)
+        return self.send_on(message)
+
+    def _start(self, message: Message) -> None:
+        middleware = self.middleware
+        self.status = message["status"]
+        own_id = (b"x-request-id", self.request_id.encode())
+        headers = message["headers"] = [*message["headers"], own_id]
+        present = dict(headers)
+        headers += middleware.headers.missing_from(present)
+        if path_of(self.scope).startswith("/api/") and middleware.is_fallback():
+            headers.append((b"x-database", b"fallback"))
+        if self.body is not None and not self.body.is_complete:
+            headers.append((b"connection", b"close"))
+        if present.get(b"content-type", b"").startswith(b"text/event-stream"):
+            middleware.event_streams.add(self.task)
+            if middleware.is_stopping():
+                self.task.cancel()
 
 
-def _has_to_wait(scope: Scope) -> bool:
-    """Return False for health checks and the status page, and for preflight requests."""
-    path = path_of(scope)
-    is_state = path in ("/", "/status") or path.startswith("/health")
-    return not is_state and scope["method"] != "OPTIONS"
+def _unavailable(detail: str) -> JSONResponse:
+    return JSONResponse({"detail": detail}, 503, {"Retry-After": "2"})
 
 
 def _believe_the_edge(scope: Scope, headers: dict[bytes, bytes]) -> None:

@@ -1,4 +1,4 @@
-"""What the Hub is asked about who signs in: OpenID Connect, as an authorization code with PKCE.
+"""Asks the Hub who signs in: OpenID Connect, by an authorization code with PKCE.
 
 `huggingface_hub` has a helper for this, but it redirects to wherever a link says, keeps the access
 token and all organizations in the cookie (4 kB hold ten or so), stops the start where OAuth is not
@@ -8,20 +8,18 @@ set up, and needs authlib, cryptography and the Hub itself, also on a laptop.
 import base64
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlencode
 
+import httpx2
 from pydantic import BaseModel, Field, ValidationError
 
-if TYPE_CHECKING:
-    import httpx2
-
 SECONDS = 10.0
-# What the Hub itself allows at most, and what it gives if the front matter says nothing.
+# The Hub's own maximum and default.
 MAX_LIFETIME = 30 * 24 * 3600
 DEFAULT_LIFETIME = 8 * 3600
-# Who may change the Space: a contributor only what they made themselves, a reader nothing.
+# The roles in an organization that may change all of its Spaces.
 _ROLES_OF_OWNERS = ("admin", "write")
 
 
@@ -73,37 +71,37 @@ def user_from(claims: Claims, space_owner: str) -> User:
 
 def _owners_of(claims: Claims) -> set[str]:
     """Return the names under which this user may change Spaces, in lower case as the Hub's."""
-    organizations = {
-        organization.preferred_username.lower()
+    names = [claims.preferred_username] + [
+        organization.preferred_username
         for organization in claims.orgs or ()
         if organization.role in _ROLES_OF_OWNERS and not organization.restrictions
-    }
-    return organizations | {claims.preferred_username.lower()}
+    ]
+    return {name.lower() for name in names}
 
 
+@dataclass(eq=False, repr=False)
 class Provider:
     """The Hub, for the OAuth application that belongs to this Space."""
 
-    def __init__(self, client_id: str, client_secret: str, scopes: str, url: str) -> None:
-        self.secret = client_secret
-        self._client_id = client_id
-        self._scopes = scopes
-        self._url = url.rstrip("/")
-        self._endpoints: dict[str, str] = {}
+    client_id: str
+    secret: str
+    scopes: str
+    url: str
+    _endpoints: dict[str, str] = field(default_factory=dict)
 
     async def sign_in_address(self, redirect_uri: str, state: str, verifier: str) -> str:
         """Return where the user is sent to; raise ProviderFailed if that cannot be learnt."""
         digest = hashlib.sha256(verifier.encode()).digest()
         query = {
             "response_type": "code",
-            "client_id": self._client_id,
+            "client_id": self.client_id,
             "redirect_uri": redirect_uri,
-            "scope": self._scopes,
+            "scope": self.scopes,
             "state": state,
             "code_challenge": base64.urlsafe_b64encode(digest).decode().rstrip("="),
             "code_challenge_method": "S256",
         }
-        async with _client() as client:
+        async with httpx2.AsyncClient(timeout=SECONDS) as client:
             address = await self._endpoint(client, "authorization_endpoint")
         return f"{address}?{urlencode(query)}"
 
@@ -116,14 +114,14 @@ class Provider:
         """
         form = {
             "grant_type": "authorization_code",
-            "client_id": self._client_id,
+            "client_id": self.client_id,
             "code": code,
             "redirect_uri": redirect_uri,
             "code_verifier": verifier,
         }
-        async with _client() as client:
+        async with httpx2.AsyncClient(timeout=SECONDS) as client:
             token_endpoint = await self._endpoint(client, "token_endpoint")
-            credentials = (self._client_id, self.secret)
+            credentials = (self.client_id, self.secret)
             token = await _json(client, "POST", token_endpoint, data=form, auth=credentials)
             userinfo_endpoint = await self._endpoint(client, "userinfo_endpoint")
             headers = {"Authorization": f"Bearer {token.get('access_token')}"}
@@ -136,11 +134,10 @@ class Provider:
         lifetime = seconds if isinstance(seconds, int) and seconds > 0 else DEFAULT_LIFETIME
         return claims, min(lifetime, MAX_LIFETIME)
 
-    async def _endpoint(self, client: "httpx2.AsyncClient", name: str) -> str:
-        if name not in self._endpoints:
-            self._endpoints = await _json(
-                client, "GET", f"{self._url}/.well-known/openid-configuration"
-            )
+    async def _endpoint(self, client: httpx2.AsyncClient, name: str) -> str:
+        if not self._endpoints:
+            address = f"{self.url}/.well-known/openid-configuration"
+            self._endpoints = await _json(client, "GET", address)
         if name not in self._endpoints:
             raise ProviderFailed(f"its configuration names no {name}")
         return str(self._endpoints[name])
@@ -152,22 +149,13 @@ def read_provider(environ: Mapping[str, str]) -> Provider | None:
     if not (client_id and secret):
         return None
     scopes = environ.get("OAUTH_SCOPES") or "openid profile"
-    return Provider(
-        client_id, secret, scopes, environ.get("OPENID_PROVIDER_URL") or "https://huggingface.co"
-    )
-
-
-def _client() -> "httpx2.AsyncClient":
-    import httpx2  # 80 ms, and only those who sign in need it
-
-    return httpx2.AsyncClient(timeout=SECONDS)
+    url = environ.get("OPENID_PROVIDER_URL") or "https://huggingface.co"
+    return Provider(client_id, secret, scopes, url.rstrip("/"))
 
 
 async def _json(
-    client: "httpx2.AsyncClient", method: str, url: str, **options: Any
+    client: httpx2.AsyncClient, method: str, url: str, **options: Any
 ) -> dict[str, Any]:
-    import httpx2
-
     try:
         response = await client.request(method, url, **options)
         answer = response.json() if response.is_success else None

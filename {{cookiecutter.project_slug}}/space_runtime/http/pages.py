@@ -22,9 +22,9 @@ from space_runtime.http.access import is_mount
 from space_runtime.http.route_names import path_of
 from space_runtime.http.status_page import not_found_page, status_page
 
-# What bundlers write gets another name with every change, so it need not be asked for again.
+# Bundlers put a hash of the content into the name, so such a file never changes.
 _HASHED = re.compile(r"/assets/.*[.-](?=\w*[A-Z\d])(?=\w*[A-Za-z])\w{8,}\.[\w.]+")
-# Names of files would make a metric of each.
+# All files are counted together.
 _AS_LOGGED = SimpleNamespace(path="/{page}")
 _FOR_A_YEAR = "public, max-age=31536000, immutable"
 
@@ -76,7 +76,7 @@ class Remainder:
 
 @cache
 def _files(folder: Path) -> ASGIApp:
-    """Return what answers with these files, and to browsers with index.html where there is none."""
+    """Return what serves these files, and index.html to browsers where there is none."""
 
     async def rules(request: Request, response: Response) -> None:
         path = path_of(request.scope)
@@ -96,10 +96,8 @@ def _files(folder: Path) -> ASGIApp:
 
 
 def _is_a_mount_without_its_slash(scope: Scope) -> bool:
-    if scope["method"] != "GET" or scope["path"].endswith("/"):
-        return False
     with_slash = {**scope, "path": f"{scope['path']}/"}
-    return any(
+    return scope["method"] == "GET" and any(
         is_mount(route) and route.matches(with_slash)[0] is Match.FULL
         for route in iter_route_contexts(scope["app"].routes)
     )

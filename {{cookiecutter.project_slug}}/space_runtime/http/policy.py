@@ -8,43 +8,49 @@ from starlette.types import ASGIApp
 
 from space_runtime.settings import Space, read_space
 
-# What ordinary pages do without: plugins of other hosts, though not previews of PDF files. Scripts,
-# styles and all else may come from wherever the page takes them: most pages have scripts inside or
-# from a CDN, and a policy that allows both stops no script that somebody got into the page.
+# Forbids plugins of other hosts, but not previews of PDF files. All else may come from anywhere:
+# most pages have inline scripts or scripts of a CDN, and a policy that allows these would not stop
+# an injected one.
 _ORDINARY = "base-uri 'self'; object-src 'self' blob: data:"
 _OURS = "default-src 'self'; base-uri 'none'; form-action 'self'; object-src 'none'"
-_NOTHING = "default-src 'none'"
+Headers = list[tuple[bytes, bytes]]
+
+_OF_ALL: Headers = [
+    (b"x-content-type-options", b"nosniff"),
+    # The default of browsers: other sites learn the host, which embedded players and maps need, but
+    # no path.
+    (b"referrer-policy", b"strict-origin-when-cross-origin"),
+]
+
+_NAMES = frozenset([b"content-security-policy", *(name for name, _ in _OF_ALL)])
 
 
-def security_headers(
-    space: Space, *, page_policy: str = "strict", of_data: bool = False
-) -> list[tuple[bytes, bytes]]:
-    """Return the default security headers of pages or of data, in ASGI's form.
+class SecurityHeaders:
+    """The security headers that an answer gets if it has none of its own. Data may load nothing."""
 
-    `page_policy` is what the setting PAGE_POLICY says; data may not load anything in any case.
-    """
-    headers = [
-        (b"x-content-type-options", b"nosniff"),
-        # What browsers do anyway: no path leaves the Space, but embedded players and maps need
-        # to know which site they are on.
-        (b"referrer-policy", b"strict-origin-when-cross-origin"),
-    ]
-    directives = {"default": _ORDINARY, "strict": _OURS}.get(page_policy, page_policy)
-    if of_data:
-        directives = _NOTHING
-    elif page_policy == "off":
-        return headers
+    def __init__(self, space: Space, page_policy: str) -> None:
+        """`page_policy` is a value of PAGE_POLICY."""
+        directives = {"default": _ORDINARY, "strict": _OURS}.get(page_policy, page_policy)
+        self.of_pages = _OF_ALL if page_policy == "off" else _headers(space, directives)
+        self.of_data = _headers(space, "default-src 'none'")
+
+    def missing_from(self, present: dict[bytes, bytes]) -> Headers:
+        """Return the headers to add to those that an answer has."""
+        is_data = present.get(b"content-type") == b"application/json"
+        headers = self.of_data if is_data else self.of_pages
+        if _NAMES.isdisjoint(present):
+            return headers
+        return [header for header in headers if header[0] not in present]
+
+
+def policy_of_our_pages(extra: str) -> str:
+    """Return the policy of a page of ours: nothing from other hosts, and `extra` directives."""
+    return f"{_framed_by_the_hub(read_space(), _OURS)}; {extra}"
+
+
+def _headers(space: Space, directives: str) -> Headers:
     policy = _framed_by_the_hub(space, directives)
-    return [(b"content-security-policy", policy.encode("latin-1")), *headers]
-
-
-def content_security_policy(space: Space | None = None, *, extra: str = "") -> str:
-    """Return the policy of our own pages: nothing from other hosts, and no script inside.
-
-    `extra` holds further directives for one page.
-    """
-    policy = _framed_by_the_hub(space or read_space(), _OURS)
-    return f"{policy}; {extra}" if extra else policy
+    return [(b"content-security-policy", policy.encode("latin-1")), *_OF_ALL]
 
 
 def _framed_by_the_hub(space: Space, directives: str) -> str:

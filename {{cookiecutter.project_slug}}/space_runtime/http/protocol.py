@@ -11,8 +11,8 @@ class Protocol(HttpToolsProtocol):
     """Bounds what httptools would keep without end: the target, the fields, the trailers.
 
     httptools also believes that a request which offers another protocol, as Java's client does, has
-    no body. h11 knows better, but takes twice the time for a trivial request, so it only goes on
-    with such connections.
+    no body. h11 knows better, but takes twice the time for a trivial request, so it only takes over
+    such connections.
     """
 
     _unused = 0
@@ -51,11 +51,6 @@ class Protocol(HttpToolsProtocol):
         self._unused = 0
         super().on_body(body)
 
-    def on_message_complete(self) -> None:
-        """End a body."""
-        self._unused = 0
-        super().on_message_complete()
-
     def _should_upgrade(self) -> bool:
         # Whatever is offered: httptools has to stop there.
         return True
@@ -80,8 +75,8 @@ class Protocol(HttpToolsProtocol):
         if is_answering or not self.url:
             self.transport.close()
             return
-        # The application says what it has to say of long heads, and waits a moment for the body: a
-        # client whose connection is closed while it sends may never see the answer.
+        # Let the application answer that the head is too long. It then waits a moment for the body:
+        # a client whose connection is closed while it sends may never see the answer.
         self._is_refused = True
         self.url = self.url[: HEAD_BYTES // 2]
         self.headers += [(b"content-length", b"1"), (b"rest", b"x" * HEAD_BYTES)]

@@ -1,4 +1,4 @@
-"""The body of one request: how large it may be, how slow, and what becomes of what nobody read."""
+"""The body of a request: how large and how slow it may be, and what if nobody reads it."""
 
 import asyncio
 import time
@@ -8,8 +8,8 @@ from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
-# A phone on the edge of its network sends more; a sender may be silent for the seconds, or behind
-# the rate by as much.
+# Even a phone with a poor connection is faster. A sender may pause, or lag behind this rate, for
+# PATIENCE_SECONDS.
 BYTES_PER_SECOND = 500
 PATIENCE_SECONDS = 30.0
 # If a connection is closed while the client still sends, the client may never see the answer.
@@ -22,21 +22,15 @@ def patience(left: float, waited: float, received: int) -> float:
     return min(left - waited + received / BYTES_PER_SECOND, PATIENCE_SECONDS)
 
 
-def too_large(limit: int, *, is_own: bool) -> str:
-    """Return what to say of a body above the limit of its route, or of all routes."""
-    if is_own:
-        return f"The body is larger than {limit} bytes, which this route allows."
-    return (
-        f"The body is larger than {limit} bytes: MAX_BODY_BYTES sets the limit, "
-        "and a route may have its own (max_body_size)."
-    )
-
-
 class RequestBody:
     """Receives a body, and raises a 413 if it is too large, a 408 if it comes too slowly.
 
-    A route's own limit, FastAPI's `max_body_size`, stands in the scope when the route is found.
+    FastAPI puts a route's own limit, `max_body_size`, into the scope when it has found the route.
     """
+
+    is_complete = False
+    _received = 0
+    _explanation = b""
 
     def __init__(self, scope: Scope, receive: Receive, headers: dict[bytes, bytes], limit: int):
         self._scope = scope
@@ -44,19 +38,14 @@ class RequestBody:
         self._limit = limit
         self._length = headers.get(b"content-length", b"").lstrip(b"0")
         self._may_come = headers.get(b"expect", b"").lower() != b"100-continue"
-        self._received = 0
-        self._explanation = b""
         self._patience = PATIENCE_SECONDS
-        self.is_complete = False
 
     async def receive(self) -> Message:
         """Return the next message, or raise an HTTPException."""
         if self.is_complete:
             return await self._receive()
-        own = self._scope.get(MAX_BODY_SIZE_SCOPE_KEY)
-        limit = self._limit if own is None else own
-        if self._is_declared_above(limit):
-            raise HTTPException(413, too_large(limit, is_own=own is not None))
+        if refusal := self._refusal():
+            raise HTTPException(413, refusal)
         started = time.monotonic()
         try:
             async with asyncio.timeout(self._patience):
@@ -68,35 +57,43 @@ class RequestBody:
         self._received += received
         self._patience = patience(self._patience, time.monotonic() - started, received)
         # FastAPI turns any exception but HTTPException into a 400 while it reads the body.
-        if self._received > limit:
-            raise HTTPException(413, too_large(limit, is_own=own is not None))
+        if refusal := self._refusal():
+            raise HTTPException(413, refusal)
         return message
 
     def explained(self, message: Message) -> Message:
-        """Return a message of the answer; FastAPI's own 413, a bare text, gets our words."""
+        """Return the message to send; FastAPI's own 413, a bare text, gets our words."""
         if message["type"] != "http.response.start":
             return {**message, "body": self._explanation} if self._explanation else message
-        own = self._scope.get(MAX_BODY_SIZE_SCOPE_KEY)
-        if message["status"] != 413 or own is None or not self._is_declared_above(own):
+        is_ours = self._received or MAX_BODY_SIZE_SCOPE_KEY not in self._scope
+        if message["status"] != 413 or is_ours or not (refusal := self._refusal()):
             return message
-        response = JSONResponse({"detail": too_large(own, is_own=True)}, 413)
+        response = JSONResponse({"detail": refusal}, 413)
         self._explanation = bytes(response.body)
         return {**message, "headers": response.raw_headers}
 
     async def end_answer(self, send: Send, message: Message) -> None:
-        """Send the last part of an answer that came before the body, and ignore what follows."""
+        """Send the last part of an answer; what still comes of the body is ignored."""
         if self._may_come:
             await send({**message, "more_body": True})
             message = {"type": "http.response.body"}
             await self._ignore_rest()
         await send(message)
 
-    def _is_declared_above(self, limit: int) -> bool:
-        allowed = b"%d" % limit
+    def _refusal(self) -> str | None:
+        """Return what to say of a body that is larger than it may be, or is going to be."""
+        own = self._scope.get(MAX_BODY_SIZE_SCOPE_KEY)
+        limit = self._limit if own is None else own
+        digits = b"%d" % limit
         # Compared as text, because int() refuses thousands of digits.
-        return self._length.isdigit() and (len(self._length), self._length) > (
-            len(allowed),
-            allowed,
+        is_declared = (len(self._length), self._length) > (len(digits), digits)
+        if self._received <= limit and not (self._length.isdigit() and is_declared):
+            return None
+        if own is not None:
+            return f"The body is larger than {limit} bytes, which this route allows."
+        return (
+            f"The body is larger than {limit} bytes: MAX_BODY_BYTES sets the limit, "
+            "and a route may have its own (max_body_size)."
         )
 
     async def _ignore_rest(self) -> None:

@@ -26,10 +26,11 @@ def name_of_route(scope: Scope) -> str:
 
 
 def _mount(scope: Scope) -> str:
-    root_path: str = scope.get("root_path", "")
-    # Mounts put their path behind the one that the server was given, and keep that here.
-    mount = root_path.removeprefix(scope.get("app_root_path", root_path))
-    if not mount or not scope.get("path_params"):
+    # A mount adds its path to root_path, and keeps what that was before as app_root_path.
+    if "app_root_path" not in scope:
+        return ""
+    mount: str = scope["root_path"].removeprefix(scope["app_root_path"])
+    if not scope.get("path_params"):
         return mount
     names = {str(value): "{" + name + "}" for name, value in scope["path_params"].items()}
     return "/".join(names.get(part, part) for part in mount.split("/"))

@@ -1,24 +1,15 @@
 """Lists the routes of an application and who may call each: `make routes`, and a test of yours."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from fastapi.routing import iter_route_contexts
 from starlette.applications import Starlette
-from starlette.routing import BaseRoute, WebSocketRoute
 
-from space_runtime.http.access import (
-    SAFE_METHODS,
-    Access,
-    access_to,
-    is_mount,
-    mounted_in,
-    public_mounts_of,
-)
+from space_runtime.http.access import SAFE_METHODS, Access
+from space_runtime.http.targets import Targets
 
 ANYBODY = "anybody"
 TOKEN = "API token"  # noqa: S105
-MOUNTED = "writes below"
 
 
 @dataclass(frozen=True)
@@ -36,36 +27,25 @@ class Line:
 
 def routes_of(app: Starlette) -> list[Line]:
     """Return a line or two for each route, WebSocket and mounted application, ordered by path."""
-    lines = _lines(app.routes, public_mounts_of(app), "", is_public=False)
-    return sorted(lines, key=lambda line: (line.path, line.methods))
+    return sorted(_lines(Targets(app)), key=lambda line: (line.path, line.methods))
 
 
-def _lines(
-    routes: Sequence[BaseRoute], public_mounts: frozenset[str], prefix: str, *, is_public: bool
-) -> Iterator[Line]:
-    for route in iter_route_contexts(routes):
-        path, access = f"{prefix}{route.path or ''}", access_to(route)
-        access = replace(access, is_public=access.is_public or is_public)
-        methods = frozenset(route.methods or ())
-        if is_mount(route):
-            access = replace(access, is_public=access.is_public or path in public_mounts)
-            mount = _write(MOUNTED, path or "/", access)
+def _lines(targets: Targets) -> Iterator[Line]:
+    for target in targets:
+        path, access = target.path, target.access
+        if target.kind == "mount":
+            mount = _write("writes below", path or "/", access)
             yield mount
-            inner = mounted_in(route)
-            if inner is not None:
-                # Gradio alone has 40, so only those are listed that say something of their own.
-                lines = _lines(inner.routes, public_mounts, path, is_public=access.is_public)
-                yield from (line for line in lines if line.who not in (ANYBODY, mount.who))
-        elif isinstance(route.original_route, WebSocketRoute):
-            yield _write("WebSocket", path, access)
-        elif not methods:
-            yield _write("any method", path, access)
+            # Gradio alone has 40, so only those are listed that say something of their own.
+            lines = _lines(target.inner) if target.inner else ()
+            yield from (line for line in lines if line.who not in (ANYBODY, mount.who))
+        elif target.kind == "WebSocket" or not target.methods:
+            yield _write("WebSocket" if target.kind == "WebSocket" else "any method", path, access)
         else:
-            safe, unsafe = methods & SAFE_METHODS, methods - SAFE_METHODS
-            if safe:
+            if safe := target.methods & SAFE_METHODS:
                 who = _own_check(access) if access.is_protected else ANYBODY
                 yield Line(", ".join(sorted(safe)), path, who)
-            if unsafe:
+            if unsafe := target.methods - SAFE_METHODS:
                 yield _write(", ".join(sorted(unsafe)), path, access)
 
 

@@ -1,15 +1,15 @@
-"""What the server around the application must do, and ASGI has no words for.
+"""What uvicorn has to do for the application, and ASGI cannot ask for.
 
-uvicorn handles SIGTERM, so the handler leads to the server, however it was started: by command, by
-`fastapi run`, by a reloader or as one of several workers. Under another server nothing is changed.
+The server is found through its handler of SIGTERM, however it was started: by command, by `fastapi
+run`, by a reloader, or as one of several workers. Any other server is left as it is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,28 +21,28 @@ GRACEFUL_SECONDS = 15
 HEAD_SECONDS = 30.0
 # Fewer than the 1,024 files that many systems let a process open.
 MAX_WITHOUT_REQUEST = 500
+LOOK_SECONDS = 0.25
 
 
 @asynccontextmanager
-async def attended(stop: Callable[[], None]) -> AsyncIterator[None]:
-    """Set up the server that runs us, and call `stop` when it is told to stop.
+async def attended(stop: Callable[[], None]) -> AsyncIterator[Callable[[], bool]]:
+    """Configure the server, and call `stop` when it stops; yield a function: does it stop?
 
-    ASGI tells of a stop only when all connections have ended, for which streams must know of it.
+    ASGI announces a stop only after all connections have ended, but streams only end if told so.
     """
-    server = find_server()
+    server = _find_server()
     if server is None:
-        yield
+        yield lambda: False
         return
     complete(server.config)
-    closing = asyncio.create_task(_close_the_silent(server))
+    attending = asyncio.create_task(_attend(server, stop))
     try:
-        with _heard(stop):
-            yield
+        yield lambda: server.should_exit
     finally:
-        closing.cancel()
+        attending.cancel()
 
 
-def find_server() -> Server | None:
+def _find_server() -> Server | None:
     """Return the server that handles SIGTERM in this process if it is uvicorn."""
     owner = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     if owner is None:
@@ -53,7 +53,7 @@ def find_server() -> Server | None:
 
 
 def complete(config: Config) -> None:
-    """Set what neither a flag nor the environment has set; new connections will follow it."""
+    """Set what neither a flag nor the environment has set, for all new connections."""
     from space_runtime.http.protocol import HEAD_BYTES, Protocol
 
     if config.http == "auto":
@@ -64,6 +64,15 @@ def complete(config: Config) -> None:
         config.timeout_keep_alive = KEEP_ALIVE_SECONDS
     if config.timeout_graceful_shutdown is None:
         config.timeout_graceful_shutdown = GRACEFUL_SECONDS
+
+
+async def _attend(server: Server, stop: Callable[[], None]) -> None:
+    silence, loop = Silence(), asyncio.get_running_loop()
+    while not server.should_exit:
+        for connection in silence.overdue(server.server_state.connections, loop.time()):
+            connection.transport.close()
+        await asyncio.sleep(LOOK_SECONDS)
+    stop()
 
 
 class Silence:
@@ -77,49 +86,18 @@ class Silence:
         heads: dict[Any, tuple[object, float]] = {}
         since: dict[Any, float] = {}
         for connection in connections:
-            if not hasattr(connection, "cycle"):  # A WebSocket.
+            # A WebSocket has no cycle, and a request that is being answered is not silent.
+            cycle = getattr(connection, "cycle", connection)
+            if cycle is connection or (cycle is not None and not cycle.response_complete):
                 continue
-            cycle, timer = connection.cycle, connection.timeout_keep_alive_task
-            if cycle is not None and not cycle.response_complete:
-                continue
-            if timer is not None:
+            if (timer := connection.timeout_keep_alive_task) is not None:
                 since[connection] = timer.when() - connection.timeout_keep_alive
                 continue
-            # uvicorn's timer runs only between an answer and the first byte of the next head.
+            # uvicorn's timer only runs between an answer and the first byte of the next head.
             before, begun = self._heads.get(connection, (cycle, now))
-            heads[connection] = (cycle, begun if before is cycle else now)
-            since[connection] = heads[connection][1]
+            since[connection] = begun if before is cycle else now
+            heads[connection] = cycle, since[connection]
         self._heads = heads
-        late = [one for one in heads if now - since[one] > HEAD_SECONDS]
+        late = {connection for connection in heads if now - since[connection] > HEAD_SECONDS}
         by_age = sorted(since, key=lambda connection: since[connection])
-        return list({*late, *by_age[: max(len(by_age) - MAX_WITHOUT_REQUEST, 0)]})
-
-
-async def _close_the_silent(server: Server) -> None:
-    silence = Silence()
-    while True:
-        await asyncio.sleep(1)
-        now = asyncio.get_running_loop().time()
-        for connection in silence.overdue(server.server_state.connections, now):
-            connection.transport.close()
-
-
-@contextmanager
-def _heard(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` in the event loop before the server itself hears SIGTERM or SIGINT."""
-    loop = asyncio.get_running_loop()
-    handlers = {sig: signal.getsignal(sig) for sig in (signal.SIGTERM, signal.SIGINT)}
-
-    def handle(number: int, frame: Any) -> None:
-        loop.call_soon_threadsafe(stop)
-        before = handlers[signal.Signals(number)]
-        if callable(before):
-            before(number, frame)
-
-    for sig in handlers:
-        signal.signal(sig, handle)
-    try:
-        yield
-    finally:
-        for sig, handler in handlers.items():
-            signal.signal(sig, handler)
+        return list(late.union(by_age[: max(len(by_age) - MAX_WITHOUT_REQUEST, 0)]))

@@ -11,24 +11,19 @@ An endpoint with such a parameter is for those who are signed in, and needs no A
 
 import hashlib
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 from urllib.parse import urlencode
 
 from fastapi import Depends, HTTPException
-from fastapi.openapi.models import APIKey, APIKeyIn
+from fastapi.security import APIKeyCookie
 from fastapi.security.base import SecurityBase
+from itsdangerous import BadSignature, URLSafeTimedSerializer
 from starlette.requests import HTTPConnection
 
 from space_runtime.http.access import SAFE_METHODS
 from space_runtime.http.openid import Provider, User
-
-if TYPE_CHECKING:
-    from itsdangerous import URLSafeTimedSerializer
-
-    from space_runtime.http.public_limit import PublicLimit
+from space_runtime.http.rate_limit import RateLimit
 
 __all__ = ["CurrentUser", "SpaceOwner", "User"]
 
@@ -38,52 +33,37 @@ COOKIE = "__Host-user"
 
 @dataclass(frozen=True)
 class SignInService:
-    """Knows who is signed in: their cookie says so, and a signature that it is ours."""
+    """Knows who is signed in, by a cookie that it has signed."""
 
     provider: Provider | None
     """The Hub; None if whoever signs in chooses who they are, or if nobody can."""
     space_owner: str
     """The user or organization that the Space belongs to."""
-    user_limit: str
+    limit: RateLimit
+    """How often each user may write."""
     why_off: str
     """What must be done before anybody can sign in; "" if nothing."""
 
     def user_of(self, connection: HTTPConnection) -> User | None:
         """Return who is signed in, or None."""
-        session = self.read("session", connection.cookies.get(cookie(connection, COOKIE)))
-        if self.why_off or session is None or session.pop("expires") <= time.time():
+        try:
+            value = connection.cookies.get(cookie(connection, COOKIE), "")
+            session = self.signed("session").loads(value)
+        except BadSignature:
+            return None
+        if self.why_off or session.pop("expires") <= time.time():
             return None
         return User(**session)
 
     def session(self, user: User, seconds: int) -> str:
         """Return the value of the cookie that says who is signed in, for so long."""
-        return self.sign("session", asdict(user) | {"expires": time.time() + seconds})
+        content = asdict(user) | {"expires": time.time() + seconds}
+        return str(self.signed("session").dumps(content))
 
-    def sign(self, purpose: str, content: Mapping[str, Any]) -> str:
-        """Return the value of a cookie."""
-        return str(self._serializer(purpose).dumps(content))
-
-    def read(
-        self, purpose: str, value: str | None, max_age: int | None = None
-    ) -> dict[str, Any] | None:
-        """Return the content of a cookie, or None if it is not ours, or too old."""
-        from itsdangerous import BadSignature
-
-        try:
-            content: dict[str, Any] = self._serializer(purpose).loads(value or "", max_age)
-        except BadSignature:
-            return None
-        return content
-
-    def seconds_to_wait(self, user: User) -> int:
-        """Count a write; return 0, or the seconds to wait if it is one too many."""
-        return 0 if self.user_limit == "off" else self._limit.seconds_to_wait(f"user {user.id}")
-
-    def _serializer(self, purpose: str) -> "URLSafeTimedSerializer":
-        from itsdangerous import URLSafeTimedSerializer
-
-        # All workers know this secret, also after a restart, and nobody else. Where everybody
-        # chooses who they are, a signature is worth nothing in any case.
+    def signed(self, purpose: str) -> URLSafeTimedSerializer:
+        """Return what writes and reads cookies for this purpose."""
+        # Known to all workers, also after a restart, and to nobody else. Where users choose who
+        # they are, a signature protects nothing.
         secret = self.provider.secret if self.provider else "mocked"
         return URLSafeTimedSerializer(
             secret,
@@ -91,12 +71,6 @@ class SignInService:
             salt=f"{purpose} 1",
             signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256},
         )
-
-    @cached_property
-    def _limit(self) -> "PublicLimit":
-        from space_runtime.http.public_limit import PublicLimit
-
-        return PublicLimit(self.user_limit)
 
 
 def service_of(connection: HTTPConnection) -> SignInService:
@@ -118,9 +92,7 @@ class SignIn(SecurityBase):
         self._owner_only = owner_only
         who = "the owner of this Space, who has" if owner_only else "those who have"
         description = f"The cookie of {who} signed in at {LOGIN}."
-        self.model = APIKey.model_validate(
-            {"in": APIKeyIn.cookie, "name": COOKIE, "description": description}
-        )
+        self.model = APIKeyCookie(name=COOKIE, description=description).model
 
     async def __call__(self, connection: HTTPConnection) -> User:
         """Return who is signed in; raise HTTPException if nobody is, or they may not do this."""
@@ -134,8 +106,8 @@ class SignIn(SecurityBase):
             raise HTTPException(403, "Only the owner of this Space may do this.")
         if connection.scope.get("method") not in SAFE_METHODS:
             refuse_other_pages(connection)
-            if seconds := service.seconds_to_wait(user):
-                detail = f"More than {service.user_limit} by one user; try again in {seconds} s."
+            if seconds := service.limit.seconds_to_wait(user.id):
+                detail = f"More than {service.limit.rule} by one user; try again in {seconds} s."
                 raise HTTPException(429, detail, {"Retry-After": str(seconds)})
         return user
 
@@ -159,8 +131,8 @@ def cookie(connection: HTTPConnection, name: str) -> str:
 def refuse_other_pages(connection: HTTPConnection) -> None:
     """Raise HTTPException unless a page of this application sent this.
 
-    The cookie works in the Hub's frame, so browsers also add it to what any other page sends. They
-    say which page it was, and nothing but a browser has a cookie.
+    Since the cookie works in the Hub's frame, browsers also send it with requests of any other
+    page. Their header Origin says which page it was.
     """
     scheme = connection.url.scheme.replace("ws", "http")
     own = f"{scheme}://{connection.headers.get('host')}"
@@ -176,5 +148,5 @@ def _please_sign_in(connection: HTTPConnection) -> HTTPException:
         url = connection.url
         query = urlencode({"next": f"{url.path}?{url.query}" if url.query else url.path})
         return HTTPException(303, headers={"Location": f"{path}?{query}"})
-    # The standard wants a scheme here, and has none for cookies; FastAPI names this one.
+    # HTTP requires a scheme here, and has none for cookies; FastAPI uses this one.
     return HTTPException(401, f"Sign in first, at {path}.", {"WWW-Authenticate": "APIKey"})

@@ -5,8 +5,6 @@ no cookie for a page in there: the sign-in would begin again and again. Where a 
 it, the page in the frame is signed in, too.
 """
 
-import base64
-import hashlib
 import hmac
 import html
 import logging
@@ -15,17 +13,15 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from functools import cache
-from itertools import chain
-from pathlib import Path
-from string import Template
 from typing import Literal
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from fastapi import APIRouter, FastAPI, HTTPException, Request
+from fastapi.responses import RedirectResponse, Response
 from fastapi.routing import iter_route_contexts
+from itsdangerous import BadSignature
 
+from space_runtime.http import templates
 from space_runtime.http.access import access_to, public
 from space_runtime.http.openid import (
     DEFAULT_LIFETIME,
@@ -34,7 +30,7 @@ from space_runtime.http.openid import (
     read_provider,
     user_from,
 )
-from space_runtime.http.policy import content_security_policy
+from space_runtime.http.rate_limit import RateLimit
 from space_runtime.http.sign_in import (
     COOKIE,
     LOGIN,
@@ -69,21 +65,21 @@ _OWN_PATH = re.compile(r"/(?![/\\])[!-\[\]-~]*")
 
 def attach_sign_in(app: FastAPI, runtime: Runtime) -> None:
     """Add the routes through which users sign in and out, if an endpoint asks who they are."""
-    schemes = (access_to(route).schemes for route in iter_route_contexts(app.routes))
-    if not any(isinstance(scheme, SignIn) for scheme in chain.from_iterable(schemes)):
+    routes = iter_route_contexts(app.routes)
+    if not any(isinstance(one, SignIn) for route in routes for one in access_to(route).schemes):
         return
     space, settings = runtime.space, runtime.settings
     provider = read_provider(os.environ)
-    # Whoever reaches a server without a token may write there, so they may be whom they like, too.
+    # Without a token, whoever reaches the server may write, so they may also choose who they are.
     is_open = settings.api_token is None and not space.is_running_here
     is_rehearsal = space.is_running_here and not space.is_behind_edge
     why_off = OFF_ON_A_SPACE if space.is_running_here else OFF_ELSEWHERE
-    # What is no Space belongs to nobody at the Hub, least of all to a user who is called owner.
+    # Elsewhere, no user of the Hub is the owner, not even one with that name.
     nobody = "" if provider else "owner"
     app.state.sign_in = SignInService(
         provider,
         space_owner=space.id.partition("/")[0] if space.id else nobody,
-        user_limit=settings.user_limit,
+        limit=RateLimit(settings.user_limit),
         why_off="" if provider or is_open or is_rehearsal else why_off,
     )
     app.include_router(router)
@@ -124,10 +120,9 @@ async def login(request: Request, next: str = "/") -> Response:  # noqa: A002
     except ProviderFailed as error:
         return _hub_failed(request, target, error)
     attempt = {"state": state, "verifier": verifier, "next": target}
+    value = service.signed("attempt").dumps(attempt)
     response = RedirectResponse(address, 303, {"Cache-Control": "no-store"})
-    _set_cookie(
-        request, response, ATTEMPT_COOKIE, service.sign("attempt", attempt), ATTEMPT_SECONDS
-    )
+    _set_cookie(request, response, ATTEMPT_COOKIE, str(value), ATTEMPT_SECONDS)
     return response
 
 
@@ -142,14 +137,17 @@ async def callback(
     """Sign in whoever comes back from the Hub in the browser that went there."""
     service = service_of(request)
     if service.why_off:
-        return _page("Sign-in is off", service.why_off, {}, status=403)
+        raise HTTPException(403, service.why_off)
     if service.provider is None:
         name = service.space_owner if user == "owner" else "visitor"
         claims = Claims(sub=f"mocked-{name}", preferred_username=name, name=name.capitalize())
         target, seconds = own_path(next), DEFAULT_LIFETIME
     else:
-        value = request.cookies.get(cookie(request, ATTEMPT_COOKIE))
-        attempt = service.read("attempt", value, ATTEMPT_SECONDS) or {"state": "", "next": "/"}
+        value = request.cookies.get(cookie(request, ATTEMPT_COOKIE), "")
+        try:
+            attempt = service.signed("attempt").loads(value, ATTEMPT_SECONDS)
+        except BadSignature:
+            attempt = {"state": "", "next": "/"}
         target = attempt["next"]
         if not code or not hmac.compare_digest(state.encode(), attempt["state"].encode()):
             again = {"Try again": _address(request, LOGIN, next=target)}
@@ -209,27 +207,12 @@ def _hub_failed(request: Request, target: str, error: ProviderFailed) -> Respons
 
 def _page(title: str, text: str, links: Mapping[str, str], *, status: int = 200) -> Response:
     """Return a page with links, of which the one that signs in opens a window of its own."""
-    shown = "\n".join(
-        f'<p><a href="{html.escape(address)}"'
-        f"{_NEW_WINDOW if LOGIN in address else ''}>{html.escape(label)}</a></p>"
+    # Without an opener, so that the page in the frame and the window know nothing of each other.
+    new_window = ' target="_blank" rel="noopener"'
+    markup = "\n".join(
+        f'<p><a href="{html.escape(address)}"{new_window if LOGIN in address else ""}>'
+        f"{html.escape(label)}</a></p>"
         for label, address in links.items()
     )
-    page, policy = _template()
-    body = page.substitute(title=html.escape(title), text=html.escape(text), links=shown)
-    headers = {"Content-Security-Policy": policy, "Cache-Control": "no-store"}
-    return HTMLResponse(body, status, headers)
-
-
-# Without an opener, so that the page in the frame and the window know nothing of each other.
-_NEW_WINDOW = ' target="_blank" rel="noopener"'
-
-
-@cache
-def _template() -> tuple[Template, str]:
-    """Return the page, and the policy that allows exactly its own style."""
-    text = Path(__file__).with_name("sign_in.html").read_text(encoding="utf-8")
-    style = text.partition("<style>")[2].partition("</style>")[0]
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return Template(text), content_security_policy(
-        extra=f"style-src 'sha256-{digest}'; img-src data:"
-    )
+    values = {"title": title, "text": text}
+    return templates.page("sign_in.html", values, markup=markup, status=status)

@@ -1,85 +1,86 @@
-"""Which route answers a write, and who may call it.
+"""Which routes an application has, who may write to each, and which of them answers a request.
 
-The routes themselves are asked, in their order, as FastAPI will ask them: so what is judged here
-and what answers cannot be two different routes.
+The routes themselves are asked whether they match, in their order, as FastAPI will ask them: what
+is judged here and what answers cannot be two different routes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
-from fastapi.routing import iter_route_contexts
+from fastapi.routing import RouteContext, iter_route_contexts
 from starlette.applications import Starlette
-from starlette.routing import BaseRoute, Match, Router, WebSocketRoute
+from starlette.routing import Match, Router, WebSocketRoute
 from starlette.types import Scope
 
-from space_runtime.http.access import (
-    SAFE_METHODS,
-    Access,
-    access_to,
-    is_mount,
-    mounted_in,
-    public_mounts_of,
-)
+from space_runtime.http.access import Access, access_to, is_mount, public_mounts_of
 
-Matches = Callable[[Scope], tuple[Match, Scope]]
+Kind = Literal["nothing", "route", "WebSocket", "mount"]
 
 
 @dataclass(frozen=True)
 class Target:
-    """What answers a write, and who may call it; where nothing answers, nobody may."""
+    """A route or a mount, and who may write to it; where nothing answers, nobody may."""
 
-    access: Access
-    kind: Literal["nothing", "route", "WebSocket", "mount"]
+    kind: Kind
     path: str
-
-
-_NOTHING = Target(Access(), "nothing", "")
+    access: Access
+    methods: frozenset[str] = frozenset()
+    """Empty if it takes any method."""
+    matches: Callable[[Scope], tuple[Match, Scope]] = lambda scope: (Match.NONE, scope)
+    inner: "Targets | None" = None
+    """What is below a mount, if it has routes that can say who may call them."""
 
 
 class Targets:
-    """The routes of an application that may write; read anew when routes were added."""
+    """The targets of an application, read anew when its routes or public mounts have changed."""
 
     def __init__(
-        self, app: Starlette | Router, prefix: str = "", outermost: Starlette | Router | None = None
+        self,
+        app: Starlette | Router,
+        outermost: Starlette | Router | None = None,
+        prefix: str = "",
+        *,
+        is_public: bool = False,
     ) -> None:
-        """`prefix` is where the application is mounted in the outermost one."""
+        """`prefix` is the path at which it is mounted, `is_public` whether that mount is public."""
         self._app = app
-        self._prefix = prefix
         self._outermost = outermost or app
-        self._seen: list[BaseRoute] = []
-        self._routes: list[tuple[Matches, Target, Targets | None]] = []
+        self._prefix = prefix
+        self._nothing = Target("nothing", "", Access(is_public))
+        self._seen: object = None
+        self._targets: list[Target] = []
+
+    def __iter__(self) -> Iterator[Target]:
+        seen = [id(route) for route in self._app.routes], public_mounts_of(self._outermost)
+        if seen != self._seen:
+            self._targets = [self._read(route) for route in iter_route_contexts(self._app.routes)]
+            self._seen = seen
+        return iter(self._targets)
 
     def find(self, scope: Scope) -> Target:
-        """Return what answers this request, whose method is not a safe one."""
-        routes = self._app.routes
-        if len(routes) != len(self._seen) or any(
-            new is not old for new, old in zip(routes, self._seen, strict=True)
-        ):
-            self._read()
+        """Return what answers this request; below a mount, with the access of the route there."""
         if root_path := getattr(self._app, "root_path", ""):
             # As FastAPI does when it is called.
             scope = {**scope, "root_path": root_path}
-        for matches, target, mounted in self._routes:
-            match, child_scope = matches(scope)
-            if match is not Match.FULL:
-                continue
-            if mounted:
-                target = replace(target, access=mounted.find({**scope, **child_scope}).access)
-            if target.kind == "mount" and target.path in public_mounts_of(self._outermost):
-                target = replace(target, access=replace(target.access, is_public=True))
-            return target
-        return _NOTHING
+        for target in self:
+            match, child_scope = target.matches(scope)
+            if match is Match.FULL:
+                if target.inner is None:
+                    return target
+                return replace(target, access=target.inner.find({**scope, **child_scope}).access)
+        return self._nothing
 
-    def _read(self) -> None:
-        self._seen = list(self._app.routes)
-        self._routes = []
-        for route in iter_route_contexts(self._seen):
-            if route.methods and route.methods <= SAFE_METHODS:
-                continue
-            path = f"{self._prefix}{route.path or ''}"
-            is_websocket = isinstance(route.original_route, WebSocketRoute)
-            kind: Any = "mount" if is_mount(route) else "WebSocket" if is_websocket else "route"
-            app = mounted_in(route)
-            mounted = Targets(app, path, self._outermost) if app else None
-            self._routes.append((route.matches, Target(access_to(route), kind, path), mounted))
+    def _read(self, route: RouteContext) -> Target:
+        path, access = f"{self._prefix}{route.path or ''}", access_to(route)
+        is_public, inner = access.is_public or self._nothing.access.is_public, None
+        kind: Kind = "route"
+        if is_mount(route):
+            kind = "mount"
+            is_public = is_public or path in public_mounts_of(self._outermost)
+            if isinstance(app := getattr(route, "app", None), Starlette | Router):
+                inner = Targets(app, self._outermost, path, is_public=is_public)
+        elif isinstance(route.original_route, WebSocketRoute):
+            kind = "WebSocket"
+        access = replace(access, is_public=is_public)
+        return Target(kind, path, access, frozenset(route.methods or ()), route.matches, inner)

@@ -5,10 +5,10 @@ import atexit
 import functools
 import logging
 import os
+import re
 import select
 import sys
 import threading
-import time
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
@@ -25,8 +25,8 @@ from space_runtime.settings import RuntimeSettings
 MOST_UNREAD_BYTES = 512 * 1024
 SECONDS_FOR_LAST_LINES = 1.0
 LOG_SECONDS = 0.02
-_STANDARD_LIBRARY = os.path.dirname(logging.__file__).removesuffix("logging")
-_PACKAGES = frozenset(["site-packages", "dist-packages"])
+_STANDARD_LIBRARY = re.escape(os.path.dirname(os.__file__))
+_LIBRARY = re.compile(rf"{_STANDARD_LIBRARY}/|.*/(?:site|dist)-packages/")
 request_id: ContextVar[str] = ContextVar("request_id")
 """The ID of the current request, which is added to every line that is logged during it."""
 
@@ -44,28 +44,23 @@ class Stderr:
             self._descriptor = -1
         self._unread = bytearray()
         self._lock = threading.Lock()
-        self._has_helper = False
+        self._helper: threading.Thread | None = None
+        """Writes what is unread, while there is some."""
         atexit.register(self._end)
 
     def write(self, text: str) -> None:
         """Write whole lines."""
-        self.write_bytes(text.encode(errors="backslashreplace"))
-
-    def write_bytes(self, data: bytes) -> None:
-        """Write whole lines."""
         if self._descriptor < 0:
             return
+        data = text.encode(errors="backslashreplace")
         with self._lock:
             if len(self._unread) + len(data) > MOST_UNREAD_BYTES:
                 LOST_LINES.inc(data.count(b"\n"))
                 return
             self._unread += data
-            if not self._has_helper and not self._write_what_fits():
-                self._has_helper = True
-                threading.Thread(target=self._help, name="log", daemon=True).start()
-
-    def flush(self) -> None:
-        """Do nothing: logging.StreamHandler calls this after each line."""
+            if self._helper is None and not self._write_what_fits():
+                self._helper = threading.Thread(target=self._help, name="log", daemon=True)
+                self._helper.start()
 
     def _write_what_fits(self) -> bool:
         """Return whether all was written. A writable pipe takes PIPE_BUF bytes without blocking."""
@@ -81,28 +76,24 @@ class Stderr:
             del self._unread[:written]
         return True
 
-    def _has_room(self, within: float) -> bool:
-        """Wait up to `within` seconds until the reader takes more; return whether it does."""
+    def _has_room(self, within: float | None) -> bool:
+        """Wait so many milliseconds, or without end, until the reader takes more."""
         # A new object each time, because two threads cannot wait on the same one.
         poll = select.poll()
         poll.register(self._descriptor, select.POLLOUT)
-        return bool(poll.poll(within * 1000))
+        return bool(poll.poll(within))
+
+    def _help(self) -> None:
+        while self._has_room(within=None):
+            with self._lock:
+                if self._write_what_fits():
+                    self._helper = None
+                    return
 
     def _end(self) -> None:
         """Give a slow reader a moment for the last lines, which tell why the process ended."""
-        deadline = time.monotonic() + SECONDS_FOR_LAST_LINES
-        while self._unread and time.monotonic() < deadline:
-            self._has_room(within=0.1)
-            with self._lock:
-                self._write_what_fits()
-
-    def _help(self) -> None:
-        while True:
-            self._has_room(within=1)
-            with self._lock:
-                if self._write_what_fits():
-                    self._has_helper = False
-                    return
+        if helper := self._helper:
+            helper.join(SECONDS_FOR_LAST_LINES)
 
 
 class AccessLog:
@@ -116,44 +107,40 @@ class AccessLog:
     def __init__(self, settings: RuntimeSettings, stderr: Stderr, *, use_json: bool) -> None:
         self._is_off = settings.log_level in ("warning", "error", "critical")
         self._stderr = stderr
-        self._start, self._line = _JSON if use_json else _TEXT
-        self._requests: list[tuple[bytes, float, bytes]] = []
+        self._use_json = use_json
+        self._requests: list[tuple[str, float, str]] = []
         self._written_at = 0.0
 
-    def add(self, method: str, route: str, status: int, seconds: float, request_id: bytes) -> None:
+    def add(self, method: str, route: str, status: int, seconds: float, request_id: str) -> None:
         """Write a line now, or with others at most LOG_SECONDS later."""
         if self._is_off:
             return
         if not self._requests:
             loop = asyncio.get_running_loop()
             loop.call_at(self._written_at + LOG_SECONDS, self.flush)
-        self._requests.append((self._start(method, route, status), seconds * 1000, request_id))
+        line = _access_line(method, route, status, self._use_json)
+        self._requests.append((line, seconds * 1000, request_id))
 
     def flush(self) -> None:
         """Write the pending lines."""
         self._written_at = asyncio.get_running_loop().time()
         requests, self._requests = self._requests, []
         now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-        line = self._line.replace(b"NOW", now.encode())
-        self._stderr.write_bytes(b"".join([line % request for request in requests]))
+        lines = [line % (now, milliseconds, who) for line, milliseconds, who in requests]
+        self._stderr.write("".join(lines))
 
 
 @functools.cache
-def _json_start(method: str, route: str, status: int) -> bytes:
-    return to_json({"event": "request", "method": method, "route": route, "status": status})[:-1]
-
-
-@functools.cache
-def _text_start(method: str, route: str, status: int) -> bytes:
-    return f"{'request':<30} [access] method={method} route={route} status={status}".encode()
-
-
-_JSON = (
-    _json_start,
-    b'%b,"milliseconds":%.1f,"request_id":"%b",'
-    b'"level":"info","logger":"access","timestamp":"NOW"}\n',
-)
-_TEXT = _text_start, b"NOW [info     ] %b milliseconds=%.1f request_id=%b\n"
+def _access_line(method: str, route: str, status: int, use_json: bool) -> str:
+    """Return a line that lacks its timestamp, the milliseconds, and the request's ID."""
+    if use_json:
+        known = {"level": "info", "logger": "access", "event": "request", "method": method}
+        start, end = '{"timestamp":"%s",', ',"milliseconds":%.1f,"request_id":"%s"}\n'
+        text = to_json({**known, "route": route, "status": status})[1:-1].decode()
+    else:
+        start, end = "%s [info     ] ", " milliseconds=%.1f request_id=%s\n"
+        text = f"{'request':<30} [access] method={method} route={route} status={status}"
+    return start + text.replace("%", "%%") + end
 
 
 def configure_logging(settings: RuntimeSettings, *, on_space: bool) -> AccessLog:
@@ -215,19 +202,15 @@ def configure_logging(settings: RuntimeSettings, *, on_space: bool) -> AccessLog
 def _is_to_be_told(record: logging.LogRecord) -> bool:
     """Return whether a line is a warning, or from code that is not an installed package.
 
-    Below WARNING, libraries log URLs and headers of requests, including secrets. Who wants to read
-    that sets the level of their logger.
+    Below WARNING, libraries log URLs and headers of requests, including secrets. To read them, set
+    the level of the library's logger.
     """
-    if record.levelno >= logging.WARNING or not _is_in_a_library(record.pathname):
-        return True
-    # With structlog, the caller's file is not always known.
-    return hasattr(record, "_logger") or _has_own_level(logging.getLogger(record.name))
-
-
-@functools.cache
-def _is_in_a_library(pathname: str) -> bool:
-    return pathname.startswith(_STANDARD_LIBRARY) or not _PACKAGES.isdisjoint(
-        pathname.split(os.sep)
+    return (
+        record.levelno >= logging.WARNING
+        or not _LIBRARY.match(record.pathname)
+        # With structlog, the caller's file is not always known.
+        or hasattr(record, "_logger")
+        or _has_own_level(logging.getLogger(record.name))
     )
 
 

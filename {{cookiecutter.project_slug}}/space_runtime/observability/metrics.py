@@ -16,8 +16,8 @@ from prometheus_client.registry import Collector
 class RequestStatistics(Collector):
     """Counts requests in plain numbers, which become metrics when they are collected.
 
-    The counters and histograms of prometheus_client would cost a trivial route a tenth of its
-    throughput.
+    The counters and histograms of prometheus_client, even if they are looked up once, would add a
+    tenth to the time of the middleware.
     """
 
     BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -44,7 +44,7 @@ class RequestStatistics(Collector):
         for (method, route, status), row in list(self._rows.items()):
             requests.add_metric([method, route, str(status)], sum(row[:-1]))
             others = durations.get((method, route), [0] * len(row))
-            durations[method, route] = [one + other for one, other in zip(row, others, strict=True)]
+            durations[method, route] = list(map(sum, zip(row, others, strict=True)))
         yield requests
         duration = HistogramMetricFamily(
             "http_request_duration_seconds",

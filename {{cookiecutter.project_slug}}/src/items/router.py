@@ -11,7 +11,7 @@ from src.items.models import Item
 from src.items.schemas import ItemCreate, ItemPage, ItemRead, ItemUpdate
 from src.pagination import After, Limit, Page
 
-router = APIRouter(prefix="/api/items", tags=["items"], responses=errors(422, 503))
+router = APIRouter(prefix="/api/items", tags=["items"], responses=errors(503))
 
 
 @router.post(
