@@ -137,12 +137,12 @@ class PostgreSQL(Backend):
             turned = {name: ",".join(some[first:] + some[:first]) for name, some in split.items()}
             return dialect.connect(*arguments, **options | turned)
 
-    def reads_in_loop(self, engine: Engine) -> bool:
-        """Return False: even a short read waits for the network."""
+    def works_in_loop(self, engine: Engine) -> bool:
+        """Return False: even a short statement waits for the network."""
         return False
 
-    def interrupt(self, connection: Connection, is_to_stop: Callable[[], bool]) -> None:
-        """Raise NotImplementedError, since no read runs in the event loop."""
+    def interrupt(self, driver_connection: Any, is_to_stop: Callable[[], bool]) -> None:
+        """Raise NotImplementedError, since no work runs in the event loop."""
         raise NotImplementedError
 
     def begin(self, connection: Connection, *, reading: bool, bounded: bool) -> None:

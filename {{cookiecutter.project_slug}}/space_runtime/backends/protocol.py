@@ -39,11 +39,11 @@ class Backend(Protocol):
     def begin(self, connection: Connection, *, reading: bool, bounded: bool) -> None:
         """Begin a transaction if `reading` needs one; `bounded` limits how long statements run."""
 
-    def reads_in_loop(self, engine: Engine) -> bool:
-        """Return whether short reads may run in the event loop, since nothing makes them wait."""
+    def works_in_loop(self, engine: Engine) -> bool:
+        """Return whether short work may run in the event loop, since nothing makes it wait."""
         ...
 
-    def interrupt(self, connection: Connection, is_to_stop: Callable[[], bool]) -> None:
+    def interrupt(self, driver_connection: Any, is_to_stop: Callable[[], bool]) -> None:
         """Stop a statement of this connection when is_to_stop() says so, or if it had to wait."""
 
     def begin_by_options(self, engine: Engine) -> None:

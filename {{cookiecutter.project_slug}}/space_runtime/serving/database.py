@@ -6,7 +6,7 @@
 The function receives a Session, then the other arguments. A write is committed, and the connection
 returned to the pool, before the response is validated and sent. If the connection turns out to be
 dead, the function runs a second time, so it must have no side effects outside the database. It runs
-in a thread; on SQLite a short read runs in the event loop itself (see LoopReader).
+in a thread; on SQLite short work runs in the event loop itself (see LoopWorker).
 """
 
 import asyncio
@@ -30,7 +30,6 @@ from space_runtime.backends.errors import (
 )
 from space_runtime.backends.protocol import Backend
 from space_runtime.observability.metrics import THREADS, THREADS_BUSY, WAITING
-from space_runtime.serving.loop_reader import RunInThread
 from space_runtime.serving.pools import Serving
 from space_runtime.serving.sessions import (
     OnDemandSession,
@@ -39,6 +38,7 @@ from space_runtime.serving.sessions import (
     outcome_known,
     watch_statements,
 )
+from space_runtime.serving.worker_pool import RunInThread
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -87,8 +87,7 @@ class Database:
         if serving is not None:
             self._sessions.configure(bind=None)
             self._ending.append(serving)
-            for pool in serving.pools:
-                pool.close()
+            serving.close()
 
     def drain(self, seconds: float) -> bool:
         """Wait for the work on engines no longer in use; return whether all of it has ended."""
@@ -120,10 +119,12 @@ class Database:
         if reader is None:
             return await serving.readers.run(in_thread)
         if reader.takes(work, serving.readers):
-            with contextlib.suppress(RunInThread):
-                return await reader.read(
-                    work, lambda connection: _read_on(connection, serving.backend, job)
+            try:
+                return await reader.pool.run_in_loop(
+                    lambda: reader.run(work, lambda bind: _read_on(bind, serving.backend, job))
                 )
+            except RunInThread:
+                reader.pool.limiter.leave()
         return await serving.readers.run(lambda: reader.observe(work, in_thread))
 
     async def write(
@@ -135,9 +136,30 @@ class Database:
         OutcomeUnknown if the connection was lost during COMMIT.
         """
         serving = self._admitted(writes=True)
-        return await serving.writers.run(
-            lambda: self._run(_write, serving, lambda session: work(session, *args, **kwargs))
-        )
+
+        def job(session: Session) -> Result:
+            return work(session, *args, **kwargs)
+
+        def in_thread() -> Result:
+            return self._run(_write, serving, job)
+
+        writer = serving.loop_writer
+        if writer is None:
+            return await serving.writers.run(in_thread)
+        if not writer.takes(work):
+            return await serving.writers.run(lambda: writer.observe(work, in_thread))
+
+        def in_loop() -> Result:
+            with self._trouble_reported():
+                return writer.run(
+                    work, lambda bind: _write_on(bind, serving.backend, job, writer.let_commit)
+                )
+
+        try:
+            return await serving.writers.run_in_loop(in_loop)
+        except RunInThread:
+            # In the turn that it has waited for.
+            return await serving.writers.run_inside(lambda: writer.observe(work, in_thread))
 
     @contextlib.asynccontextmanager
     async def session(self, *, may_write: bool = True) -> AsyncIterator[Session]:
@@ -301,16 +323,21 @@ def _read_on(
 
 
 def _write(serving: Serving, work: Callable[[Session], Result]) -> Result:
-    session = WriteSession(
-        serving.for_writing,
-        expire_on_commit=False,
-        # If it is used later, it must fail, not begin a transaction without a place.
-        close_resets_only=False,
-        execution_options={"bounded": True},
-    )
+    return _write_on(serving.for_bounded_writing, serving.backend, work)
+
+
+def _write_on(
+    bind: Engine | Connection,
+    backend: Backend,
+    work: Callable[[Session], Result],
+    before_commit: Callable[[], None] = lambda: None,
+) -> Result:
+    # If it is used later, it must fail, not begin a transaction without a place.
+    session = WriteSession(bind, expire_on_commit=False, close_resets_only=False)
     with session, outcome_known(session):
         result = _result(work, session)
-        session.finish(serving.backend)
+        before_commit()
+        session.finish(backend)
         return result
 
 
