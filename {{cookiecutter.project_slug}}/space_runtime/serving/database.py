@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -30,6 +30,7 @@ from space_runtime.backends.errors import (
 )
 from space_runtime.backends.protocol import Backend
 from space_runtime.observability.metrics import THREADS, THREADS_BUSY, WAITING
+from space_runtime.serving.loop_worker import LoopWriter
 from space_runtime.serving.pools import Serving
 from space_runtime.serving.sessions import (
     OnDemandSession,
@@ -108,24 +109,18 @@ class Database:
         pooler. Raise DatabaseUnavailable if no database serves or no thread becomes free in time.
         """
         serving = self._admitted(writes=False)
-
-        def job(session: Session) -> Result:
-            return work(session, *args, **kwargs)
-
-        def in_thread() -> Result:
-            return self._run(_read, serving, job)
-
+        job = _with_arguments(work, *args, **kwargs)
+        in_thread = partial(self._run, _read, serving, job)
         reader = serving.loop_reader
-        if reader is None:
-            return await serving.readers.run(in_thread)
-        if reader.takes(work, serving.readers):
-            try:
-                return await reader.pool.run_in_loop(
-                    lambda: reader.run(work, lambda bind: _read_on(bind, serving.backend, job))
-                )
-            except RunInThread:
-                reader.pool.limiter.leave()
-        return await serving.readers.run(lambda: reader.observe(work, in_thread))
+        if reader is not None:
+            in_thread = partial(reader.observe, work, in_thread)
+            if reader.takes(work, serving.readers):
+                in_loop = partial(_read_on, backend=serving.backend, work=job)
+                try:
+                    return await reader.pool.run_in_loop(lambda: reader.run(work, in_loop))
+                except RunInThread:
+                    reader.pool.limiter.leave()
+        return await serving.readers.run(in_thread)
 
     async def write(
         self, work: Work[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
@@ -136,30 +131,21 @@ class Database:
         OutcomeUnknown if the connection was lost during COMMIT.
         """
         serving = self._admitted(writes=True)
-
-        def job(session: Session) -> Result:
-            return work(session, *args, **kwargs)
-
-        def in_thread() -> Result:
-            return self._run(_write, serving, job)
-
+        job = _with_arguments(work, *args, **kwargs)
+        in_thread = partial(self._run, _write, serving, job)
         writer = serving.loop_writer
-        if writer is None:
-            return await serving.writers.run(in_thread)
-        if not writer.takes(work):
-            return await serving.writers.run(lambda: writer.observe(work, in_thread))
-
-        def in_loop() -> Result:
-            with self._trouble_reported():
-                return writer.run(
-                    work, lambda bind: _write_on(bind, serving.backend, job, writer.let_commit)
-                )
-
-        try:
-            return await serving.writers.run_in_loop(in_loop)
-        except RunInThread:
-            # In the turn that it has waited for.
-            return await serving.writers.run_inside(lambda: writer.observe(work, in_thread))
+        if writer is not None:
+            in_thread = partial(writer.observe, work, in_thread)
+            if writer.takes(work):
+                write = partial(_write_in_loop, writer, work)
+                try:
+                    return await serving.writers.run_in_loop(
+                        partial(self._run, write, serving, job)
+                    )
+                except RunInThread:
+                    # In the turn that it has waited for.
+                    return await serving.writers.run_inside(in_thread)
+        return await serving.writers.run(in_thread)
 
     @contextlib.asynccontextmanager
     async def session(self, *, may_write: bool = True) -> AsyncIterator[Session]:
@@ -326,6 +312,15 @@ def _write(serving: Serving, work: Callable[[Session], Result]) -> Result:
     return _write_on(serving.for_bounded_writing, serving.backend, work)
 
 
+def _write_in_loop(
+    writer: LoopWriter,
+    key: Callable[..., Any],
+    serving: Serving,
+    work: Callable[[Session], Result],
+) -> Result:
+    return writer.run(key, lambda bind: _write_on(bind, serving.backend, work, writer.let_commit))
+
+
 def _write_on(
     bind: Engine | Connection,
     backend: Backend,
@@ -339,6 +334,12 @@ def _write_on(
         before_commit()
         session.finish(backend)
         return result
+
+
+def _with_arguments(
+    work: Work[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+) -> Callable[[Session], Result]:
+    return lambda session: work(session, *args, **kwargs)
 
 
 def _result(work: Callable[[Session], Result], session: Session) -> Result:
