@@ -20,11 +20,10 @@ from space_runtime.backends.errors import (
     DatabaseUnavailable,
     OutcomeUnknown,
     connection_reason,
-    running_reason,
 )
 from space_runtime.backends.opening import CannotServe
-from space_runtime.failback.handover import Failback, SchemasDiffer, is_moved
-from space_runtime.failback.outcome import MoveFailed
+from space_runtime.failback.handover import Failback, is_moved
+from space_runtime.failback.outcome import SchemasDiffer
 from space_runtime.file_locks import Busy, exclusive
 from space_runtime.files import names
 from space_runtime.files.contents import count_rows, read_only
@@ -83,11 +82,9 @@ def main() -> int:
             sys.exit("SQLite and PostgreSQL have different schemas: deploy the newest version.")
         except OutcomeUnknown:
             sys.exit("Interrupted during COMMIT: run this again, which moves nothing twice.")
-        except MoveFailed as failed:
-            reason = running_reason(failed.error) or "rows_not_moved"
-            sys.exit(f"Nothing more was moved: {REASONS[reason].explanation} ({failed.detail}).")
         except CannotServe as error:
-            sys.exit(f"Nothing more was moved: {REASONS[error.reason].explanation}.")
+            where = f" ({error.detail})" if error.detail else ""
+            sys.exit(f"Nothing more was moved: {REASONS[error.reason].explanation}{where}.")
         except (SQLAlchemyError, DatabaseUnavailable) as error:
             sys.exit(f"Nothing more was moved: {REASONS[connection_reason(error)].explanation}.")
 

@@ -11,7 +11,6 @@ from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
-    JSON,
     BigInteger,
     Column,
     Connection,
@@ -23,12 +22,11 @@ from sqlalchemy import (
     Uuid,
     any_,
     func,
-    inspect,
     literal,
     select,
 )
 
-from space_runtime.records.stored import Raw, from_json, to_json
+from space_runtime.records.stored import Raw, RowAsJSON
 
 RefusalCode = Literal[
     "refused",
@@ -82,10 +80,9 @@ refused_rows = Table(
     Column("reason", Text, nullable=False),
     # The SQLSTATE and, if the server named one, the constraint.
     Column("error", Text),
-    # Not jsonb, which takes no NUL characters.
-    Column("content", JSON, nullable=False),
+    Column("content", RowAsJSON, nullable=False),
     # What the references to rows that were moved have become; `content` is as SQLite had it.
-    Column("settled", JSON, nullable=False),
+    Column("settled", RowAsJSON, nullable=False),
     Column("refused_at", DateTime(timezone=True), nullable=False),
 )
 new_keys = Table(
@@ -103,6 +100,7 @@ class RefusedRow(NamedTuple):
     """A row that stayed behind, whole."""
 
     number: int
+    file_id: UUID
     table_name: str
     key: str
     reason: RefusalCode
@@ -142,7 +140,7 @@ def problem(connection: Connection) -> str:
 
 def moved_ids(connection: Connection) -> set[UUID]:
     """Return the ids of the files whose rows are here."""
-    if not inspect(connection).has_table(moved_files.name):
+    if not _exists(connection, moved_files):
         return set()
     return set(connection.scalars(select(moved_files.c.id)))
 
@@ -152,19 +150,10 @@ def record_move(connection: Connection, file_id: UUID, moved_rows: int) -> None:
     connection.execute(moved_files.insert().values(id=file_id, moved_rows=moved_rows))
 
 
-def keep(connection: Connection, file_id: UUID, rows: Sequence[RefusedRow]) -> None:
+def keep(connection: Connection, rows: Sequence[RefusedRow]) -> None:
     """Keep refused rows, in the transaction that moves the others."""
     if rows:
-        values = [
-            row._asdict()
-            | {
-                "file_id": file_id,
-                "content": to_json(row.content),
-                "settled": to_json(row.settled),
-            }
-            for row in rows
-        ]
-        connection.execute(refused_rows.insert(), values)
+        connection.execute(refused_rows.insert(), [row._asdict() for row in rows])
 
 
 def take_refused(connection: Connection, file_id: UUID) -> list[RefusedRow]:
@@ -177,29 +166,19 @@ def take_refused(connection: Connection, file_id: UUID) -> list[RefusedRow]:
 def read_refused(connection: Connection, file_id: UUID) -> Iterator[RefusedRow]:
     """Yield the refused rows of a file, in the order of their numbers."""
     query = select(refused_rows).where(refused_rows.c.file_id == file_id)
-    for row in connection.execute(query.order_by(refused_rows.c.number)):
-        yield RefusedRow(
-            row.number,
-            row.table_name,
-            row.key,
-            row.reason,
-            row.error,
-            from_json(row.content),
-            from_json(row.settled),
-            row.refused_at,
-        )
+    return map(RefusedRow._make, connection.execute(query.order_by(refused_rows.c.number)))
 
 
 def files_with_refused(connection: Connection) -> list[UUID]:
     """Return the ids of the files of which refused rows are kept."""
-    if not inspect(connection).has_table(refused_rows.name):
+    if not _exists(connection, refused_rows):
         return []
     return list(connection.scalars(select(refused_rows.c.file_id).distinct()))
 
 
 def list_refused(connection: Connection) -> Iterator[Any]:
     """Yield all of each refused row but its values, which may be private."""
-    if inspect(connection).has_table(refused_rows.name):
+    if _exists(connection, refused_rows):
         shown = [one for one in refused_rows.c if one.name not in ("content", "settled")]
         yield from connection.execute(select(*shown).order_by(refused_rows.c.number))
 
@@ -208,6 +187,13 @@ def discard_refused(connection: Connection, numbers: Collection[int]) -> None:
     """Delete the refused rows with these numbers."""
     array = literal(list(numbers), ARRAY(Integer))
     connection.execute(refused_rows.delete().where(refused_rows.c.number == any_(array)))
+
+
+def count_refused(connection: Connection) -> int:
+    """Return how many refused rows are kept; 0 if there is no table for them."""
+    if not _exists(connection, refused_rows):
+        return 0
+    return connection.scalar(select(func.count()).select_from(refused_rows)) or 0
 
 
 def last_number(connection: Connection) -> tuple[int, datetime]:
@@ -220,26 +206,22 @@ def record_new_keys(
     connection: Connection, file_id: UUID, keys: Sequence[tuple[str, str, str]]
 ) -> None:
     """Record the table, the old and the new key of moved rows."""
-    values = [
-        {"file_id": file_id, "table_name": table, "old_key": old, "new_key": new}
-        for table, old, new in keys
-    ]
-    connection.execute(new_keys.insert(), values)
+    if keys:
+        columns = new_keys.columns.keys()
+        values = [dict(zip(columns, (file_id, *key), strict=True)) for key in keys]
+        connection.execute(new_keys.insert(), values)
 
 
 def read_new_keys(
     connection: Connection, file_ids: Collection[UUID] | None = None
 ) -> Iterator[Any]:
     """Yield the rows of these files, or of all, that got another key: table, old and new key."""
-    if inspect(connection).has_table(new_keys.name):
+    if _exists(connection, new_keys):
         query = select(new_keys)
         if file_ids is not None:
             query = query.where(new_keys.c.file_id.in_(file_ids))
         yield from connection.execute(query)
 
 
-def count_refused(connection: Connection) -> int:
-    """Return how many refused rows are kept; 0 if there is no table for them."""
-    if connection.scalar(select(func.to_regclass(refused_rows.name))) is None:
-        return 0
-    return connection.scalar(select(func.count()).select_from(refused_rows)) or 0
+def _exists(connection: Connection, table: Table) -> bool:
+    return connection.scalar(select(func.to_regclass(table.name))) is not None
