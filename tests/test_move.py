@@ -591,6 +591,30 @@ def test_a_refused_row_is_discarded_with_all_that_refer_to_it(database: Database
         database.failback.find_refused(numbers["2"])
 
 
+def test_a_refused_row_is_tried_again_with_those_that_refer_to_it_and_no_others(database: Database) -> None:
+    trees = in_postgresql(TREES).replace("name text", "name text UNIQUE")
+    database.run(trees, "INSERT INTO trees (name) VALUES ('a'), ('b'), ('c')")
+    rows = "(1, NULL, 'a'), (2, 1, 'child of a'), (11, NULL, 'b'), (12, 11, 'child of b'), (13, 12, 'grandchild')"
+    assert database.move(TREES, f"INSERT INTO trees VALUES {rows}") == (0, 5)
+    kept = "SELECT number, key, reason, error, refused_at FROM space_runtime_refused_rows ORDER BY number"
+    before = database.run(kept)
+    numbers = {key: number for number, key, *_ in before}
+
+    def retry(*keys: str) -> Outcome:
+        return database.failback.retry_refused(database.file_id, [numbers[key] for key in keys])
+
+    # the row that it refers to is not tried, and PostgreSQL has a stranger's of that number
+    database.run("UPDATE trees SET name = 'not ' || name")
+    assert retry("2") == (0, 5)
+    assert database.run(kept) == before
+    assert retry("11", "12") == (2, 3)
+    assert [row for row in database.run(kept) if row[1] in ("1", "2")] == [row for row in before if row[1] in ("1", "2")]
+    assert retry("13") == (1, 2)
+    parents = "SELECT one.name, parent.name FROM trees one JOIN trees parent ON parent.id = one.parent_id ORDER BY 1"
+    assert database.run(parents) == [("child of b", "b"), ("grandchild", "child of b")]
+    assert database.retry() == (2, 0)
+
+
 class TwoHeads(Migrations):
     """Migrations with two heads, one of which is new."""
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from sqlalchemy import URL, Connection, Engine, MetaData
@@ -31,7 +31,7 @@ from space_runtime.snapshots.schedule import Snapshots
 from space_runtime.time_limit import while_progressing
 
 if TYPE_CHECKING:
-    from space_runtime.failback.sources import Source
+    from space_runtime.failback.move import Move
 
 logger = logging.getLogger(__name__)
 
@@ -133,37 +133,32 @@ class Failback:
         FAILBACK_ROWS.labels("refused").inc(outcome.refused)
         return outcome
 
-    def retry_refused(self, file_id: UUID) -> Outcome:
-        """Try once more to move the rows of a file that were refused; return what became of them.
+    def retry_refused(self, file_id: UUID, numbers: Collection[int] = ()) -> Outcome:
+        """Try again to move the refused rows of a file, or those of them that have these numbers.
 
-        Raise MoveFailed, or OutcomeUnknown if the connection is lost during COMMIT.
+        Return what became of all of them. Raise MoveFailed, or OutcomeUnknown if the connection is
+        lost during COMMIT.
         """
-        from space_runtime.failback.sources import RefusedSource
-
         with _transaction(self._target) as connection:
-            source = RefusedSource(failbacks.take_refused(connection, file_id))
-            return self._run(source, connection, file_id)
+            rows = failbacks.take_refused(connection, file_id)
+            left_out = {
+                (row.table_name, (row.number,)): (row.reason, row.error)
+                for row in rows
+                if numbers and row.number not in numbers
+            }
+            return self._move(rows, connection, file_id, left_out=left_out).run()
 
     def find_refused(self, number: int) -> list[RefusedRow]:
         """Return the refused row with this number and all that refer to it; raise LookupError.
 
         Without it, those must not be tried again: they might find a stranger's row in its place.
         """
-        from space_runtime.failback.references import References
-        from space_runtime.failback.schema import read_references, read_schema
-        from space_runtime.failback.sources import as_stored_row
-
         with self._target.connect() as connection:
             for file_id in failbacks.files_with_refused(connection):
                 rows = {row.number: row for row in failbacks.read_refused(connection, file_id)}
                 if number in rows:
-                    present = {row.table_name for row in rows.values()}
-                    tables = read_schema(connection, self._models, present)
-                    references = read_references(tables, self._models, present)
-                    found = References(tables, references).with_those_that_refer(
-                        as_stored_row(rows[number]), map(as_stored_row, rows.values())
-                    )
-                    return [row.before for row in found if row.before]
+                    move = self._move(rows.values(), connection, file_id)
+                    return move.with_those_that_refer(rows[number], rows.values())
         raise LookupError(number)
 
     def _move_rows(
@@ -175,8 +170,6 @@ class Failback:
         called before each batch. Raise AlreadyMoved, SchemasDiffer, MoveFailed, or OutcomeUnknown;
         after any error but the last, nothing was moved by this call.
         """
-        from space_runtime.failback.sources import FileSource
-
         with (
             read_only(file).connect() as rows,
             _transaction(self._target, on_progress) as connection,
@@ -191,25 +184,22 @@ class Failback:
             if not is_empty:
                 if current_revisions(rows) != current_revisions(connection):
                     raise SchemasDiffer
-                outcome = self._run(FileSource(rows), connection, file_id, on_progress)
+                move = self._move(rows, connection, file_id, on_progress=on_progress)
+                outcome = move.run()
             failbacks.record_move(connection, file_id, outcome.moved)
         return outcome
 
-    def _run(
+    def _move(
         self,
-        source: "Source",
+        rows: Connection | Iterable[RefusedRow],
         connection: Connection,
         file_id: UUID,
-        on_progress: Callable[[], None] = lambda: None,
-    ) -> Outcome:
-        # Imported here, as all that is needed after an outage only.
+        **options: Any,
+    ) -> "Move":
+        # Imported here, because it is needed after an outage only.
         from space_runtime.failback.move import Move
 
-        copy_of = _originals(file_id, failbacks.moved_ids(connection))
-        move = Move(
-            source, connection, self._models, file_id, copy_of=copy_of, on_progress=on_progress
-        )
-        return move.run()
+        return Move(rows, connection, self._models, file_id, **options)
 
     def _bring_up_to_date(self, file: Path) -> None:
         """Migrate a file that an older version left behind; raise CannotServe if that fails.
@@ -230,12 +220,6 @@ class Failback:
         finally:
             engine.dispose()
         checkpoint(file)
-
-
-def _originals(file_id: UUID, moved: Collection[UUID]) -> list[UUID]:
-    """Return the files that this one is a copy of, also by way of another copy."""
-    found = [one for one in moved if names.copy_of(one) == file_id]
-    return found + [older for one in found for older in _originals(one, moved)]
 
 
 def is_moved(target: Engine, file_id: UUID) -> bool:

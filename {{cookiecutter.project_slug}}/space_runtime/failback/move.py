@@ -7,7 +7,7 @@ and references follow. A row that PostgreSQL refuses stays behind, with the rows
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, groupby
 from uuid import UUID
@@ -31,47 +31,51 @@ from space_runtime.failback.schema import (
 from space_runtime.failback.seeds import Seeds
 from space_runtime.failback.sources import (
     ROWS_AT_ONCE,
+    FileSource,
     Locator,
     Node,
+    RefusedSource,
     Source,
     StoredRow,
+    as_stored_row,
     batches,
     pick,
 )
 from space_runtime.failback.target import Refused, Target
 from space_runtime.failback.values import is_same
+from space_runtime.files import names
 from space_runtime.records import failbacks
-from space_runtime.records.failbacks import RefusalCode
+from space_runtime.records.failbacks import RefusedRow
 from space_runtime.records.stored import as_text
 
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_REPORTS = 2.0
 
-Refusal = tuple[RefusalCode, str | None]
+Refusal = tuple[str, str | None]
 
 
 class Move:
-    """Moves the rows of a source; the target is in a transaction, which the caller commits."""
+    """Moves the rows of one file; the target is in a transaction, which the caller commits."""
 
     def __init__(
         self,
-        source: Source,
+        rows: Connection | Iterable[RefusedRow],
         target: Connection,
         models: MetaData,
         file_id: UUID,
         *,
-        copy_of: Collection[UUID] = (),
         left_out: Mapping[Node, Refusal] | None = None,
         on_progress: Callable[[], None] = lambda: None,
     ) -> None:
-        """Rows that came to PostgreSQL with one of the files `copy_of` are not moved once more.
+        """`rows` are an SQLite file, or those of it that were refused before.
 
         Those `left_out` stay behind without being tried. `on_progress` is called before each batch.
         """
-        self._source, self._connection, self._file_id = source, target, file_id
-        self._is_copy, self._on_progress = bool(copy_of), on_progress
-        self._left_out = left_out or {}
+        source = FileSource(rows) if isinstance(rows, Connection) else RefusedSource(rows)
+        self._source: Source = source
+        self._connection, self._file_id = target, file_id
+        self._left_out, self._on_progress = left_out or {}, on_progress
         self._target = Target(target)
         present = source.tables()
         self._tables = read_schema(target, models, present)
@@ -84,9 +88,11 @@ class Move:
         self._numbering: dict[str, Numbering] = {}
         self._new_keys: list[tuple[str, str, str]] = []
         """Of moved rows of one batch: the table, the key that it had, the one that it has."""
+        copy_of = _originals(file_id, failbacks.moved_ids(target))
+        self._is_copy = bool(copy_of)
         self._keys_of_copied = {
             (row.table_name, row.old_key): row.new_key
-            for row in (failbacks.read_new_keys(target, copy_of) if copy_of else ())
+            for row in failbacks.read_new_keys(target, copy_of)
         }
         self._rows_at_once = ROWS_AT_ONCE
         self._moved = 0
@@ -120,7 +126,15 @@ class Move:
         )
         return Outcome(self._moved, self._refusals.count)
 
-    def _rows_left_out(self) -> Iterator[tuple[StoredRow, RefusalCode, str | None]]:
+    def with_those_that_refer(
+        self, row: RefusedRow, others: Iterable[RefusedRow]
+    ) -> list[RefusedRow]:
+        """Return a refused row, and those of the others that refer to it, directly or not."""
+        stored = map(as_stored_row, others)
+        found = self._references.with_those_that_refer(as_stored_row(row), stored)
+        return [one.before for one in found if one.before]
+
+    def _rows_left_out(self) -> Iterator[tuple[StoredRow, str, str | None]]:
         """Yield the rows that are not tried, and why: those left out, and of unknown tables."""
         for name in self._source.tables():
             if name not in self._tables:
@@ -152,8 +166,8 @@ class Move:
     def _continued(self, schema: TableSchema) -> Numbering:
         """Return PostgreSQL's numbering, after the numbers that the rows of this table have."""
         (key,) = schema.key
-        numbering, staying = Numbering(self._target, schema), self._staying[schema.name]
-        last = self._source.highest(schema.name, key, below=numbering.limit, without=staying)
+        numbering = Numbering(self._target, schema)
+        last = self._source.highest(schema.name, key, below=numbering.limit)
         if last is not None:
             numbering.advance(int(last))
         return numbering
@@ -324,3 +338,9 @@ class Move:
         failbacks.record_new_keys(self._connection, self._file_id, self._new_keys)
         self._new_keys.clear()
         self._target.keep()
+
+
+def _originals(file_id: UUID, moved: Collection[UUID]) -> list[UUID]:
+    """Return the moved files that this one is a copy of, also by way of another copy."""
+    found = [one for one in moved if names.copy_of(one) == file_id]
+    return found + [older for one in found for older in _originals(one, moved)]

@@ -83,7 +83,7 @@ class Numbering:
         # In a column of any type but INTEGER, SQLite has NULL for a key that nobody gave.
         taken: set[Any] = {None}
         integers = [number for number in numbers if isinstance(number, int)]
-        most = highest(self._schema.columns[key].kind)
+        most = highest(self._schema.columns[key].type)
         taken.update(self._taken(integers))
         taken.update(one for one in integers if one > most or one < self._replaced_below)
         if taken.isdisjoint(numbers):

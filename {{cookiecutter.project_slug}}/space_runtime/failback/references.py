@@ -132,9 +132,10 @@ class References:
         return table, columns, stored
 
     def _as_stored(self, table: str, name: str, value: Any) -> Raw:
-        column = self._tables[table].columns.get(name) if table in self._tables else None
         try:
-            return column.conversion.store(value) if column else as_raw(value)
+            stored: Raw = self._tables[table].conversions[name].store(value)
         except Exception:
-            # The model may give another type to the column than to the one that it refers to.
+            # PostgreSQL may lack the column. Or the model gives it another type than it gives to
+            # the one that it refers to, and a type may be the owner's code, which raises anything.
             return as_raw(value)
+        return stored

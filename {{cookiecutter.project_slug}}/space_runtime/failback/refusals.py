@@ -11,7 +11,7 @@ from space_runtime.failback.references import References
 from space_runtime.failback.schema import TableSchema, Unmovable
 from space_runtime.failback.sources import BYTES_AT_ONCE, ROWS_AT_ONCE, StoredRow
 from space_runtime.records import failbacks
-from space_runtime.records.failbacks import RefusalCode, RefusedRow
+from space_runtime.records.failbacks import RefusedRow
 from space_runtime.records.stored import as_text
 
 logger = logging.getLogger(__name__)
@@ -32,12 +32,12 @@ class Refusals:
         self._connection, self._file_id = connection, file_id
         self._tables, self._references = tables, references
         self._last, self._now = failbacks.last_number(connection)
-        self._unsettled: list[tuple[StoredRow, RefusalCode, str | None]] = []
+        self._unsettled: list[tuple[StoredRow, str, str | None]] = []
         self._unwritten: list[RefusedRow] = []
         self._unwritten_bytes = 0
         self.count = 0
 
-    def refuse(self, row: StoredRow, code: RefusalCode, error: str | None = None) -> None:
+    def refuse(self, row: StoredRow, code: str, error: str | None = None) -> None:
         """Let the row stay behind, and all that refer to it."""
         self._references.refuse(row)
         # It may refer to rows of the same batch, of which nobody knows yet what becomes of them.
@@ -49,7 +49,7 @@ class Refusals:
             self.record(*refused)
         self._unsettled.clear()
 
-    def record(self, row: StoredRow, code: RefusalCode, error: str | None = None) -> None:
+    def record(self, row: StoredRow, code: str, error: str | None = None) -> None:
         """Record a row that stays behind.
 
         One that was refused before keeps its number, and the time at which it was refused first.
@@ -82,7 +82,7 @@ class Refusals:
     def _shown_key(self, row: StoredRow) -> str:
         """Return the key as clients know it: SQLite stores UUIDs without hyphens."""
         schema = self._tables.get(row.table)
-        if schema and any(isinstance(schema.columns[name].kind, Uuid) for name in schema.key):
+        if schema and any(isinstance(schema.columns[name].type, Uuid) for name in schema.key):
             with suppress(Unmovable):
                 values = schema.read(row)
                 return as_text(tuple(str(values.get(name)) for name in schema.key))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
-    JSON,
+    Column,
     Connection,
     MetaData,
     Table,
@@ -21,15 +21,11 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy import Sequence as NamedSequence
-from sqlalchemy.dialects import sqlite
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.types import TypeEngine
 
 from space_runtime.failback.order import parents_first
 from space_runtime.failback.sources import Columns, StoredRow
-from space_runtime.failback.values import Conversion, Conversions, unchanged
+from space_runtime.failback.values import Conversion, find_conversion, unchanged
 from space_runtime.records import generated_keys
-from space_runtime.records.failbacks import RefusalCode
 from space_runtime.records.tables import quote
 
 # Of tables with a trigger that may change a row before it is inserted.
@@ -48,9 +44,9 @@ _NEXT_VALUE = re.compile(r"nextval\('(?P<sequence>.+)'::regclass\)")
 class Unmovable(Exception):
     """A row cannot be written."""
 
-    def __init__(self, code: RefusalCode) -> None:
+    def __init__(self, code: str) -> None:
         super().__init__(code)
-        self.code: RefusalCode = code
+        self.code = code
 
 
 class Reference(NamedTuple):
@@ -63,29 +59,16 @@ class Reference(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column of a table in PostgreSQL."""
-
-    name: str
-    kind: TypeEngine[Any]
-    """The type in PostgreSQL."""
-    conversion: Conversion
-
-    @property
-    def is_comparable(self) -> bool:
-        """Return whether PostgreSQL can tell if two values are equal: its json type cannot."""
-        return not isinstance(self.kind, JSON) or isinstance(self.kind, JSONB)
-
-
-@dataclass(frozen=True)
 class TableSchema:
     """A table in PostgreSQL."""
 
     name: str
-    columns: dict[str, Column]
+    columns: dict[str, Column[Any]]
     """Those that can be written."""
+    conversions: dict[str, Conversion]
+    """How the values of those columns are read and written."""
     readers: dict[str, Callable[[Any], Any]]
-    """What reads SQLite's values of those columns for which they differ from PostgreSQL's."""
+    """What reads SQLite's values where they differ from PostgreSQL's."""
     computed: frozenset[str]
     key: Columns
     unique: tuple[Columns, ...]
@@ -122,7 +105,6 @@ def read_schema(
     """Return those of the tables that PostgreSQL has, by name."""
     reflected = MetaData()
     reflected.reflect(target, only=lambda name, _: name in present)
-    conversions = Conversions(sqlite.dialect(), target.dialect)
     triggered = set(target.scalars(_TRIGGERED))
     without_case = {tuple(row) for row in target.execute(_WITHOUT_CASE)}
     tables = {}
@@ -131,19 +113,19 @@ def read_schema(
         if table is None:
             continue
         types = {} if model is None else {one.name: one.type for one in model.columns}
-        columns = {
-            one.name: Column(one.name, one.type, conversions.find(types.get(one.name), one.type))
-            for one in table.columns
-            if one.computed is None
+        columns = {one.name: one for one in table.columns if one.computed is None}
+        conversions = {
+            name: find_conversion(types.get(name), column.type, target.dialect)
+            for name, column in columns.items()
         }
-        readers = {one.name: one.conversion.read for one in columns.values()}
         key = tuple(table.primary_key.columns.keys())
         # The column's type may be smaller than the model's, or larger.
-        smallest = [generated_keys.lowest(columns[one].kind) for one in key if one in columns]
+        smallest = [generated_keys.lowest(columns[one].type) for one in key if one in columns]
         tables[name] = TableSchema(
             name,
             columns,
-            {name: read for name, read in readers.items() if read is not unchanged},
+            conversions,
+            {name: one.read for name, one in conversions.items() if one.read is not unchanged},
             frozenset(one.name for one in table.columns if one.computed is not None),
             key,
             _unique(table),

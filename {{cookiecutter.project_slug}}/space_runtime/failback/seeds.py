@@ -9,7 +9,6 @@ from space_runtime.failback.schema import TableSchema, Unmovable
 from space_runtime.failback.sources import Locator, Source, StoredRow, pick
 from space_runtime.failback.target import Target
 from space_runtime.failback.values import is_same
-from space_runtime.records.failbacks import RefusalCode
 from space_runtime.records.stored import as_text
 
 
@@ -71,7 +70,7 @@ class Seeds:
                     self._missing.pop(name, None)
                 self._refusals.refuse(stored, "seed_missing")
 
-    def _is_changed_too(self, schema: TableSchema, stored: StoredRow, code: RefusalCode) -> bool:
+    def _is_changed_too(self, schema: TableSchema, stored: StoredRow, code: str) -> bool:
         """Return whether somebody did the same in PostgreSQL: only a person can decide that."""
         try:
             values = schema.read(stored)

@@ -2,14 +2,14 @@
 
 # ruff: noqa: S608  (names of tables and columns are quoted)
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from sqlalchemy import Connection
 
 from space_runtime.records import seeds
-from space_runtime.records.failbacks import RefusalCode, RefusedRow
+from space_runtime.records.failbacks import RefusedRow
 from space_runtime.records.seeds import Seed
 from space_runtime.records.stored import Raw, as_text
 from space_runtime.records.tables import Shape, data_tables, quote, shape
@@ -64,13 +64,11 @@ class Source(Protocol):
     def seeds(self, table: str) -> Iterable[Seed]:
         """Return those of the rows that migrations inserted."""
 
-    def changed_seeds(self, table: str) -> Iterable[tuple[StoredRow, RefusalCode]]:
+    def changed_seeds(self, table: str) -> Iterable[tuple[StoredRow, str]]:
         """Return what people did to seeds, where there is no row to move, and how that is told."""
 
-    def highest(
-        self, table: str, column: str, *, below: int, without: Collection[Locator]
-    ) -> int | None:
-        """Return the highest number in a column that is below a limit, without these rows."""
+    def highest(self, table: str, column: str, *, below: int) -> int | None:
+        """Return the highest number in a column that is below a limit."""
 
 
 class FileSource:
@@ -99,21 +97,19 @@ class FileSource:
         """Return the rows that migrations inserted, also if somebody changed them."""
         return seeds.read(self._connection, table)
 
-    def changed_seeds(self, table: str) -> Iterator[tuple[StoredRow, RefusalCode]]:
+    def changed_seeds(self, table: str) -> Iterator[tuple[StoredRow, str]]:
         """Yield the rows that migrations inserted and people deleted."""
         key = self._shape(table).key
         for row in seeds.deleted(self._connection, table):
             text = as_text(row.get(name) for name in key)
             yield StoredRow(table, (), text, row), "seed_deleted"
 
-    def highest(
-        self, table: str, column: str, *, below: int, without: Collection[Locator]
-    ) -> int | None:
-        """Return the highest number in a column that is below a limit, without these rows."""
-        locator, name = ", ".join(map(quote, self._shape(table).locator)), quote(column)
-        query = f"SELECT {name}, {locator} FROM {quote(table)} WHERE {name} < ? ORDER BY 1 DESC"
-        rows = self._connection.exec_driver_sql(query, (below,))
-        return next((value for value, *rest in rows if tuple(rest) not in without), None)
+    def highest(self, table: str, column: str, *, below: int) -> int | None:
+        """Return the highest number in a column that is below a limit."""
+        name = quote(column)
+        query = f"SELECT max({name}) FROM {quote(table)} WHERE {name} < ?"
+        number: int | None = self._connection.exec_driver_sql(query, (below,)).scalar()
+        return number
 
     def _select(self, table: str, clause: str, parameters: Locator) -> Iterator[StoredRow]:
         columns, key, locator = self._shape(table)
@@ -135,7 +131,7 @@ class RefusedSource:
 
     def __init__(self, refused: Iterable[RefusedRow]) -> None:
         self._rows: dict[str, dict[Locator, StoredRow]] = {}
-        self._changed_seeds: dict[str, list[tuple[StoredRow, RefusalCode]]] = {}
+        self._changed_seeds: dict[str, list[tuple[StoredRow, str]]] = {}
         self._seeds: dict[str, list[Seed]] = {}
         for one in refused:
             row = as_stored_row(one)
@@ -157,8 +153,9 @@ class RefusedSource:
         return self._rows[table].values()
 
     def fetch(self, table: str, locators: Iterable[Locator]) -> Iterator[StoredRow]:
-        """Yield these rows, in this order."""
-        return (self._rows[table][locator] for locator in locators)
+        """Yield those of these rows that are there, in this order."""
+        rows = self._rows[table]
+        return (rows[locator] for locator in locators if locator in rows)
 
     def seeds(self, table: str) -> Iterable[Seed]:
         """Return the rows that PostgreSQL lacked, though migrations insert them.
@@ -167,15 +164,13 @@ class RefusedSource:
         """
         return self._seeds.get(table, ())
 
-    def changed_seeds(self, table: str) -> Iterable[tuple[StoredRow, RefusalCode]]:
+    def changed_seeds(self, table: str) -> Iterable[tuple[StoredRow, str]]:
         """Return what people did to seeds, as it was told before."""
         return self._changed_seeds.get(table, ())
 
-    def highest(
-        self, table: str, column: str, *, below: int, without: Collection[Locator]
-    ) -> int | None:
-        """Return the highest number in a column that is below a limit, without these rows."""
-        values = (row.content.get(column) for row in self.rows(table) if row.locator not in without)
+    def highest(self, table: str, column: str, *, below: int) -> int | None:
+        """Return the highest number in a column that is below a limit."""
+        values = (row.content.get(column) for row in self.rows(table))
         return max((one for one in values if isinstance(one, int) and one < below), default=None)
 
 

@@ -18,6 +18,7 @@ from sqlalchemy import (
     table,
     tuple_,
 )
+from sqlalchemy.dialects.postgresql import JSON
 from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import Insert
@@ -139,7 +140,7 @@ class Target:
         self._has_fresh_savepoint = True
         raise refused
 
-    def find(self, schema: TableSchema, values: Values) -> Mapping[str, Any] | None:
+    def find(self, schema: TableSchema, values: Values) -> Values | None:
         """Return a row with these values; None if there is none, or they cannot be compared."""
         clause = self.clause(schema)
         same = (
@@ -153,27 +154,17 @@ class Target:
             return None
         return None if row is None else dict(row)
 
-    def counterpart(
-        self, schema: TableSchema, values: Mapping[str, Any]
-    ) -> Mapping[str, Any] | None:
+    def counterpart(self, schema: TableSchema, values: Values) -> Values | None:
         """Return PostgreSQL's row with the same unique key, or else with the same values."""
-        for columns in (*schema.unique, *([] if schema.sequence else [schema.key])):
-            key = {name: values.get(name) for name in columns}
-            if key and None not in key.values() and (there := self.find(schema, key)):
-                return there
-        comparable = {
-            name: value
-            for name, value in values.items()
-            if name not in schema.key and schema.columns[name].is_comparable
-        }
-        # When a row was inserted differs, even if all else is the same.
-        timeless = {
-            name: value
-            for name, value in comparable.items()
-            if not isinstance(schema.columns[name].kind, DateTime)
-        }
-        for alike in (comparable, timeless):
-            if alike and (there := self.find(schema, alike)):
+        unique = [*schema.unique, *([] if schema.sequence else [schema.key])]
+        # The type json cannot be compared. When a row was inserted differs, though it is the same.
+        kinds = {name: schema.columns[name].type for name in values if name not in schema.key}
+        comparable = [name for name, kind in kinds.items() if type(kind) is not JSON]
+        timeless = [name for name in comparable if not isinstance(kinds[name], DateTime)]
+        for columns in (*unique, comparable, timeless):
+            wanted = {name: values.get(name) for name in columns}
+            is_told = wanted and (columns not in unique or None not in wanted.values())
+            if is_told and (there := self.find(schema, wanted)):
                 return there
         return None
 
@@ -196,17 +187,17 @@ class Target:
     def clause(self, schema: TableSchema) -> TableClause:
         """Return the table as a statement takes it, with the types that write its values."""
         if schema.name not in self._clauses:
-            columns = (column(one.name, one.conversion.type) for one in schema.columns.values())
+            columns = (column(name, one.type) for name, one in schema.conversions.items())
             self._clauses[schema.name] = table(schema.name, *columns)
         return self._clauses[schema.name]
 
 
 def _typed(schema: TableSchema, name: str, value: Any) -> ColumnElement[Any]:
     """Return a value to compare a column with; text that stands for something else is converted."""
-    column = schema.columns[name]
-    if isinstance(column.conversion.type, NullType):
-        return cast(literal(value), column.kind)
-    return literal(value, column.conversion.type)
+    kind = schema.conversions[name].type
+    if isinstance(kind, NullType):
+        return cast(literal(value), schema.columns[name].type)
+    return literal(value, kind)
 
 
 def _is_about_rows(error: StatementError) -> bool:

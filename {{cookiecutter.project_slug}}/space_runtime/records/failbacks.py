@@ -6,7 +6,7 @@ The tables are made after the migrations and by whoever applies those, but not a
 
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
@@ -27,19 +27,6 @@ from sqlalchemy import (
 )
 
 from space_runtime.records.stored import Raw, RowAsJSON
-
-RefusalCode = Literal[
-    "refused",
-    "refers_to_refused",
-    "unstorable",
-    "no_such_table",
-    "no_such_column",
-    "no_number",
-    "already_there",
-    "seed_changed",
-    "seed_deleted",
-    "seed_missing",
-]
 
 REFUSALS: dict[str, str] = {
     "refused": "PostgreSQL refused it",
@@ -103,7 +90,8 @@ class RefusedRow(NamedTuple):
     file_id: UUID
     table_name: str
     key: str
-    reason: RefusalCode
+    reason: str
+    """One of REFUSALS."""
     error: str | None
     content: dict[str, Raw]
     settled: dict[str, Raw]
