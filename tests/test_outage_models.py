@@ -505,8 +505,8 @@ def test_a_table_of_the_owner_may_have_any_name(shop: BakedProject, login: Login
 STEPS = [
     ("handover", "begin", "after"),
     ("schema", "read_schema", "after"),
-    ("target", "Target.advance", "after"),
-    ("target", "Target.next_numbers", "after"),
+    ("numbering", "Numbering.advance", "after"),
+    ("numbering", "Numbering._next", "after"),
     ("target", "Target.insert", "before"),
     ("target", "Target.insert", "after"),
     ("handover", "failbacks.keep", "before"),
@@ -515,7 +515,7 @@ STEPS = [
     ("handover", "finish", "before"),
 ]
 
-REPRESENTATIVES = [("target", "Target.next_numbers", "after", "away")]
+REPRESENTATIVES = [("numbering", "Numbering._next", "after", "away")]
 
 DEATHS = [
     pytest.param(*death, id="-".join(death), marks=() if death in REPRESENTATIVES else pytest.mark.thorough)

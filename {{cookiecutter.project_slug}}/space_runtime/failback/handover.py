@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from sqlalchemy import URL, Connection, Engine, MetaData
@@ -31,7 +31,7 @@ from space_runtime.snapshots.schedule import Snapshots
 from space_runtime.time_limit import while_progressing
 
 if TYPE_CHECKING:
-    from space_runtime.failback.move import Move
+    from space_runtime.failback.culprits import LeftOut
 
 logger = logging.getLogger(__name__)
 
@@ -146,18 +146,20 @@ class Failback:
                 for row in rows
                 if numbers and row.number not in numbers
             }
-            return self._move(rows, connection, file_id, left_out=left_out).run()
+            return self._run(rows, connection, file_id, left_out)
 
     def find_refused(self, number: int) -> list[RefusedRow]:
         """Return the refused row with this number and all that refer to it; raise LookupError.
 
         Without it, those must not be tried again: they might find a stranger's row in its place.
         """
+        from space_runtime.failback.move import Move
+
         with self._target.connect() as connection:
             for file_id in failbacks.files_with_refused(connection):
                 rows = {row.number: row for row in failbacks.read_refused(connection, file_id)}
                 if number in rows:
-                    move = self._move(rows.values(), connection, file_id)
+                    move = Move(rows.values(), connection, self._models, file_id)
                     return move.with_those_that_refer(rows[number], rows.values())
         raise LookupError(number)
 
@@ -184,22 +186,33 @@ class Failback:
             if not is_empty:
                 if current_revisions(rows) != current_revisions(connection):
                     raise SchemasDiffer
-                move = self._move(rows, connection, file_id, on_progress=on_progress)
-                outcome = move.run()
+                outcome = self._run(rows, connection, file_id, {}, on_progress)
             failbacks.record_move(connection, file_id, outcome.moved)
         return outcome
 
-    def _move(
+    def _run(
         self,
         rows: Connection | Iterable[RefusedRow],
         connection: Connection,
         file_id: UUID,
-        **options: Any,
-    ) -> "Move":
-        # Imported here, because it is needed after an outage only.
+        left_out: "LeftOut",
+        on_progress: Callable[[], None] = lambda: None,
+    ) -> Outcome:
+        # Imported here and above, because it is needed after an outage only.
+        from space_runtime.failback.culprits import move_all_but_culprits
         from space_runtime.failback.move import Move
 
-        return Move(rows, connection, self._models, file_id, **options)
+        def new_move(left_out: "LeftOut") -> Move:
+            return Move(
+                rows,
+                connection,
+                self._models,
+                file_id,
+                left_out=left_out,
+                on_progress=on_progress,
+            )
+
+        return move_all_but_culprits(new_move, left_out)
 
     def _bring_up_to_date(self, file: Path) -> None:
         """Migrate a file that an older version left behind; raise CannotServe if that fails.

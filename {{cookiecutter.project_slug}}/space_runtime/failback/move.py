@@ -7,14 +7,16 @@ and references follow. A row that PostgreSQL refuses stays behind, with the rows
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, groupby
+from types import MappingProxyType
 from uuid import UUID
 
 from sqlalchemy import Connection, MetaData
 from sqlalchemy.exc import DBAPIError
 
+from space_runtime.failback.copies import Copies
 from space_runtime.failback.numbering import Numbering
 from space_runtime.failback.order import parents_first
 from space_runtime.failback.outcome import MoveFailed, Outcome
@@ -34,6 +36,7 @@ from space_runtime.failback.sources import (
     FileSource,
     Locator,
     Node,
+    Refusal,
     RefusedSource,
     Source,
     StoredRow,
@@ -42,8 +45,6 @@ from space_runtime.failback.sources import (
     pick,
 )
 from space_runtime.failback.target import Refused, Target
-from space_runtime.failback.values import is_same
-from space_runtime.files import names
 from space_runtime.records import failbacks
 from space_runtime.records.failbacks import RefusedRow
 from space_runtime.records.stored import as_text
@@ -51,8 +52,6 @@ from space_runtime.records.stored import as_text
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_REPORTS = 2.0
-
-Refusal = tuple[str, str | None]
 
 
 class Move:
@@ -65,7 +64,7 @@ class Move:
         models: MetaData,
         file_id: UUID,
         *,
-        left_out: Mapping[Node, Refusal] | None = None,
+        left_out: Mapping[Node, Refusal] = MappingProxyType({}),
         on_progress: Callable[[], None] = lambda: None,
     ) -> None:
         """`rows` are an SQLite file, or those of it that were refused before.
@@ -75,7 +74,7 @@ class Move:
         source = FileSource(rows) if isinstance(rows, Connection) else RefusedSource(rows)
         self._source: Source = source
         self._connection, self._file_id = target, file_id
-        self._left_out, self._on_progress = left_out or {}, on_progress
+        self._left_out, self._on_progress = left_out, on_progress
         self._target = Target(target)
         present = source.tables()
         self._tables = read_schema(target, models, present)
@@ -88,21 +87,17 @@ class Move:
         self._numbering: dict[str, Numbering] = {}
         self._new_keys: list[tuple[str, str, str]] = []
         """Of moved rows of one batch: the table, the key that it had, the one that it has."""
-        copy_of = _originals(file_id, failbacks.moved_ids(target))
-        self._is_copy = bool(copy_of)
-        self._keys_of_copied = {
-            (row.table_name, row.old_key): row.new_key
-            for row in failbacks.read_new_keys(target, copy_of)
-        }
+        self._copies = Copies(self._target, file_id, self._references)
         self._rows_at_once = ROWS_AT_ONCE
         self._moved = 0
         self._at_work = ""
         self._reported = time.monotonic()
 
-    def run(self) -> Outcome:
+    def run(self, *deferred_triggers: str) -> Outcome:
         """Move the rows, record those that stay behind, and return how many there are of both.
 
-        Raise MoveFailed if PostgreSQL ends the whole move.
+        Raise RefusedAtTheEnd if one of these triggers, or any that is deferred, refuses a row; and
+        MoveFailed if PostgreSQL ends the whole move.
         """
         try:
             self._target.prepare()
@@ -114,17 +109,37 @@ class Move:
             for refused in self._rows_left_out():
                 self._refusals.record(*refused)
             self._refusals.write()
+            self._target.keep()
+            self._target.check_deferred(*deferred_triggers)
         except DBAPIError as error:
             if isinstance(error.orig, sqlite3.Error):
                 raise
             raise MoveFailed(self._at_work, error) from None
+        return Outcome(self._moved, self._refusals.count)
+
+    def undo(self) -> None:
+        """Undo what run() did, in the same transaction."""
+        self._target.undo()
+
+    def report(self) -> None:
+        """Log what became of the rows, and name the first of them."""
+        numberings = self._numbering.values()
+        for notice in chain(*(one.notices for one in numberings), self._refusals.notices):
+            logger.warning(notice)
         logger.info(
             "moved %d rows to PostgreSQL, %d of them with new numbers; %d stay behind",
             self._moved,
-            sum(one.replaced for one in self._numbering.values()),
+            sum(one.replaced for one in numberings),
             self._refusals.count,
         )
-        return Outcome(self._moved, self._refusals.count)
+
+    def suspects(self, table: str) -> list[Node]:
+        """Return the rows of this table that were tried, or if there are none, those of all."""
+        names = [table] if table in self._tables else []
+        for tables in (names, self._tables):
+            if found := [row.node for name in tables for row in self._rows(self._tables[name])]:
+                return found
+        return []
 
     def with_those_that_refer(
         self, row: RefusedRow, others: Iterable[RefusedRow]
@@ -216,8 +231,11 @@ class Move:
                 rows.append(Row(one, schema.read(one)))
             except Unmovable as error:
                 self._refusals.refuse(one, error.code)
-        if self._is_copy:
-            return self._without_those_there(schema, rows)
+        if self._copies.are_there:
+            rows, differing = self._copies.sort_out(schema, rows)
+            for row in differing:
+                self._refusals.refuse(row.stored, "already_there")
+            return rows
         if schema.name not in self._numbering:
             return rows
         rows, renumbered, without = self._numbering[schema.name].renumber(rows)
@@ -226,30 +244,6 @@ class Move:
         for row in without:
             self._refusals.refuse(row.stored, "no_number")
         return rows
-
-    def _without_those_there(self, schema: TableSchema, rows: list[Row]) -> list[Row]:
-        """Return the rows that PostgreSQL does not have; refuse those that it has but differently.
-
-        The file is a copy of one that was moved before: two machines went on with one snapshot.
-        """
-        if not schema.key or not rows:
-            return rows
-        for row in rows:
-            new_key = self._keys_of_copied.get((schema.name, row.stored.key))
-            if new_key is not None and len(schema.key) == 1:
-                (name,) = schema.key
-                row.values[name] = type(row.values[name])(new_key)
-                self._references.replace(row.stored, row.values, {name})
-            self._references.follow(row)
-        keys = [pick(schema.key, row.values) for row in rows]
-        there = self._target.with_keys(schema, keys)
-        new = []
-        for key, row in zip(keys, rows, strict=True):
-            if key not in there:
-                new.append(row)
-            elif not is_same(row.values, there[key]):
-                self._refusals.refuse(row.stored, "already_there")
-        return new
 
     def _insert(self, schema: TableSchema, rows: list[Row]) -> None:
         """Insert rows, fewer at once while they are refused, and more again while they are not."""
@@ -338,9 +332,3 @@ class Move:
         failbacks.record_new_keys(self._connection, self._file_id, self._new_keys)
         self._new_keys.clear()
         self._target.keep()
-
-
-def _originals(file_id: UUID, moved: Collection[UUID]) -> list[UUID]:
-    """Return the moved files that this one is a copy of, also by way of another copy."""
-    found = [one for one in moved if names.copy_of(one) == file_id]
-    return found + [older for one in found for older in _originals(one, moved)]

@@ -1,6 +1,5 @@
 """The numbers that PostgreSQL gives to the rows of one table."""
 
-import logging
 from collections.abc import Sequence
 from math import inf
 from typing import Any
@@ -11,8 +10,6 @@ from space_runtime.failback.references import Row
 from space_runtime.failback.schema import TableSchema
 from space_runtime.failback.target import Refused, Target
 from space_runtime.records.generated_keys import highest
-
-logger = logging.getLogger(__name__)
 
 LONGEST_GAP_COUNTED = 100_000
 MOST_ROWS_NAMED = 100
@@ -43,6 +40,8 @@ class Numbering:
         self._replaced_below = -inf
         """Which numbers PostgreSQL's numbering might meet, if it does not continue after them."""
         self.replaced = 0
+        self.notices: list[str] = []
+        """For people."""
 
     def advance(self, last_used: int) -> None:
         """Let PostgreSQL's numbering continue after all numbers that it would meet otherwise.
@@ -96,7 +95,7 @@ class Numbering:
                     without.append(row)
                     continue
                 if self.replaced < MOST_ROWS_NAMED:
-                    logger.warning("table %s: number %s is now %s", self._schema.name, old, number)
+                    self.notices.append(f"table {self._schema.name}: number {old} is now {number}")
                 self.replaced += 1
                 row.values[key] = number
                 row.has_new_key = True

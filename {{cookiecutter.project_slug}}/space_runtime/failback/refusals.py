@@ -1,6 +1,5 @@
 """Rows that stay behind: PostgreSQL keeps them, in the transaction that moves the others."""
 
-import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from uuid import UUID
@@ -13,8 +12,6 @@ from space_runtime.failback.sources import BYTES_AT_ONCE, ROWS_AT_ONCE, StoredRo
 from space_runtime.records import failbacks
 from space_runtime.records.failbacks import RefusedRow
 from space_runtime.records.stored import as_text
-
-logger = logging.getLogger(__name__)
 
 MOST_ROWS_NAMED = 100
 
@@ -36,6 +33,8 @@ class Refusals:
         self._unwritten: list[RefusedRow] = []
         self._unwritten_bytes = 0
         self.count = 0
+        self.notices: list[str] = []
+        """For people."""
 
     def refuse(self, row: StoredRow, code: str, error: str | None = None) -> None:
         """Let the row stay behind, and all that refer to it."""
@@ -59,7 +58,7 @@ class Refusals:
         if self.count < MOST_ROWS_NAMED:
             # The other values may be private.
             because = failbacks.because(code, error)
-            logger.warning("a row stays behind: table %s, key %s: %s", row.table, key, because)
+            self.notices.append(f"a row stays behind: table {row.table}, key {key}: {because}")
         self.count += 1
         number, time = self._last + 1, self._now
         if row.before:

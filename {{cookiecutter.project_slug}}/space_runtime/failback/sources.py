@@ -19,6 +19,8 @@ Columns = tuple[str, ...]
 Values = tuple[Any, ...]
 Node = tuple[str, Locator]
 """A row of a table."""
+Refusal = tuple[str, str | None]
+"""Why a row stays behind: one of REFUSALS, and the server's SQLSTATE and constraint."""
 
 ROWS_AT_ONCE = 500
 BYTES_AT_ONCE = 4 * 2**20

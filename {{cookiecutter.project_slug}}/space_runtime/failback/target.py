@@ -1,6 +1,7 @@
 """What a failback does in PostgreSQL; all of it in the one transaction of a connection."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import (
@@ -16,6 +17,7 @@ from sqlalchemy import (
     literal_column,
     select,
     table,
+    text,
     tuple_,
 )
 from sqlalchemy.dialects.postgresql import JSON
@@ -47,6 +49,22 @@ class Refused(Exception):
         self.error = error
 
 
+class RefusedAtTheEnd(Refused):
+    """A constraint trigger that is fired when all rows are there refuses one of `table`."""
+
+    def __init__(self, error: str | None, trigger: str, table: str) -> None:
+        super().__init__(error)
+        self.trigger, self.table = trigger, table
+
+
+# Those may look at several tables, so that they refuse rows which others come after.
+_DEFERRED_TRIGGERS = text(
+    "SELECT quote_ident(nspname) || '.' || quote_ident(conname), relname FROM pg_constraint"
+    " JOIN pg_namespace ON pg_namespace.oid = connamespace"
+    " JOIN pg_class ON pg_class.oid = conrelid WHERE contype = 't' AND condeferred"
+)
+
+
 class _OverridingInsert(Insert):
     """An INSERT also of numbers that PostgreSQL otherwise insists on generating itself."""
 
@@ -65,13 +83,36 @@ class Target:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._clauses: dict[str, TableClause] = {}
+        self._deferred: dict[str, str] = {}
+        """The tables of the deferred triggers."""
         self._has_fresh_savepoint = False
 
     def prepare(self) -> None:
-        """Let PostgreSQL take times as SQLite has them, and check constraints at each statement."""
+        """Let PostgreSQL take times as SQLite has them, and check constraints at each statement.
+
+        Deferred triggers are left to check_deferred().
+        """
         self.connection.exec_driver_sql("SET LOCAL TIME ZONE 'UTC'")
         self.connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
-        self.connection.exec_driver_sql("SAVEPOINT attempt")
+        found = self.connection.execute(_DEFERRED_TRIGGERS).all()
+        self._deferred = {name.replace("%", "%%"): table for name, table in found}
+        if found:
+            self.connection.exec_driver_sql(f"SET CONSTRAINTS {', '.join(self._deferred)} DEFERRED")
+        self.connection.exec_driver_sql("SAVEPOINT move; SAVEPOINT attempt")
+
+    def check_deferred(self, *triggers: str) -> None:
+        """Fire these deferred triggers, or all; raise RefusedAtTheEnd."""
+        for trigger in triggers or self._deferred:
+            fire = f"SET CONSTRAINTS {trigger} IMMEDIATE"
+            try:
+                self.attempt(partial(self.connection.exec_driver_sql, fire))
+            except Refused as refused:
+                table = self._deferred[trigger]
+                raise RefusedAtTheEnd(refused.error, trigger, table) from None
+
+    def undo(self) -> None:
+        """Undo all since prepare()."""
+        self.connection.exec_driver_sql("ROLLBACK TO SAVEPOINT move")
 
     def insert(
         self, schema: TableSchema, rows: Sequence[Values], columns: Sequence[str] = ()
