@@ -1,6 +1,7 @@
 """Migrations at start: only when the schema differs, and by one process at a time."""
 
 from collections.abc import Iterator
+from configparser import ConfigParser
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from space_runtime.reasons import REASONS
 from space_runtime.records import failbacks, seeds
 
 VERSION_TABLE = "alembic_version"
+_PROJECT = "project:"
 
 
 class Migrations:
@@ -25,9 +27,10 @@ class Migrations:
         self._scripts = project_folder / "migrations" / "versions"
 
     def is_current(self, engine: Engine) -> bool:
-        """Return whether the schema is at the newest revision."""
+        """Return whether the schema is at the newest revision; raise what migrate() raises."""
         with engine.connect() as connection:
-            return current_revisions(connection) == self.revisions()[1]
+            is_newer = self._is_newer(connection)
+            return not is_newer and current_revisions(connection) == self.revisions()[1]
 
     def is_behind(self, engine: Engine) -> bool:
         """Return whether migrate() would change the schema; raise what it raises."""
@@ -72,14 +75,22 @@ class Migrations:
         self._is_newer(connection)
 
     def record(self, connection: Connection) -> None:
-        """Write into the database which revisions this project has, for older code to read."""
+        """Write into the database whose it is, and for older code which revisions there are."""
         if not connection.dialect.supports_comments:
             return
-        revisions = sorted(self.revisions()[0] | _recorded_revisions(connection))
-        version_table = Table(VERSION_TABLE, MetaData(), comment=" ".join(revisions))
+        project, recorded = _recorded(connection)
+        project = self._project() or project
+        revisions = sorted(self.revisions()[0] | recorded)
+        comment = " ".join([f"{_PROJECT}{project}", *revisions] if project else revisions)
+        version_table = Table(VERSION_TABLE, MetaData(), comment=comment)
         # Only the table's owner may do it. For the others, the tables have to tell.
         with suppress(ProgrammingError), connection.begin_nested():
             connection.execute(SetTableComment(version_table))
+
+    def _project(self) -> str:
+        config = ConfigParser(interpolation=None)
+        config.read(self._folder / "alembic.ini", encoding="utf-8")
+        return config.get("alembic", "project", fallback="").replace(" ", "")
 
     def _is_newer(self, connection: Connection) -> bool:
         """Return whether a newer version of this project migrated the schema.
@@ -88,9 +99,14 @@ class Migrations:
         this code among its own. Where nothing is recorded, as on SQLite, the tables tell.
         """
         known, newest = self.revisions()
-        if current_revisions(connection) <= known:
+        current = current_revisions(connection)
+        project, recorded = _recorded(connection) if current else ("", set())
+        if project and self._project() not in ("", project):
+            # The first migration comes with the template, so it is the same in all projects.
+            is_foreign = True
+        elif current <= known:
             return False
-        if recorded := _recorded_revisions(connection):
+        elif recorded:
             is_foreign = not newest <= recorded
         else:
             inspector = inspect(connection)
@@ -124,7 +140,11 @@ def current_revisions(connection: Connection) -> set[str]:
     return set(connection.scalars(text("SELECT version_num FROM alembic_version")))
 
 
-def _recorded_revisions(connection: Connection) -> set[str]:
-    if not connection.dialect.supports_comments:
-        return set()
-    return set((inspect(connection).get_table_comment(VERSION_TABLE)["text"] or "").split())
+def _recorded(connection: Connection) -> tuple[str, set[str]]:
+    """Return whose the database is, and which revisions its newest code had, as far as recorded."""
+    words: list[str] = []
+    if connection.dialect.supports_comments:
+        words = (inspect(connection).get_table_comment(VERSION_TABLE)["text"] or "").split()
+    projects = [word for word in words if word.startswith(_PROJECT)]
+    project = projects[0].removeprefix(_PROJECT) if projects else ""
+    return project, {*words}.difference(projects)
