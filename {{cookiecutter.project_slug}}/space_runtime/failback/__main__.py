@@ -34,25 +34,13 @@ from space_runtime.runtime import Runtime
 _DESCRIPTION = """Move rows from SQLite to PostgreSQL: those written while PostgreSQL was away and
 those that it refused before, and, after asking, those in app.db (or in FILE).
 """
+_AND_THOSE = "this refused row, and those that refer to it; or all"
 _OPTIONS: dict[str, dict[str, Any]] = {
     "--dry-run": {"action": "store_true", "help": "only say what would be moved"},
-    "--list": {
-        "action": "store_true",
-        "help": "list the refused rows: number, table, key, why",
-    },
-    "--retry": {
-        "metavar": "NUMBER",
-        "help": "try only this refused row again, and those that refer to it; or all",
-    },
-    "--export": {
-        "type": Path,
-        "metavar": "NEW_FILE",
-        "help": "write the refused rows to a file, as JSON",
-    },
-    "--discard": {
-        "metavar": "NUMBER",
-        "help": "delete this refused row, and those that refer to it; or all",
-    },
+    "--list": {"action": "store_true", "help": "list the refused rows: number, table, key, why"},
+    "--retry": {"metavar": "NUMBER", "help": f"only try again to move {_AND_THOSE}"},
+    "--export": {"type": Path, "metavar": "NEW_FILE", "help": "write the refused rows as JSON"},
+    "--discard": {"metavar": "NUMBER", "help": f"delete {_AND_THOSE}"},
 }
 
 

@@ -6,6 +6,7 @@ does not tell which row it refuses: the move is tried again and again, with othe
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
+from types import MappingProxyType
 from typing import TypeVar
 
 from space_runtime.failback.move import Move
@@ -15,13 +16,16 @@ from space_runtime.failback.target import RefusedAtTheEnd
 
 MOST_TRIALS = 200
 
-LeftOut = Mapping[Node, Refusal]
 Suspect = TypeVar("Suspect")
 
 
-def move_all_but_culprits(new_move: Callable[[LeftOut], Move], left_out: LeftOut) -> Outcome:
-    """Run the move that is made without these rows, and without those it is refused for."""
-    move = new_move(left_out)
+def move_all_but_culprits(
+    make: Callable[..., Move],
+    left_out: Mapping[Node, Refusal] = MappingProxyType({}),
+    on_progress: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Run the move that is made without these rows, and without those for which it is refused."""
+    move = make(left_out=left_out, on_progress=on_progress)
     try:
         outcome = move.run()
     except RefusedAtTheEnd as error:
@@ -31,11 +35,11 @@ def move_all_but_culprits(new_move: Callable[[LeftOut], Move], left_out: LeftOut
         return outcome
     move.undo()
 
-    def and_without(rows: Iterable[Node]) -> LeftOut:
+    def and_without(rows: Iterable[Node]) -> Mapping[Node, Refusal]:
         return {**left_out, **dict.fromkeys(rows, ("refused", refused.error))}
 
     def is_refused_without(rows: Iterable[Node]) -> bool:
-        trial = new_move(and_without(rows))
+        trial = make(left_out=and_without(rows), on_progress=on_progress)
         try:
             trial.run(refused.trigger)
         except RefusedAtTheEnd:
@@ -45,7 +49,7 @@ def move_all_but_culprits(new_move: Callable[[LeftOut], Move], left_out: LeftOut
         return False
 
     found = culprits(move.suspects(refused.table), is_refused_without)
-    return move_all_but_culprits(new_move, and_without(found))
+    return move_all_but_culprits(make, and_without(found), on_progress)
 
 
 def culprits(

@@ -9,8 +9,9 @@ import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import URL, Connection, Engine, MetaData
@@ -29,9 +30,6 @@ from space_runtime.records import failbacks
 from space_runtime.records.failbacks import RefusedRow
 from space_runtime.snapshots.schedule import Snapshots
 from space_runtime.time_limit import while_progressing
-
-if TYPE_CHECKING:
-    from space_runtime.failback.culprits import LeftOut
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +144,7 @@ class Failback:
                 for row in rows
                 if numbers and row.number not in numbers
             }
-            return self._run(rows, connection, file_id, left_out)
+            return self._run(rows, connection, file_id, left_out=left_out)
 
     def find_refused(self, number: int) -> list[RefusedRow]:
         """Return the refused row with this number and all that refer to it; raise LookupError.
@@ -186,33 +184,23 @@ class Failback:
             if not is_empty:
                 if current_revisions(rows) != current_revisions(connection):
                     raise SchemasDiffer
-                outcome = self._run(rows, connection, file_id, {}, on_progress)
+                outcome = self._run(rows, connection, file_id, on_progress=on_progress)
             failbacks.record_move(connection, file_id, outcome.moved)
         return outcome
 
     def _run(
         self,
-        rows: Connection | Iterable[RefusedRow],
+        rows: Connection | list[RefusedRow],
         connection: Connection,
         file_id: UUID,
-        left_out: "LeftOut",
-        on_progress: Callable[[], None] = lambda: None,
+        **options: Any,
     ) -> Outcome:
         # Imported here and above, because it is needed after an outage only.
         from space_runtime.failback.culprits import move_all_but_culprits
         from space_runtime.failback.move import Move
 
-        def new_move(left_out: "LeftOut") -> Move:
-            return Move(
-                rows,
-                connection,
-                self._models,
-                file_id,
-                left_out=left_out,
-                on_progress=on_progress,
-            )
-
-        return move_all_but_culprits(new_move, left_out)
+        new_move = partial(Move, rows, connection, self._models, file_id)
+        return move_all_but_culprits(new_move, **options)
 
     def _bring_up_to_date(self, file: Path) -> None:
         """Migrate a file that an older version left behind; raise CannotServe if that fails.

@@ -4,7 +4,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
@@ -51,30 +51,8 @@ class StoredRow(NamedTuple):
         return sum([len(one) for one in self.content.values() if isinstance(one, (str, bytes))])
 
 
-class Source(Protocol):
-    """Rows in tables."""
-
-    def tables(self) -> list[str]:
-        """Return the names of the tables."""
-
-    def rows(self, table: str) -> Iterable[StoredRow]:
-        """Return the rows of the table, in the order in which they were inserted."""
-
-    def fetch(self, table: str, locators: Iterable[Locator]) -> Iterator[StoredRow]:
-        """Yield these rows, in this order."""
-
-    def seeds(self, table: str) -> Iterable[Seed]:
-        """Return those of the rows that migrations inserted."""
-
-    def changed_seeds(self, table: str) -> Iterable[tuple[StoredRow, str]]:
-        """Return what people did to seeds, where there is no row to move, and how that is told."""
-
-    def highest(self, table: str, column: str, *, below: int) -> int | None:
-        """Return the highest number in a column that is below a limit."""
-
-
 class FileSource:
-    """The rows of an SQLite file, which is not written meanwhile; see Source for the methods."""
+    """The rows of an SQLite file, which is not written meanwhile."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -85,7 +63,7 @@ class FileSource:
         return data_tables(self._connection)
 
     def rows(self, table: str) -> Iterator[StoredRow]:
-        """Yield all rows, in the order of what identifies them."""
+        """Yield all rows, in the order in which they were inserted, as far as SQLite tells."""
         order = ", ".join(map(quote, self._shape(table).locator))
         return self._select(table, f"ORDER BY {order}", ())
 
@@ -100,7 +78,7 @@ class FileSource:
         return seeds.read(self._connection, table)
 
     def changed_seeds(self, table: str) -> Iterator[tuple[StoredRow, str]]:
-        """Yield the rows that migrations inserted and people deleted."""
+        """Yield what people did to seeds, where there is no row to move, and how that is told."""
         key = self._shape(table).key
         for row in seeds.deleted(self._connection, table):
             text = as_text(row.get(name) for name in key)
@@ -129,7 +107,7 @@ class FileSource:
 
 
 class RefusedSource:
-    """Rows of one file that PostgreSQL refused before; see Source for the methods."""
+    """The rows of one file that PostgreSQL refused before; otherwise like FileSource."""
 
     def __init__(self, refused: Iterable[RefusedRow]) -> None:
         self._rows: dict[str, dict[Locator, StoredRow]] = {}
@@ -174,6 +152,9 @@ class RefusedSource:
         """Return the highest number in a column that is below a limit."""
         values = (row.content.get(column) for row in self.rows(table))
         return max((one for one in values if isinstance(one, int) and one < below), default=None)
+
+
+Source = FileSource | RefusedSource
 
 
 def as_stored_row(refused: RefusedRow) -> StoredRow:
