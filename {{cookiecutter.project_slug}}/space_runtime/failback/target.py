@@ -62,6 +62,7 @@ _DEFERRED_TRIGGERS = text(
     "SELECT quote_ident(nspname) || '.' || quote_ident(conname), relname FROM pg_constraint"
     " JOIN pg_namespace ON pg_namespace.oid = connamespace"
     " JOIN pg_class ON pg_class.oid = conrelid WHERE contype = 't' AND condeferred"
+    " AND conparentid = 0 AND pg_table_is_visible(conrelid)"
 )
 
 
