@@ -332,6 +332,7 @@ def test_refused_rows_can_be_discarded(shop: BakedProject, login: Login) -> None
         server.health_when(lambda report: report["database"]["pending_rows"] == 0)
 
 
+@pytest.mark.thorough
 def test_a_refused_row_is_tried_again_by_its_number_and_the_others_stay(shop: BakedProject, login: Login) -> None:
     with serving(shop, login) as server:
         here, there = (create(server, "notes", url=url) for url in ("here", "there"))

@@ -97,7 +97,7 @@ class Failback:
         is_new = names.state_of(file) != "handover"
         handed_over = begin(file, self._target) if is_new else file
         file_id = names.id_of(handed_over)
-        series = names.series_of(file_id)
+        series, is_empty = names.series_of(file_id), False
         # From now on, no start may restore these rows to a file that serves and change them.
         self._snapshots.add_tombstone(series)
         try:

@@ -305,15 +305,14 @@ class Move:
         self._on_progress()
         moving = self._followed(rows)
         together = [(self._tables[row.stored.table], row.values) for row in moving]
-        if len(moving) < len(circle):
-            refusal: Refusal = "refers_to_refused", None
-        else:
+        refusal: Refusal = ("refers_to_refused", None)
+        if len(moving) == len(circle):
             try:
                 self._target.attempt(partial(self._target.insert_together, together))
                 self._count_moved(moving)
                 moving = []
             except Refused as refused:
-                refusal = "refused", refused.error
+                refusal = ("refused", refused.error)
         for row in moving:
             self._refusals.refuse(row.stored, *refusal)
         self._record_batch()

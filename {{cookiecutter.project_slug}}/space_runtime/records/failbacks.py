@@ -146,9 +146,9 @@ def keep(connection: Connection, rows: Sequence[RefusedRow]) -> None:
 
 def take_refused(connection: Connection, file_id: UUID) -> list[RefusedRow]:
     """Remove the refused rows of a file and return them, in the order of their numbers."""
-    found = list(read_refused(connection, file_id))
-    connection.execute(refused_rows.delete().where(refused_rows.c.file_id == file_id))
-    return found
+    of_file = refused_rows.c.file_id == file_id
+    taken = connection.execute(refused_rows.delete().where(of_file).returning(refused_rows))
+    return sorted(map(RefusedRow._make, taken), key=lambda row: row.number)
 
 
 def read_refused(connection: Connection, file_id: UUID) -> Iterator[RefusedRow]:
