@@ -38,6 +38,7 @@ class References:
         self._referred: dict[str, dict[Columns, None]] = {}
         for reference in (one for of_table in references.values() for one in of_table):
             self._referred.setdefault(reference.table, {})[reference.to] = None
+        self._without_case = {one.name: one.without_case for one in tables.values()}
         self._replaced: dict[Target, Values] = {}
         self._refused: set[Target] = set()
 
@@ -123,8 +124,7 @@ class References:
 
     def _target(self, table: str, columns: Columns, stored: Values) -> Target:
         """Return a target that is equal to another if references take it for the same."""
-        folded = self._tables[table].without_case if table in self._tables else ()
-        if folded:
+        if folded := self._without_case.get(table):
             stored = tuple(
                 value.lower() if name in folded and isinstance(value, str) else value
                 for name, value in zip(columns, stored, strict=True)
