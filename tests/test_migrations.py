@@ -2,6 +2,7 @@
 
 import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -275,6 +276,30 @@ def test_a_database_of_other_migrations_is_left_alone(project: BakedProject, dat
         assert done.returncode != 0
         assert "belongs to the migrations of another application" in done.stdout
         assert "Traceback" not in done.stdout
+
+
+@pytest.mark.slow
+def test_of_two_new_projects_with_one_empty_database_the_second_leaves_it_alone(
+    bake: Bakery, tmp_path: Path, postgres: Postgres
+) -> None:
+    environ = {"DATABASE_URL": postgres.create_database()}
+    projects = [bake(project_slug=slug).copy_to(tmp_path / slug) for slug in ("one", "two")]
+    with ExitStack() as stack, ThreadPoolExecutor(2) as threads:
+        # both begin on a database without any table
+        booted = threads.map(lambda project: stack.enter_context(project.boot(environ, in_place=True)), projects)
+        first, second = sorted(booted, key=lambda app: str(app.settled()["status"]))
+        assert first.health()["status"] == "ok"
+        report = second.health()
+        assert (report["status"], report["database"]["reason"]) == ("unavailable", "foreign_schema")
+        assert "Give this application a database or a schema of its own" in second.get("/status").text
+        assert second.post("/api/items", json={"title": "mixed"}).status_code == 503
+        assert first.post("/api/items", json={"title": "own"}).status_code == 201
+        assert first.titles() == ["own"]
+    refused = [project.run("python", "-m", "alembic", "check", environ=environ, check=False) for project in projects]
+    assert sorted("belongs to the migrations of another application" in done.stdout for done in refused) == [
+        False,
+        True,
+    ]
 
 
 NEWER = """

@@ -591,6 +591,71 @@ def test_a_refused_row_is_discarded_with_all_that_refer_to_it(database: Database
         database.failback.find_refused(numbers["2"])
 
 
+def test_a_refused_row_is_tried_again_with_those_that_refer_to_it_and_no_others(database: Database) -> None:
+    trees = in_postgresql(TREES).replace("name text", "name text UNIQUE")
+    database.run(trees, "INSERT INTO trees (name) VALUES ('a'), ('b'), ('c')")
+    rows = "(1, NULL, 'a'), (2, 1, 'child of a'), (11, NULL, 'b'), (12, 11, 'child of b'), (13, 12, 'grandchild')"
+    assert database.move(TREES, f"INSERT INTO trees VALUES {rows}") == (0, 5)
+    kept = "SELECT number, key, reason, error, refused_at FROM space_runtime_refused_rows ORDER BY number"
+    before = database.run(kept)
+    numbers = {key: number for number, key, *_ in before}
+
+    def retry(*keys: str) -> Outcome:
+        return database.failback.retry_refused(database.file_id, [numbers[key] for key in keys])
+
+    # the row that it refers to is not tried, and PostgreSQL has a stranger's of that number
+    database.run("UPDATE trees SET name = 'not ' || name")
+    assert retry("2") == (0, 5)
+    assert database.run(kept) == before
+    assert retry("11", "12") == (2, 3)
+    assert [row for row in database.run(kept) if row[1] in ("1", "2")] == [
+        row for row in before if row[1] in ("1", "2")
+    ]
+    assert retry("13") == (1, 2)
+    parents = "SELECT one.name, parent.name FROM trees one JOIN trees parent ON parent.id = one.parent_id ORDER BY 1"
+    assert database.run(parents) == [("child of b", "b"), ("grandchild", "child of b")]
+    assert database.retry() == (2, 0)
+
+
+ORDERS = "CREATE TABLE orders (id integer PRIMARY KEY AUTOINCREMENT, name text)"
+LINES = "CREATE TABLE lines (id integer PRIMARY KEY AUTOINCREMENT, order_id int NOT NULL REFERENCES orders, name text)"
+
+
+def deferred(name: str, table: str, condition: str) -> str:
+    """Return statements for a constraint trigger that is fired at COMMIT."""
+    return f"""
+        CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF {condition} THEN RAISE 'no' USING ERRCODE = 'check_violation', CONSTRAINT = '{name}'; END IF;
+            RETURN NULL;
+        END $$;
+        CREATE CONSTRAINT TRIGGER {name} AFTER INSERT ON {table} DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION {name}();
+    """
+
+
+def test_a_row_that_is_refused_only_at_commit_stays_behind_alone(database: Database) -> None:
+    database.run(
+        in_postgresql(ORDERS),
+        in_postgresql(LINES),
+        deferred("has_lines", "orders", "NOT EXISTS (SELECT FROM lines WHERE order_id = NEW.id)"),
+        deferred("few_lines", "lines", "(SELECT count(*) FROM lines WHERE order_id = NEW.order_id) > 2"),
+        "INSERT INTO orders VALUES (1, 'a stranger')",
+        "INSERT INTO lines VALUES (1, 1, 'a stranger')",
+    )
+    orders = ", ".join(f"({number}, 'order {number}')" for number in range(1, 31))
+    lines = ", ".join(
+        f"({number}, {number // 2}, 'line {number}')" for number in range(2, 62) if number not in (14, 15)
+    )
+    rows = (f"INSERT INTO orders VALUES {orders}", f"INSERT INTO lines VALUES {lines}, (70, 20, 'one too many')")
+    assert database.move(ORDERS, LINES, *rows) == (87, 2)
+    assert sorted(database.reasons()) == [("lines", "23514 few_lines"), ("orders", "23514 has_lines")]
+    found = database.run("SELECT orders.name, count(*) FROM orders JOIN lines ON orders.id = order_id GROUP BY 1")
+    assert set(found) == {("a stranger", 1)} | {(f"order {number}", 2) for number in range(1, 31) if number != 7}
+    assert database.retry() == (0, 2)
+    database.run("DROP TRIGGER has_lines ON orders", "DROP TRIGGER few_lines ON lines")
+    assert database.retry() == (2, 0)
+
+
 class TwoHeads(Migrations):
     """Migrations with two heads, one of which is new."""
 

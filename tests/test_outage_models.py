@@ -332,6 +332,24 @@ def test_refused_rows_can_be_discarded(shop: BakedProject, login: Login) -> None
         server.health_when(lambda report: report["database"]["pending_rows"] == 0)
 
 
+@pytest.mark.thorough
+def test_a_refused_row_is_tried_again_by_its_number_and_the_others_stay(shop: BakedProject, login: Login) -> None:
+    with serving(shop, login) as server:
+        here, there = (create(server, "notes", url=url) for url in ("here", "there"))
+    with outage(shop, login) as server:
+        for url in ("here", "there"):
+            create(server, "notes", url=url)
+    with serving(shop, login) as server:
+        for note in (here, there):
+            server.patch(f"/rows/notes/{note['id']}", json={"url": f"not {note['url']}"})
+        assert "RETRY is `all` or a number" in failback(shop, login, "--retry", "3")
+        assert "1 moved, 0 refused again" in failback(shop, login, "--retry", "2")
+        assert [row["url"] for row in rows(server, "notes")] == ["not here", "not there", "there"]
+        server.health_when(lambda report: report["database"]["pending_rows"] == 1)
+        assert "1 moved, 0 refused again" in failback(shop, login, "--retry", "all")
+        server.health_when(lambda report: report["database"]["pending_rows"] == 0)
+
+
 def test_what_migrations_insert_is_nobodys_row(shop: BakedProject, login: Login) -> None:
     with serving(shop, login) as server:
         roles, categories = rows(server, "roles"), rows(server, "categories")
@@ -488,8 +506,8 @@ def test_a_table_of_the_owner_may_have_any_name(shop: BakedProject, login: Login
 STEPS = [
     ("handover", "begin", "after"),
     ("schema", "read_schema", "after"),
-    ("target", "Target.advance", "after"),
-    ("target", "Target.next_numbers", "after"),
+    ("numbering", "Numbering.advance", "after"),
+    ("numbering", "Numbering._next", "after"),
     ("target", "Target.insert", "before"),
     ("target", "Target.insert", "after"),
     ("handover", "failbacks.keep", "before"),
@@ -498,7 +516,7 @@ STEPS = [
     ("handover", "finish", "before"),
 ]
 
-REPRESENTATIVES = [("target", "Target.next_numbers", "after", "away")]
+REPRESENTATIVES = [("numbering", "Numbering._next", "after", "away")]
 
 DEATHS = [
     pytest.param(*death, id="-".join(death), marks=() if death in REPRESENTATIVES else pytest.mark.thorough)

@@ -16,15 +16,10 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from space_runtime.backends import backend_of
-from space_runtime.backends.errors import (
-    DatabaseUnavailable,
-    OutcomeUnknown,
-    connection_reason,
-    running_reason,
-)
+from space_runtime.backends.errors import DatabaseUnavailable, OutcomeUnknown, connection_reason
 from space_runtime.backends.opening import CannotServe
-from space_runtime.failback.handover import Failback, SchemasDiffer, is_moved
-from space_runtime.failback.outcome import MoveFailed
+from space_runtime.failback.handover import Failback, is_moved
+from space_runtime.failback.outcome import Outcome, SchemasDiffer
 from space_runtime.file_locks import Busy, exclusive
 from space_runtime.files import names
 from space_runtime.files.contents import count_rows, read_only
@@ -32,12 +27,21 @@ from space_runtime.files.sqlite_files import CONFIGURED_FILE
 from space_runtime.migrations import Migrations
 from space_runtime.reasons import REASONS
 from space_runtime.records import failbacks
+from space_runtime.records.failbacks import RefusedRow
 from space_runtime.records.stored import to_json
 from space_runtime.runtime import Runtime
 
 _DESCRIPTION = """Move rows from SQLite to PostgreSQL: those written while PostgreSQL was away and
 those that it refused before, and, after asking, those in app.db (or in FILE).
 """
+_AND_THOSE = "this refused row, and those that refer to it; or all"
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "--dry-run": {"action": "store_true", "help": "only say what would be moved"},
+    "--list": {"action": "store_true", "help": "list the refused rows: number, table, key, why"},
+    "--retry": {"metavar": "NUMBER", "help": f"only try again to move {_AND_THOSE}"},
+    "--export": {"type": Path, "metavar": "NEW_FILE", "help": "write the refused rows as JSON"},
+    "--discard": {"metavar": "NUMBER", "help": f"delete {_AND_THOSE}"},
+}
 
 
 def main() -> int:
@@ -45,18 +49,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make failback", description=_DESCRIPTION)
     parser.add_argument("runtime", metavar="MODULE:FUNCTION", help="returns the runtime")
     actions = parser.add_mutually_exclusive_group()
-    actions.add_argument("--dry-run", action="store_true", help="only say what would be moved")
-    actions.add_argument(
-        "--list", action="store_true", help="list the refused rows: number, table, key, why"
-    )
-    actions.add_argument(
-        "--export", type=Path, metavar="NEW_FILE", help="write the refused rows to a file, as JSON"
-    )
-    actions.add_argument(
-        "--discard",
-        metavar="NUMBER",
-        help="delete this refused row, and those that refer to it; or all",
-    )
+    for name, described in _OPTIONS.items():
+        actions.add_argument(name, **described)
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="an SQLite file")
     arguments = parser.parse_args()
@@ -70,100 +64,161 @@ def main() -> int:
         sys.exit(resolution.message or "DATABASE_URL is not a PostgreSQL URL: set it first.")
     with runtime.configured_engine() as target:
         try:
-            if arguments.list:
-                return _list(target)
-            if arguments.export:
-                return _export(target, arguments.export)
-            if arguments.discard:
-                return _discard(runtime, target, arguments.discard, yes=arguments.yes)
-            return _move(runtime, target, arguments)
+            return _Command(runtime, target, arguments).run()
         except Busy:
             sys.exit("The application is using these files: stop it, then try again.")
         except SchemasDiffer:
             sys.exit("SQLite and PostgreSQL have different schemas: deploy the newest version.")
         except OutcomeUnknown:
             sys.exit("Interrupted during COMMIT: run this again, which moves nothing twice.")
-        except MoveFailed as failed:
-            reason = running_reason(failed.error) or "rows_not_moved"
-            sys.exit(f"Nothing more was moved: {REASONS[reason].explanation} ({failed.detail}).")
         except CannotServe as error:
-            sys.exit(f"Nothing more was moved: {REASONS[error.reason].explanation}.")
+            where = f" ({error.detail})" if error.detail else ""
+            sys.exit(f"Nothing more was moved: {REASONS[error.reason].explanation}{where}.")
         except (SQLAlchemyError, DatabaseUnavailable) as error:
             sys.exit(f"Nothing more was moved: {REASONS[connection_reason(error)].explanation}.")
 
 
-def _move(runtime: Runtime, target: Engine, arguments: argparse.Namespace) -> int:
-    directories = runtime.locations.directories()
-    files = names.find("handover", directories) + names.find("fallback", directories)
-    # Path.exists() raises PermissionError in a directory that may not be entered.
-    configured = [directory / CONFIGURED_FILE for directory in directories]
-    chosen = arguments.files or [file for file in configured if os.path.exists(file)]
-    migrations = Migrations(runtime.project.folder)
-    is_behind = migrations.is_behind(target)
-    print(f"To {backend_of(target).describe(target.url)}:")
-    if is_behind:
-        print("its schema is older than this project's, or it has none yet: it would be migrated")
-    _print_plan([*files, *chosen], target)
-    if arguments.dry_run:
+class _Command:
+    """Does what the arguments say, with one PostgreSQL."""
+
+    def __init__(self, runtime: Runtime, target: Engine, arguments: argparse.Namespace) -> None:
+        self._runtime, self._target, self._arguments = runtime, target, arguments
+        self._migrations = Migrations(runtime.project.folder)
+        metadata, snapshots = runtime.project.metadata, runtime.snapshots
+        self._failback = Failback(target, metadata, self._migrations, snapshots)
+
+    def run(self) -> int:
+        """Return the exit code."""
+        if self._arguments.list:
+            return self._list()
+        if self._arguments.retry:
+            return self._retry(self._arguments.retry)
+        if self._arguments.export:
+            return self._export(self._arguments.export)
+        if self._arguments.discard:
+            return self._discard(self._arguments.discard)
+        return self._move()
+
+    def _move(self) -> int:
+        directories = self._runtime.locations.directories()
+        files = names.find("handover", directories) + names.find("fallback", directories)
+        # Path.exists() raises PermissionError in a directory that may not be entered.
+        configured = [directory / CONFIGURED_FILE for directory in directories]
+        chosen = self._arguments.files or [file for file in configured if os.path.exists(file)]
+        is_behind = self._migrations.is_behind(self._target)
+        print(f"To {backend_of(self._target).describe(self._target.url)}:")
+        if is_behind:
+            print(
+                "its schema is older than this project's, or it has none yet: it would be migrated"
+            )
+        self._print_plan([*files, *chosen])
+        if self._arguments.dry_run:
+            return 0
+
+        if is_behind and not self._confirm("Migrate this database?"):
+            return 1
+        # What an outage left behind belongs there. These rows may be no more than somebody's tests.
+        question = "Move the rows of {} there, too? They were not written in an outage."
+        left_alone = [one for one in chosen if not self._confirm(question.format(one.name))]
+        files += [one for one in chosen if one not in left_alone]
+        self._migrations.migrate(self._target)
+        tried_again = self._retry_all()
+        refused = sum(outcome.refused for outcome in tried_again)
+        for file in files:
+            with exclusive([names.location_of(file)]):
+                outcome = self._failback.move(file)
+            refused += outcome.refused
+            print(f"{file.name}: {outcome.moved} moved, {outcome.refused} refused")
+        if refused:
+            print("PostgreSQL keeps the refused rows: make failback LIST=1 says why.")
+        elif not left_alone:
+            print("Done." if tried_again or files else "There is nothing to move.")
+        return 1 if refused or left_alone else 0
+
+    def _print_plan(self, files: list[Path]) -> None:
+        for file in files:
+            if not is_moved(self._target, names.id_of(file)):
+                for name, count in count_rows(read_only(file)).items():
+                    print(f"{file.name}: {name}: {count} rows would be moved")
+        with self._target.connect() as connection:
+            count = failbacks.count_refused(connection)
+        print(f"{count} rows that were refused before would be tried again")
+
+    def _confirm(self, question: str) -> bool:
+        if self._arguments.yes:
+            return True
+        if not sys.stdin.isatty():
+            print(f"{question} There is nobody to ask: YES=1 says yes.")
+            return False
+        try:
+            return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+        except EOFError:
+            return False
+
+    def _list(self) -> int:
+        with self._target.connect() as connection:
+            _print_rows(failbacks.list_refused(connection))
+            print(f"{failbacks.count_refused(connection)} refused rows")
+            if renamed := sum(1 for _ in failbacks.read_new_keys(connection)):
+                print(f"{renamed} rows were moved with another key: EXPORT=file says which")
         return 0
 
-    yes = arguments.yes
-    if is_behind and not _confirm("Migrate this database?", yes=yes):
-        return 1
-    # What an outage left behind belongs there. These rows may be no more than somebody's tests.
-    question = "Move the rows of {} there, too? They were not written in an outage."
-    left_alone = [one for one in chosen if not _confirm(question.format(one.name), yes=yes)]
-    files += [one for one in chosen if one not in left_alone]
-    migrations.migrate(target)
-    failback = Failback(target, runtime.project.metadata, migrations, runtime.snapshots)
-    with target.connect() as connection:
-        refused_before = failbacks.files_with_refused(connection)
-    refused = 0
-    for file_id in refused_before:
-        outcome = failback.retry_refused(file_id)
-        refused += outcome.refused
-        print(f"refused before: {outcome.moved} moved, {outcome.refused} refused again")
-    for file in files:
-        with exclusive([names.location_of(file)]):
-            outcome = failback.move(file)
-        refused += outcome.refused
-        print(f"{file.name}: {outcome.moved} moved, {outcome.refused} refused")
-    if refused:
-        print("PostgreSQL keeps the refused rows: make failback LIST=1 says why.")
-    elif not left_alone:
-        print("Done." if refused_before or files else "There is nothing to move.")
-    return 1 if refused or left_alone else 0
+    def _retry(self, which: str) -> int:
+        if which == "all":
+            return 1 if any(outcome.refused for outcome in self._retry_all()) else 0
+        rows = self._find(which, "RETRY")
+        _print_rows(rows)
+        self._failback.retry_refused(rows[0].file_id, [row.number for row in rows])
+        with self._target.connect() as connection:
+            left = {row.number for row in failbacks.list_refused(connection)}
+        refused = sum(row.number in left for row in rows)
+        print(f"{len(rows) - refused} moved, {refused} refused again")
+        return 1 if refused else 0
 
+    def _retry_all(self) -> list[Outcome]:
+        with self._target.connect() as connection:
+            file_ids = failbacks.files_with_refused(connection)
+        outcomes = [self._failback.retry_refused(file_id) for file_id in file_ids]
+        for outcome in outcomes:
+            print(f"refused before: {outcome.moved} moved, {outcome.refused} refused again")
+        return outcomes
 
-def _confirm(question: str, *, yes: bool) -> bool:
-    if yes:
-        return True
-    if not sys.stdin.isatty():
-        print(f"{question} There is nobody to ask: YES=1 says yes.")
-        return False
-    try:
-        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
-    except EOFError:
-        return False
+    def _export(self, file: Path) -> int:
+        count = 0
+        try:
+            with self._target.connect() as connection, file.open("x", encoding="utf-8") as lines:
+                for file_id in failbacks.files_with_refused(connection):
+                    for row in failbacks.read_refused(connection, file_id):
+                        count += 1
+                        lines.write(json.dumps(_exported(row)) + "\n")
+                for new in failbacks.read_new_keys(connection):
+                    line = {"table": new.table_name, "old_key": new.old_key, "new_key": new.new_key}
+                    lines.write(json.dumps(line) + "\n")
+        except OSError as error:
+            sys.exit(f"{file}: {error.strerror}")
+        print(f"{count} refused rows were written to {file}")
+        return 0
 
+    def _discard(self, which: str) -> int:
+        if which == "all":
+            with self._target.connect() as connection:
+                numbers = [row.number for row in failbacks.list_refused(connection)]
+        else:
+            rows = self._find(which, "DISCARD")
+            numbers = [row.number for row in rows]
+            _print_rows(rows)
+        if not self._confirm(f"Delete these {len(numbers)} rows for good?"):
+            return 1
+        with self._target.begin() as connection:
+            failbacks.discard_refused(connection, numbers)
+        print(f"{len(numbers)} refused rows were deleted")
+        return 0
 
-def _print_plan(files: list[Path], target: Engine) -> None:
-    for file in files:
-        if not is_moved(target, names.id_of(file)):
-            for name, count in count_rows(read_only(file)).items():
-                print(f"{file.name}: {name}: {count} rows would be moved")
-    with target.connect() as connection:
-        count = failbacks.count_refused(connection)
-    print(f"{count} rows that were refused before would be tried again")
-
-
-def _list(target: Engine) -> int:
-    with target.connect() as connection:
-        _print_rows(failbacks.list_refused(connection))
-        print(f"{failbacks.count_refused(connection)} refused rows")
-        if renamed := sum(1 for _ in failbacks.read_new_keys(connection)):
-            print(f"{renamed} rows were moved with another key: EXPORT=file says which")
-    return 0
+    def _find(self, which: str, option: str) -> list[RefusedRow]:
+        try:
+            return self._failback.find_refused(int(which))
+        except (ValueError, LookupError):
+            sys.exit(f"{option} is `all` or a number that LIST=1 shows.")
 
 
 def _print_rows(rows: Iterable[Any]) -> None:
@@ -173,50 +228,16 @@ def _print_rows(rows: Iterable[Any]) -> None:
         print(f"{row.number}  {when}  {row.table_name}  {row.key}  {why}")
 
 
-def _export(target: Engine, file: Path) -> int:
-    count = 0
-    try:
-        with target.connect() as connection, file.open("x", encoding="utf-8") as lines:
-            for file_id in failbacks.files_with_refused(connection):
-                for row in failbacks.read_refused(connection, file_id):
-                    count += 1
-                    sqlstate, _, constraint = (row.error or "").partition(" ")
-                    line = {
-                        "number": row.number,
-                        "table": row.table_name,
-                        "reason": row.reason,
-                        "sqlstate": sqlstate or None,
-                        "constraint": constraint or None,
-                        "row": to_json(row.content | row.settled),
-                    }
-                    lines.write(json.dumps(line) + "\n")
-            for new in failbacks.read_new_keys(connection):
-                line = {"table": new.table_name, "old_key": new.old_key, "new_key": new.new_key}
-                lines.write(json.dumps(line) + "\n")
-    except OSError as error:
-        sys.exit(f"{file}: {error.strerror}")
-    print(f"{count} refused rows were written to {file}")
-    return 0
-
-
-def _discard(runtime: Runtime, target: Engine, which: str, *, yes: bool) -> int:
-    if which == "all":
-        with target.connect() as connection:
-            rows = list(failbacks.list_refused(connection))
-    else:
-        migrations = Migrations(runtime.project.folder)
-        failback = Failback(target, runtime.project.metadata, migrations, runtime.snapshots)
-        try:
-            rows = failback.find_refused(int(which))
-        except (ValueError, LookupError):
-            sys.exit("DISCARD is `all` or a number that LIST=1 shows.")
-        _print_rows(rows)
-    if not _confirm(f"Delete these {len(rows)} rows for good?", yes=yes):
-        return 1
-    with target.begin() as connection:
-        failbacks.discard_refused(connection, [row.number for row in rows])
-    print(f"{len(rows)} refused rows were deleted")
-    return 0
+def _exported(row: RefusedRow) -> dict[str, Any]:
+    sqlstate, _, constraint = (row.error or "").partition(" ")
+    return {
+        "number": row.number,
+        "table": row.table_name,
+        "reason": row.reason,
+        "sqlstate": sqlstate or None,
+        "constraint": constraint or None,
+        "row": to_json(row.content | row.settled),
+    }
 
 
 if __name__ == "__main__":

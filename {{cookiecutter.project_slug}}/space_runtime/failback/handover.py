@@ -9,7 +9,9 @@ import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import URL, Connection, Engine, MetaData
@@ -18,7 +20,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from space_runtime.backends import SQLITE, backend_of
 from space_runtime.backends.errors import DatabaseUnavailable, OutcomeUnknown, running_reason
 from space_runtime.backends.opening import CannotServe
-from space_runtime.failback.outcome import MoveFailed, Outcome
+from space_runtime.failback.outcome import MoveFailed, Outcome, SchemasDiffer
 from space_runtime.file_locks import Busy
 from space_runtime.files import names
 from space_runtime.files.contents import count_rows, read_only
@@ -34,10 +36,6 @@ logger = logging.getLogger(__name__)
 _SECONDS_OF_SILENCE = 20.0
 ROWS_FOLLOW = "it moves its rows to PostgreSQL or migrates it, and these rows follow"
 """What another process does that keeps PostgreSQL locked."""
-
-
-class SchemasDiffer(Exception):
-    """The SQLite file and PostgreSQL have different revisions, so rows cannot be moved."""
 
 
 class AlreadyMoved(Exception):
@@ -77,17 +75,13 @@ class Failback:
         except (OutcomeUnknown, TimeoutError):
             # The rows may have been moved. Only PostgreSQL knows, so SQLite must not serve them.
             raise CannotServe("connection_lost", is_there=True) from None
-        except SchemasDiffer:
-            raise CannotServe("schema_newer", is_there=False) from None
         except MoveFailed as failed:
             logger.error("rows could not be moved: %s", failed.detail)
-            reason = running_reason(failed.error) or "rows_not_moved"
-            raise CannotServe(reason, is_there=False, detail=failed.detail) from None
+            raise
         except DatabaseUnavailable as error:
-            detail = ROWS_FOLLOW if error.reason == "locked" else ""
-            raise CannotServe(
-                error.reason or "rows_not_moved", is_there=False, detail=detail
-            ) from None
+            reason = error.reason or "rows_not_moved"
+            detail = ROWS_FOLLOW if reason == "locked" else ""
+            raise CannotServe(reason, is_there=False, detail=detail) from None
         except (SQLAlchemyError, sqlite3.Error, OSError) as error:
             code = getattr(getattr(error, "orig", error), "sqlstate", None)
             logger.error("rows could not be moved: %s %s", type(error).__name__, code or "")
@@ -103,17 +97,14 @@ class Failback:
         is_new = names.state_of(file) != "handover"
         handed_over = begin(file, self._target) if is_new else file
         file_id = names.id_of(handed_over)
-        series = names.series_of(file_id)
+        series, is_empty = names.series_of(file_id), False
         # From now on, no start may restore these rows to a file that serves and change them.
         self._snapshots.add_tombstone(series)
         try:
-            if not count_rows(read_only(handed_over), at_most=1):
-                self._record_empty(file_id, on_progress)
-                names.remove(handed_over)
-                return Outcome()
-            if not is_moved(self._target, file_id):
+            is_empty = not count_rows(read_only(handed_over), at_most=1)
+            if not is_empty and not is_moved(self._target, file_id):
                 self._bring_up_to_date(handed_over)
-            outcome = self._move_rows(handed_over, file_id, on_progress)
+            outcome = self._move_rows(handed_over, file_id, on_progress, is_empty=is_empty)
         except AlreadyMoved:
             if is_new:
                 # Since begin() looked, another container has moved a file that came from the same
@@ -127,7 +118,10 @@ class Failback:
                 self._snapshots.remove_tombstone(series)
             raise
         try:
-            finish(handed_over)
+            if is_empty:
+                names.remove(handed_over)
+            else:
+                finish(handed_over)
         except OSError as error:
             # The rows are in PostgreSQL all the same, and the next failback finds that out.
             logger.warning("the file with the moved rows keeps its name: %s", error.strerror)
@@ -137,82 +131,76 @@ class Failback:
         FAILBACK_ROWS.labels("refused").inc(outcome.refused)
         return outcome
 
-    def retry_refused(self, file_id: UUID) -> Outcome:
-        """Try once more to move the rows of a file that were refused; return what became of them.
+    def retry_refused(self, file_id: UUID, numbers: Collection[int] = ()) -> Outcome:
+        """Try again to move the refused rows of a file, or those of them that have these numbers.
 
-        Raise MoveFailed, or OutcomeUnknown if the connection is lost during COMMIT.
+        Return what became of all of them. Raise MoveFailed, or OutcomeUnknown if the connection is
+        lost during COMMIT.
         """
-        # Imported here and below, because it is needed after an outage only.
-        from space_runtime.failback.move import Move
-        from space_runtime.failback.sources import RefusedSource
-
         with _transaction(self._target) as connection:
-            source = RefusedSource(failbacks.take_refused(connection, file_id))
-            moved = failbacks.moved_ids(connection)
-            copy_of = _originals(file_id, moved)
-            move = Move(source, connection, self._models, file_id, copy_of=copy_of)
-            return move.run(source.changed_seeds)
+            rows = failbacks.take_refused(connection, file_id)
+            left_out = {
+                (row.table_name, (row.number,)): (row.reason, row.error)
+                for row in rows
+                if numbers and row.number not in numbers
+            }
+            return self._run(rows, connection, file_id, left_out=left_out)
 
     def find_refused(self, number: int) -> list[RefusedRow]:
         """Return the refused row with this number and all that refer to it; raise LookupError.
 
         Without it, those must not be tried again: they might find a stranger's row in its place.
         """
-        from space_runtime.failback.behind import with_those_that_refer
-        from space_runtime.failback.schema import read_references, read_schema
+        from space_runtime.failback.move import Move
 
         with self._target.connect() as connection:
             for file_id in failbacks.files_with_refused(connection):
                 rows = {row.number: row for row in failbacks.read_refused(connection, file_id)}
                 if number in rows:
-                    present = {row.table_name for row in rows.values()}
-                    tables = read_schema(connection, self._models, present)
-                    references = read_references(tables, self._models, present)
-                    return with_those_that_refer(rows[number], rows.values(), references, tables)
+                    move = Move(rows.values(), connection, self._models, file_id)
+                    return move.with_those_that_refer(rows[number], rows.values())
         raise LookupError(number)
 
-    def _move_rows(self, file: Path, file_id: UUID, on_progress: Callable[[], None]) -> Outcome:
+    def _move_rows(
+        self, file: Path, file_id: UUID, on_progress: Callable[[], None], *, is_empty: bool
+    ) -> Outcome:
         """Move every row of a file and record its id, in one transaction.
 
-        `on_progress` is called before each batch. Raise AlreadyMoved, SchemasDiffer, MoveFailed, or
-        OutcomeUnknown; after any error but the last, nothing was moved by this call.
+        An empty file is recorded, too, so that no snapshot of it is restored. `on_progress` is
+        called before each batch. Raise AlreadyMoved, SchemasDiffer, MoveFailed, or OutcomeUnknown;
+        after any error but the last, nothing was moved by this call.
         """
-        from space_runtime.failback.move import Move
-        from space_runtime.failback.sources import FileSource
-
         with (
             read_only(file).connect() as rows,
             _transaction(self._target, on_progress) as connection,
         ):
-            self._create_records(connection)
-            moved = failbacks.moved_ids(connection)
-            if file_id in moved:
+            try:
+                failbacks.create_tables(connection)
+            except DBAPIError as error:
+                raise MoveFailed(failbacks.moved_files.name, error) from None
+            if file_id in failbacks.moved_ids(connection):
                 raise AlreadyMoved
-            if current_revisions(rows) != current_revisions(connection):
-                raise SchemasDiffer
-            outcome = Move(
-                FileSource(rows),
-                connection,
-                self._models,
-                file_id,
-                copy_of=_originals(file_id, moved),
-                on_progress=on_progress,
-            ).run()
+            outcome = Outcome()
+            if not is_empty:
+                if current_revisions(rows) != current_revisions(connection):
+                    raise SchemasDiffer
+                outcome = self._run(rows, connection, file_id, on_progress=on_progress)
             failbacks.record_move(connection, file_id, outcome.moved)
         return outcome
 
-    def _record_empty(self, file_id: UUID, on_progress: Callable[[], None]) -> None:
-        """Record that a file without rows was moved, so that no snapshot of it is restored."""
-        with _transaction(self._target, on_progress) as connection:
-            self._create_records(connection)
-            if file_id not in failbacks.moved_ids(connection):
-                failbacks.record_move(connection, file_id, 0)
+    def _run(
+        self,
+        rows: Connection | list[RefusedRow],
+        connection: Connection,
+        file_id: UUID,
+        **options: Any,
+    ) -> Outcome:
+        # Imported here and above, because it is needed after an outage only.
+        from space_runtime.failback.culprits import move_all_but_culprits
+        from space_runtime.failback.move import Move
 
-    def _create_records(self, connection: Connection) -> None:
-        try:
-            failbacks.create_tables(connection)
-        except DBAPIError as error:
-            raise MoveFailed(failbacks.moved_files.name, error) from error
+        new_move = partial(Move, rows, connection, self._models, file_id)
+        return move_all_but_culprits(new_move, **options)
 
     def _bring_up_to_date(self, file: Path) -> None:
         """Migrate a file that an older version left behind; raise CannotServe if that fails.
@@ -233,12 +221,6 @@ class Failback:
         finally:
             engine.dispose()
         checkpoint(file)
-
-
-def _originals(file_id: UUID, moved: Collection[UUID]) -> list[UUID]:
-    """Return the files that this one is a copy of, also by way of another copy."""
-    found = [one for one in moved if names.copy_of(one) == file_id]
-    return found + [older for one in found for older in _originals(one, moved)]
 
 
 def is_moved(target: Engine, file_id: UUID) -> bool:

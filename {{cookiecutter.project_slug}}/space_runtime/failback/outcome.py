@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 from sqlalchemy.exc import DBAPIError
 
+from space_runtime.backends.errors import running_reason
+from space_runtime.backends.opening import CannotServe
+
 
 class Outcome(NamedTuple):
     """How many rows were moved, and how many stay behind."""
@@ -12,16 +15,21 @@ class Outcome(NamedTuple):
     refused: int = 0
 
 
-class MoveFailed(Exception):
-    """PostgreSQL ended the whole move, which was at work on `table`; nothing was moved."""
+class MoveFailed(CannotServe):
+    """PostgreSQL ended the whole move, which was at work on `table`; nothing was moved.
+
+    It is raised without the error as its cause, which may contain values of rows.
+    """
 
     def __init__(self, table: str, error: DBAPIError) -> None:
-        super().__init__(table)
-        self.table = table
-        self.error = error
+        code = getattr(error.orig, "sqlstate", None)
+        detail = f"table {table}, error {code}" if code else f"table {table}"
+        reason = running_reason(error) or "rows_not_moved"
+        super().__init__(reason, is_there=False, detail=detail)
 
-    @property
-    def detail(self) -> str:
-        """Return where it ended, as a clause that anyone may see."""
-        code = getattr(self.error.orig, "sqlstate", None)
-        return f"table {self.table}, error {code}" if code else f"table {self.table}"
+
+class SchemasDiffer(CannotServe):
+    """The SQLite file and PostgreSQL have different revisions, so rows cannot be moved."""
+
+    def __init__(self) -> None:
+        super().__init__("schema_newer", is_there=False)

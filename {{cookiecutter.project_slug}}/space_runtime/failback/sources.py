@@ -2,9 +2,9 @@
 
 # ruff: noqa: S608  (names of tables and columns are quoted)
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
@@ -15,22 +15,35 @@ from space_runtime.records.stored import Raw, as_text
 from space_runtime.records.tables import Shape, data_tables, quote, shape
 
 Locator = tuple[Any, ...]
+Columns = tuple[str, ...]
+Values = tuple[Any, ...]
+Node = tuple[str, Locator]
+"""A row of a table."""
+Refusal = tuple[str, str | None]
+"""Why a row stays behind: one of REFUSALS, and the server's SQLSTATE and constraint."""
 
 ROWS_AT_ONCE = 500
 BYTES_AT_ONCE = 4 * 2**20
 
 
-@dataclass(frozen=True, slots=True)
-class StoredRow:
+class StoredRow(NamedTuple):
     """A row as SQLite stored it."""
 
+    table: str
     locator: Locator
     """Identifies it within its table."""
     key: str
     """Its primary key, for people."""
     content: Mapping[str, Raw]
-    settled: Mapping[str, Raw] = field(default_factory=dict)
+    settled: Mapping[str, Raw] = MappingProxyType({})
     """What some of its references have become in PostgreSQL, if it was refused before."""
+    before: RefusedRow | None = None
+    """What PostgreSQL keeps of it, if it was refused before."""
+
+    @property
+    def node(self) -> Node:
+        """Return what identifies it among all rows."""
+        return self.table, self.locator
 
     @property
     def length(self) -> int:
@@ -38,82 +51,45 @@ class StoredRow:
         return sum([len(one) for one in self.content.values() if isinstance(one, (str, bytes))])
 
 
-class Source(Protocol):
-    """Rows in tables."""
-
-    before: dict[Locator, RefusedRow]
-    """What is known of rows that were refused before."""
-
-    def tables(self) -> list[str]:
-        """Return the names of the tables."""
-        ...
-
-    def seeds(self, table: str) -> Iterable[Seed]:
-        """Return the rows of the table that migrations inserted."""
-        ...
-
-    def deleted_seeds(self, table: str) -> Iterable[StoredRow]:
-        """Return the rows of the table that migrations inserted and people deleted."""
-        ...
-
-    def rows(self, table: str) -> Iterator[StoredRow]:
-        """Yield all rows of the table, in the order in which they were inserted."""
-        ...
-
-    def fetch(self, table: str, locators: Sequence[Locator]) -> Iterator[StoredRow]:
-        """Yield these rows, in this order."""
-        ...
-
-    def highest(
-        self, table: str, column: str, *, below: int, without: Collection[Locator]
-    ) -> int | None:
-        """Return the highest number in a column that is below a limit, without these rows."""
-
-
 class FileSource:
     """The rows of an SQLite file, which is not written meanwhile."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self.before: dict[Locator, RefusedRow] = {}
         self._shapes: dict[str, Shape] = {}
 
     def tables(self) -> list[str]:
         """Return the names of the tables."""
-        ...
         return data_tables(self._connection)
 
-    def seeds(self, table: str) -> Iterable[Seed]:
-        """Return the rows of the table that migrations inserted."""
-        ...
-        return seeds.read(self._connection, table)
-
-    def deleted_seeds(self, table: str) -> Iterable[StoredRow]:
-        """Return the rows of the table that migrations inserted and people deleted."""
-        key = self._shape(table).key
-        for row in seeds.deleted(self._connection, table):
-            yield StoredRow((), as_text(row.get(name) for name in key), row)
-
     def rows(self, table: str) -> Iterator[StoredRow]:
-        """Yield all rows of the table."""
+        """Yield all rows, in the order in which they were inserted, as far as SQLite tells."""
         order = ", ".join(map(quote, self._shape(table).locator))
         return self._select(table, f"ORDER BY {order}", ())
 
-    def fetch(self, table: str, locators: Sequence[Locator]) -> Iterator[StoredRow]:
+    def fetch(self, table: str, locators: Iterable[Locator]) -> Iterator[StoredRow]:
         """Yield these rows, in this order."""
-        ...
         condition = " AND ".join(f"{quote(name)} = ?" for name in self._shape(table).locator)
         for locator in locators:
             yield from self._select(table, f"WHERE {condition}", locator)
 
-    def highest(
-        self, table: str, column: str, *, below: int, without: Collection[Locator]
-    ) -> int | None:
-        """Return the highest number in a column that is below a limit, without these rows."""
-        locator, name = ", ".join(map(quote, self._shape(table).locator)), quote(column)
-        query = f"SELECT {name}, {locator} FROM {quote(table)} WHERE {name} < ? ORDER BY 1 DESC"
-        rows = self._connection.exec_driver_sql(query, (below,))
-        return next((value for value, *rest in rows if tuple(rest) not in without), None)
+    def seeds(self, table: str) -> Iterable[Seed]:
+        """Return the rows that migrations inserted, also if somebody changed them."""
+        return seeds.read(self._connection, table)
+
+    def changed_seeds(self, table: str) -> Iterator[tuple[StoredRow, str]]:
+        """Yield what people did to seeds, where there is no row to move, and how that is told."""
+        key = self._shape(table).key
+        for row in seeds.deleted(self._connection, table):
+            text = as_text(row.get(name) for name in key)
+            yield StoredRow(table, (), text, row), "seed_deleted"
+
+    def highest(self, table: str, column: str, *, below: int) -> int | None:
+        """Return the highest number in a column that is below a limit."""
+        name = quote(column)
+        query = f"SELECT max({name}) FROM {quote(table)} WHERE {name} < ?"
+        number: int | None = self._connection.exec_driver_sql(query, (below,)).scalar()
+        return number
 
     def _select(self, table: str, clause: str, parameters: Locator) -> Iterator[StoredRow]:
         columns, key, locator = self._shape(table)
@@ -121,11 +97,8 @@ class FileSource:
         query = f"SELECT {selected} FROM {quote(table)} {clause}"
         own, named = len(locator), len(locator) + len(key)
         for row in self._connection.exec_driver_sql(query, parameters):
-            yield StoredRow(
-                tuple(row[:own]),
-                as_text(row[own:named]),
-                dict(zip(columns, row[named:], strict=True)),
-            )
+            content = dict(zip(columns, row[named:], strict=True))
+            yield StoredRow(table, tuple(row[:own]), as_text(row[own:named]), content)
 
     def _shape(self, table: str) -> Shape:
         if table not in self._shapes:
@@ -134,61 +107,60 @@ class FileSource:
 
 
 class RefusedSource:
-    """Rows of one file that PostgreSQL refused before."""
+    """The rows of one file that PostgreSQL refused before; otherwise like FileSource."""
 
     def __init__(self, refused: Iterable[RefusedRow]) -> None:
-        self._tables: dict[str, dict[Locator, RefusedRow]] = {}
-        self.before: dict[Locator, RefusedRow] = {(row.number,): row for row in refused}
-        self.changed_seeds: list[RefusedRow] = []
-        """They do not move: PostgreSQL has rows in their place."""
-        for locator, row in self.before.items():
-            rows = self._tables.setdefault(row.table_name, {})
-            if row.reason in ("seed_changed", "seed_deleted"):
-                self.changed_seeds.append(row)
+        self._rows: dict[str, dict[Locator, StoredRow]] = {}
+        self._changed_seeds: dict[str, list[tuple[StoredRow, str]]] = {}
+        self._seeds: dict[str, list[Seed]] = {}
+        for one in refused:
+            row = as_stored_row(one)
+            rows = self._rows.setdefault(row.table, {})
+            if one.reason in ("seed_changed", "seed_deleted"):
+                self._changed_seeds.setdefault(row.table, []).append((row, one.reason))
             else:
-                rows[locator] = row
+                rows[row.locator] = row
+            if one.reason == "seed_missing":
+                seed = Seed(one.content, one.content, row.locator, later=True)
+                self._seeds.setdefault(row.table, []).append(seed)
 
     def tables(self) -> list[str]:
         """Return the names of the tables."""
-        ...
-        return list(self._tables)
+        return list(self._rows)
+
+    def rows(self, table: str) -> Iterable[StoredRow]:
+        """Return all rows but changed seeds, in whose place PostgreSQL has rows."""
+        return self._rows[table].values()
+
+    def fetch(self, table: str, locators: Iterable[Locator]) -> Iterator[StoredRow]:
+        """Yield those of these rows that are there, in this order."""
+        rows = self._rows[table]
+        return (rows[locator] for locator in locators if locator in rows)
 
     def seeds(self, table: str) -> Iterable[Seed]:
         """Return the rows that PostgreSQL lacked, though migrations insert them.
 
         Somebody may have inserted them again; if not, they move like other rows.
         """
-        return (
-            Seed(row.content, row.content, locator, later=True)
-            for locator, row in self._tables[table].items()
-            if row.reason == "seed_missing"
-        )
+        return self._seeds.get(table, ())
 
-    def deleted_seeds(self, table: str) -> Iterable[StoredRow]:
-        """Return nothing: they are among `changed_seeds`."""
-        return ()
+    def changed_seeds(self, table: str) -> Iterable[tuple[StoredRow, str]]:
+        """Return what people did to seeds, as it was told before."""
+        return self._changed_seeds.get(table, ())
 
-    def rows(self, table: str) -> Iterator[StoredRow]:
-        """Yield all rows of the table."""
-        return self.fetch(table, list(self._tables[table]))
-
-    def fetch(self, table: str, locators: Sequence[Locator]) -> Iterator[StoredRow]:
-        """Yield these rows, in this order."""
-        ...
-        for locator in locators:
-            row = self._tables[table][locator]
-            yield StoredRow(locator, row.key, row.content, row.settled)
-
-    def highest(
-        self, table: str, column: str, *, below: int, without: Collection[Locator]
-    ) -> int | None:
-        """Return the highest number in a column that is below a limit, without these rows."""
-        values = (
-            row.content.get(column)
-            for locator, row in self._tables[table].items()
-            if locator not in without
-        )
+    def highest(self, table: str, column: str, *, below: int) -> int | None:
+        """Return the highest number in a column that is below a limit."""
+        values = (row.content.get(column) for row in self.rows(table))
         return max((one for one in values if isinstance(one, int) and one < below), default=None)
+
+
+Source = FileSource | RefusedSource
+
+
+def as_stored_row(refused: RefusedRow) -> StoredRow:
+    """Return a row that was refused before, to be tried again."""
+    table, locator = refused.table_name, (refused.number,)
+    return StoredRow(table, locator, refused.key, refused.content, refused.settled, refused)
 
 
 def batches(rows: Iterable[StoredRow]) -> Iterator[list[StoredRow]]:
@@ -204,3 +176,8 @@ def batches(rows: Iterable[StoredRow]) -> Iterator[list[StoredRow]]:
         size += length
     if batch:
         yield batch
+
+
+def pick(columns: Iterable[str], values: Mapping[str, Any]) -> Values:
+    """Return the values of these columns, None for those that are missing."""
+    return tuple([values.get(name) for name in columns])

@@ -1,29 +1,26 @@
 """What a failback does in PostgreSQL; all of it in the one transaction of a connection."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import (
-    ARRAY,
-    BigInteger,
     ColumnElement,
     Connection,
     DateTime,
     Integer,
     TableClause,
-    any_,
     cast,
     column,
+    func,
     literal,
     literal_column,
     select,
     table,
     text,
     tuple_,
-    update,
 )
+from sqlalchemy.dialects.postgresql import JSON
 from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import Insert
@@ -31,8 +28,6 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import NullType
 
 from space_runtime.failback.schema import TableSchema
-
-LONGEST_GAP_COUNTED = 100_000
 
 # Errors that are not about a row, but about the connection, a deadlock, the rights, the server's
 # resources, an operator, or the disk. All others are: types raise whatever they like.
@@ -54,8 +49,25 @@ class Refused(Exception):
         self.error = error
 
 
+class RefusedAtTheEnd(Refused):
+    """A constraint trigger that is fired when all rows are there refuses one of `table`."""
+
+    def __init__(self, error: str | None, trigger: str, table: str) -> None:
+        super().__init__(error)
+        self.trigger, self.table = trigger, table
+
+
+# Those may look at several tables, so that they refuse rows which others come after.
+_DEFERRED_TRIGGERS = text(
+    "SELECT quote_ident(nspname) || '.' || quote_ident(conname), relname FROM pg_constraint"
+    " JOIN pg_namespace ON pg_namespace.oid = connamespace"
+    " JOIN pg_class ON pg_class.oid = conrelid WHERE contype = 't' AND condeferred"
+    " AND conparentid = 0 AND pg_table_is_visible(conrelid)"
+)
+
+
 class _OverridingInsert(Insert):
-    """An INSERT of numbers that PostgreSQL would otherwise generate itself."""
+    """An INSERT also of numbers that PostgreSQL otherwise insists on generating itself."""
 
     inherit_cache = True
 
@@ -70,15 +82,38 @@ class Target:
     """The tables of PostgreSQL."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        self.connection = connection
         self._clauses: dict[str, TableClause] = {}
-        self._to_begin: str | None = None
-        """The statement with which an attempt begins; None outside of a block of attempts."""
+        self._deferred: dict[str, str] = {}
+        """The tables of the deferred triggers."""
+        self._has_fresh_savepoint = False
 
     def prepare(self) -> None:
-        """Let PostgreSQL take times as SQLite has them, and check constraints at each statement."""
-        self._connection.execute(text("SET LOCAL TIME ZONE 'UTC'"))
-        self._connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
+        """Let PostgreSQL take times as SQLite has them, and check constraints at each statement.
+
+        Deferred triggers are left to check_deferred().
+        """
+        self.connection.exec_driver_sql("SET LOCAL TIME ZONE 'UTC'")
+        self.connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
+        found = self.connection.execute(_DEFERRED_TRIGGERS).all()
+        self._deferred = {name.replace("%", "%%"): table for name, table in found}
+        if found:
+            self.connection.exec_driver_sql(f"SET CONSTRAINTS {', '.join(self._deferred)} DEFERRED")
+        self.connection.exec_driver_sql("SAVEPOINT move; SAVEPOINT attempt")
+
+    def check_deferred(self, *triggers: str) -> None:
+        """Fire these deferred triggers, or all; raise RefusedAtTheEnd."""
+        for trigger in triggers or self._deferred:
+            fire = f"SET CONSTRAINTS {trigger} IMMEDIATE"
+            try:
+                self.attempt(partial(self.connection.exec_driver_sql, fire))
+            except Refused as refused:
+                table = self._deferred[trigger]
+                raise RefusedAtTheEnd(refused.error, trigger, table) from None
+
+    def undo(self) -> None:
+        """Undo all since prepare()."""
+        self.connection.exec_driver_sql("ROLLBACK TO SAVEPOINT move")
 
     def insert(
         self, schema: TableSchema, rows: Sequence[Values], columns: Sequence[str] = ()
@@ -87,49 +122,53 @@ class Target:
 
         Return what these columns have now, in any order; a trigger may have changed them.
         """
-        clause = self._clause(schema)
-        insert = _OverridingInsert(clause) if schema.always_generated else clause.insert()
+        clause = self.clause(schema)
         # SQLAlchemy sends a single INSERT only if it returns something.
         told = [clause.c[name] for name in columns] or [literal_column("1", Integer)]
-        inserted = self._connection.execute(insert.returning(*told), list(rows)).all()
+        insert = _OverridingInsert(clause).returning(*told)
+        inserted = self.connection.execute(insert, list(rows)).all()
         if len(inserted) != len(rows):  # A trigger dropped some.
             raise Refused
         return [tuple(row) for row in inserted]
 
-    def update(self, schema: TableSchema, row: Values, names: Sequence[str]) -> None:
-        """Set these columns of the row that has this key."""
-        clause = self._clause(schema)
-        same_key = (clause.c[name] == row[name] for name in schema.key)
-        values = {name: row[name] for name in names}
-        self._connection.execute(update(clause).where(*same_key).values(values))
+    def insert_together(self, rows: Sequence[tuple[TableSchema, Values]]) -> None:
+        """Insert rows of several tables in one statement, at whose end references are checked."""
+        from psycopg import ClientCursor
 
-    @contextmanager
-    def attempts(self) -> Iterator[None]:
-        """Save a round trip or two for each attempt() in this block; it may do nothing else."""
-        self._connection.exec_driver_sql("SAVEPOINT attempt")
-        self._to_begin = ""
+        inserts = [
+            _OverridingInsert(self.clause(schema))
+            .values([values for one, values in rows if one is schema])
+            .returning(literal_column("1").label("one"))
+            .cte()
+            for schema in {schema.name: schema for schema, _ in rows}.values()
+        ]
+        counts = [select(func.count()).select_from(one).scalar_subquery() for one in inserts]
+        driver_connection: Any = self.connection.connection.driver_connection
+        cursor_factory = driver_connection.cursor_factory
+        # The server takes 65,535 parameters for a statement, but one of any length without them.
+        driver_connection.cursor_factory = ClientCursor
         try:
-            yield
+            inserted = self.connection.execute(select(*counts)).one()
         finally:
-            self._to_begin = None
-        self._connection.exec_driver_sql("RELEASE SAVEPOINT attempt")
+            driver_connection.cursor_factory = cursor_factory
+        if sum(inserted) != len(rows):  # A trigger dropped some.
+            raise Refused
+
+    def keep(self) -> None:
+        """Let what was written outside of attempts outlive those that follow."""
+        self._has_fresh_savepoint = False
 
     def attempt(self, work: Callable[[], Result]) -> Result:
-        """Do this, or nothing of it; raise Refused if an error is about the rows."""
-        if self._to_begin is not None:
-            outcome = self._attempted(work)
-        else:
-            with self.attempts():
-                outcome = self._attempted(work)
-        if isinstance(outcome, Refused):
-            raise outcome
-        return outcome
+        """Do this, or nothing of it; raise Refused if an error is about the rows.
 
-    def _attempted(self, work: Callable[[], Result]) -> Result | Refused:
-        if self._to_begin:
-            self._connection.exec_driver_sql(self._to_begin)
+        SQLAlchemy's own savepoints stay open when they are rolled back, each within the one before;
+        a few thousand refused rows would use up the server's memory for locks.
+        """
+        if not self._has_fresh_savepoint:
+            self.connection.exec_driver_sql("RELEASE SAVEPOINT attempt; SAVEPOINT attempt")
+        self._has_fresh_savepoint = False
         try:
-            result = work()
+            return work()
         except Refused as error:
             refused = error
         except StatementError as error:
@@ -139,60 +178,35 @@ class Target:
         except (ValueError, TypeError, LookupError, ArithmeticError):
             # A type may refuse to write what SQLite had stored.
             refused = Refused()
-        else:
-            self._to_begin = "RELEASE SAVEPOINT attempt; SAVEPOINT attempt"
-            return result
-        # SQLAlchemy's own savepoints stay open when they are rolled back, each within the one
-        # before; a few thousand refused rows would use up the server's memory for locks.
-        self._connection.exec_driver_sql("ROLLBACK TO SAVEPOINT attempt")
-        self._to_begin = ""
-        return refused
+        self.connection.exec_driver_sql("ROLLBACK TO SAVEPOINT attempt")
+        self._has_fresh_savepoint = True
+        raise refused
 
-    def attempt_deferred(self, work: Callable[[], None]) -> None:
-        """Like attempt(), with deferrable constraints checked at the end of the work."""
-
-        def deferred() -> None:
-            self._connection.execute(text("SET CONSTRAINTS ALL DEFERRED"))
-            work()
-            self._connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
-
-        self.attempt(deferred)
-
-    def find(self, schema: TableSchema, values: Values) -> Mapping[str, Any] | None:
+    def find(self, schema: TableSchema, values: Values) -> Values | None:
         """Return a row with these values; None if there is none, or they cannot be compared."""
-        clause = self._clause(schema)
+        clause = self.clause(schema)
         same = (
             clause.c[name].is_not_distinct_from(_typed(schema, name, value))
             for name, value in values.items()
         )
         query = select(clause).where(*same).order_by(*(clause.c[name] for name in schema.key))
         try:
-            row = self.attempt(lambda: self._connection.execute(query.limit(1)).mappings().first())
+            row = self.attempt(lambda: self.connection.execute(query.limit(1)).mappings().first())
         except Refused:
             return None
         return None if row is None else dict(row)
 
-    def counterpart(
-        self, schema: TableSchema, values: Mapping[str, Any]
-    ) -> Mapping[str, Any] | None:
+    def counterpart(self, schema: TableSchema, values: Values) -> Values | None:
         """Return PostgreSQL's row with the same unique key, or else with the same values."""
-        for columns in (*schema.unique, *([] if schema.sequence else [schema.key])):
-            key = {name: values.get(name) for name in columns}
-            if key and None not in key.values() and (there := self.find(schema, key)):
-                return there
-        comparable = {
-            name: value
-            for name, value in values.items()
-            if name not in schema.key and schema.columns[name].is_comparable
-        }
-        # When a row was inserted differs, even if all else is the same.
-        timeless = {
-            name: value
-            for name, value in comparable.items()
-            if not isinstance(schema.columns[name].kind, DateTime)
-        }
-        for alike in (comparable, timeless):
-            if alike and (there := self.find(schema, alike)):
+        unique = [*schema.unique, *([] if schema.sequence else [schema.key])]
+        # The type json cannot be compared. When a row was inserted differs, though it is the same.
+        kinds = {name: schema.columns[name].type for name in values if name not in schema.key}
+        comparable = [name for name, kind in kinds.items() if type(kind) is not JSON]
+        timeless = [name for name in comparable if not isinstance(kinds[name], DateTime)]
+        for columns in (*unique, comparable, timeless):
+            wanted = {name: values.get(name) for name in columns}
+            is_told = wanted and (columns not in unique or None not in wanted.values())
+            if is_told and (there := self.find(schema, wanted)):
                 return there
         return None
 
@@ -200,10 +214,10 @@ class Target:
         self, schema: TableSchema, keys: Sequence[tuple[Any, ...]]
     ) -> dict[tuple[Any, ...], Mapping[str, Any]]:
         """Return the rows that have these keys, by key."""
-        clause = self._clause(schema)
+        clause = self.clause(schema)
         query = select(clause).where(tuple_(*(clause.c[name] for name in schema.key)).in_(keys))
         try:
-            rows = self.attempt(lambda: self._connection.execute(query).mappings().all())
+            rows = self.attempt(lambda: self.connection.execute(query).mappings().all())
         except Refused:
             # One of them cannot be a key: ask for each.
             if len(keys) == 1:
@@ -212,97 +226,20 @@ class Target:
             return {key: row for part in parts for key, row in part.items()}
         return {tuple(row[name] for name in schema.key): dict(row) for row in rows}
 
-    def taken(self, schema: TableSchema, numbers: Sequence[int]) -> set[int]:
-        """Return which of these numbers are keys of rows."""
-        key = self._clause(schema).c[schema.key[0]]
-        # An array, because reading hundreds of parameters takes longer than finding the rows.
-        array = literal(list(numbers), ARRAY(BigInteger))
-        return set(self._connection.scalars(select(key).where(key == any_(array))))
-
-    def next_numbers(self, schema: TableSchema, count: int) -> list[int]:
-        """Return the next free numbers of the sequence; fewer if it ends, or this role may not.
-
-        The sequence may be behind, because rows were inserted with numbers of their own.
-        """
-        if not self.may_number(schema):
-            return []
-        numbers: list[int] = []
-        seen: set[int] = set()
-        while len(numbers) < count:
-            try:
-                following = self.attempt(partial(self._following, schema, count - len(numbers)))
-            except Refused:
-                break
-            # One that cycles never ends.
-            new = [number for number in dict.fromkeys(following) if number not in seen]
-            if not new:
-                break
-            seen.update(new)
-            taken = self.taken(schema, new)
-            numbers += [number for number in new if number not in taken]
-        return numbers
-
-    def last_number(self, schema: TableSchema) -> int:
-        """Return the highest number that the sequence can give."""
-        return self._of_sequence(schema, "seqmax")
-
-    def advance(self, schema: TableSchema, highest: int, limit: int) -> bool:
-        """Let the sequence continue after `highest`; return False if that cannot be done.
-
-        It cannot be done if this role has no right to it, or the sequence has reached `limit`.
-        """
-        if not self.may_number(schema):
-            return False
-        query = text("SELECT pg_sequence_last_value(CAST(:sequence AS regclass))")
-        last = self._connection.scalar(query, {"sequence": schema.sequence})
-        if last is None or last < highest:
-            (last,) = self._following(schema, 1)
-        if highest - last > LONGEST_GAP_COUNTED and self._may(schema, "UPDATE"):
-            # setval could also go back, but nobody can have taken so many numbers meanwhile.
-            query = text("SELECT setval(CAST(:sequence AS regclass), :number)")
-            last = self._connection.scalar(query, {"sequence": schema.sequence, "number": highest})
-        elif highest > last:
-            step = abs(self._of_sequence(schema, "seqincrement"))
-            count = min(-(-(highest - last) // step), LONGEST_GAP_COUNTED)
-            try:
-                last = self.attempt(partial(self._following, schema, count))[-1]
-            except Refused:
-                return False
-        return bool(highest <= last < limit)
-
-    def may_number(self, schema: TableSchema) -> bool:
-        """Return whether this role may take numbers from the sequence."""
-        return self._may(schema, "USAGE, UPDATE")
-
-    def _may(self, schema: TableSchema, rights: str) -> bool:
-        """Return whether this role has one of these rights to the sequence."""
-        query = text("SELECT has_sequence_privilege(CAST(:sequence AS regclass), :rights)")
-        parameters = {"sequence": schema.sequence, "rights": rights}
-        return bool(self._connection.scalar(query, parameters))
-
-    def _of_sequence(self, schema: TableSchema, what: str) -> int:
-        same = text("seqrelid = CAST(:sequence AS regclass)").bindparams(sequence=schema.sequence)
-        query = select(column(what, Integer)).select_from(table("pg_sequence")).where(same)
-        return int(self._connection.execute(query).scalar_one())
-
-    def _following(self, schema: TableSchema, count: int) -> list[int]:
-        query = text("SELECT nextval(CAST(:sequence AS regclass)) FROM generate_series(1, :count)")
-        parameters = {"sequence": schema.sequence, "count": count}
-        return list(self._connection.scalars(query, parameters))
-
-    def _clause(self, schema: TableSchema) -> TableClause:
+    def clause(self, schema: TableSchema) -> TableClause:
+        """Return the table as a statement takes it, with the types that write its values."""
         if schema.name not in self._clauses:
-            columns = (column(one.name, one.conversion.type) for one in schema.columns.values())
+            columns = (column(name, one.type) for name, one in schema.conversions.items())
             self._clauses[schema.name] = table(schema.name, *columns)
         return self._clauses[schema.name]
 
 
 def _typed(schema: TableSchema, name: str, value: Any) -> ColumnElement[Any]:
     """Return a value to compare a column with; text that stands for something else is converted."""
-    column = schema.columns[name]
-    if isinstance(column.conversion.type, NullType):
-        return cast(literal(value), column.kind)
-    return literal(value, column.conversion.type)
+    kind = schema.conversions[name].type
+    if isinstance(kind, NullType):
+        return cast(literal(value), schema.columns[name].type)
+    return literal(value, kind)
 
 
 def _is_about_rows(error: StatementError) -> bool:

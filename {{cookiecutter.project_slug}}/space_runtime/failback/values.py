@@ -6,12 +6,15 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import ARRAY, JSON, Boolean, Dialect
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects.postgresql import INTERVAL
 from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 
 from space_runtime.records.stored import Raw
 
 # SQLAlchemy stores an interval on SQLite as a point in time, counted from here.
 _EPOCH = datetime(1970, 1, 1)
+_SQLITE = sqlite.dialect()
 
 
 class Conversion(NamedTuple):
@@ -24,45 +27,29 @@ class Conversion(NamedTuple):
     """The type that writes what `read` returns."""
 
 
-class Conversions:
-    """Finds the conversion for a column."""
+def find_conversion(
+    model: TypeEngine[Any] | None, column: TypeEngine[Any], target: Dialect
+) -> Conversion:
+    """Return the conversion for a column of this type in the model, if any, and in PostgreSQL.
 
-    def __init__(self, source: Dialect, target: Dialect) -> None:
-        self._source, self._target = source, target
-
-    def find(self, model: TypeEngine[Any] | None, column: TypeEngine[Any]) -> Conversion:
-        """Return the conversion for a column of this type in the model, if any, and in PostgreSQL.
-
-        JSON is passed on as text, because only the text tells NULL from a JSON null.
-        """
-        if model is None:
-            return Conversion(_reader_without_model(column), as_raw, NullType())
-        here, there = model.dialect_impl(self._source), model.dialect_impl(self._target)
-        if isinstance(_inner(here), JSON) and isinstance(_inner(there), JSON):
-            return Conversion(_read_json, unchanged, NullType())
-        return Conversion(
-            here.result_processor(self._source, None) or unchanged,
-            here.bind_processor(self._source) or as_raw,
-            model,
-        )
+    JSON is passed on as text, because only the text tells NULL from a JSON null.
+    """
+    if model is None:
+        # PostgreSQL understands SQLite's form of all but these.
+        reads = (read for kind, read in _READERS.items() if isinstance(column, kind))
+        return Conversion(next(reads, unchanged), as_raw, NullType())
+    here, there = model.dialect_impl(_SQLITE), model.dialect_impl(target)
+    if isinstance(_inner(here), JSON) and isinstance(_inner(there), JSON):
+        return Conversion(_read_json, unchanged, NullType())
+    return Conversion(
+        here.result_processor(_SQLITE, None) or unchanged,
+        here.bind_processor(_SQLITE) or as_raw,
+        model,
+    )
 
 
 def _inner(kind: TypeEngine[Any]) -> TypeEngine[Any]:
     return kind.impl_instance if isinstance(kind, TypeDecorator) else kind
-
-
-def _reader_without_model(column: TypeEngine[Any]) -> Callable[[Any], Any]:
-    """Return what a value needs where PostgreSQL does not understand SQLite's form of it."""
-    if isinstance(column, JSON):
-        return _read_json
-    if isinstance(column, Boolean):
-        return _read_boolean
-    if isinstance(column, ARRAY):
-        return _read_array
-    try:
-        return _read_interval if column.python_type is timedelta else unchanged
-    except NotImplementedError:
-        return unchanged
 
 
 def _read_boolean(value: Raw) -> bool | Raw:
@@ -83,6 +70,14 @@ def _read_interval(value: Raw) -> timedelta | Raw:
 def _read_json(value: Raw) -> str | Raw:
     # SQLite stores JSON that is nothing but a number as a number.
     return json.dumps(value) if isinstance(value, (int, float)) else value
+
+
+_READERS: dict[type[TypeEngine[Any]], Callable[[Raw], Any]] = {
+    JSON: _read_json,
+    Boolean: _read_boolean,
+    ARRAY: _read_array,
+    INTERVAL: _read_interval,
+}
 
 
 def unchanged(value: Any) -> Any:

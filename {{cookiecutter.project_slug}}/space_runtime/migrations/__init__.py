@@ -1,6 +1,7 @@
 """Migrations at start: only when the schema differs, and by one process at a time."""
 
 from collections.abc import Iterator
+from configparser import ConfigParser
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ from space_runtime.reasons import REASONS
 from space_runtime.records import failbacks, seeds
 
 VERSION_TABLE = "alembic_version"
+_PROJECT = "project:"
 
 
 class Migrations:
@@ -26,9 +28,9 @@ class Migrations:
         self._scripts = project_folder / "migrations" / "versions"
 
     def is_current(self, engine: Engine) -> bool:
-        """Return whether the schema is at the newest revision."""
+        """Return whether the schema is at the newest revision; raise what migrate() raises."""
         with engine.connect() as connection:
-            return current_revisions(connection) == self.revisions()[1]
+            return self.position(connection) == "current"
 
     def is_behind(self, engine: Engine) -> bool:
         """Return whether migrate() would change the schema; raise what it raises."""
@@ -65,11 +67,14 @@ class Migrations:
         return set(revisions), set(revisions).difference(*revisions.values())
 
     def record(self, connection: Connection) -> None:
-        """Write into the database which revisions this project has, for older code to read."""
+        """Write into the database whose it is, and for older code which revisions there are."""
         if not connection.dialect.supports_comments:
             return
-        revisions = sorted(self.revisions()[0] | _recorded_revisions(connection))
-        version_table = Table(VERSION_TABLE, MetaData(), comment=" ".join(revisions))
+        project, recorded = _recorded(connection)
+        project = self._project() or project
+        revisions = sorted(self.revisions()[0] | recorded)
+        comment = " ".join([f"{_PROJECT}{project}", *revisions] if project else revisions)
+        version_table = Table(VERSION_TABLE, MetaData(), comment=comment)
         # Only the table's owner may do it. For the others, the tables have to tell.
         with suppress(ProgrammingError), connection.begin_nested():
             connection.execute(SetTableComment(version_table))
@@ -77,6 +82,11 @@ class Migrations:
     def own_names(self) -> OwnNames:
         """Return what the migrations have created and not removed again."""
         return own_names(self._scripts)
+
+    def _project(self) -> str:
+        config = ConfigParser(interpolation=None)
+        config.read(self._folder / "alembic.ini", encoding="utf-8")
+        return config.get("alembic", "project", fallback="").replace(" ", "")
 
     def position(self, connection: Connection) -> Literal["behind", "current", "newer"]:
         """Return how the schema compares with this code.
@@ -87,9 +97,13 @@ class Migrations:
         """
         known, newest = self.revisions()
         current = current_revisions(connection)
-        if current <= known:
+        project, recorded = _recorded(connection) if current else ("", set())
+        if project and self._project() not in ("", project):
+            # The first migration comes with the template, so it is the same in all projects.
+            is_own = False
+        elif current <= known:
             return "current" if current == newest else "behind"
-        if recorded := _recorded_revisions(connection):
+        elif recorded:
             is_own = newest <= recorded
         else:
             inspector = inspect(connection)
@@ -125,7 +139,11 @@ def current_revisions(connection: Connection) -> set[str]:
     return set(connection.scalars(text("SELECT version_num FROM alembic_version")))
 
 
-def _recorded_revisions(connection: Connection) -> set[str]:
-    if not connection.dialect.supports_comments:
-        return set()
-    return set((inspect(connection).get_table_comment(VERSION_TABLE)["text"] or "").split())
+def _recorded(connection: Connection) -> tuple[str, set[str]]:
+    """Return whose the database is, and which revisions its newest code had, as far as recorded."""
+    words: list[str] = []
+    if connection.dialect.supports_comments:
+        words = (inspect(connection).get_table_comment(VERSION_TABLE)["text"] or "").split()
+    projects = [word for word in words if word.startswith(_PROJECT)]
+    project = projects[0].removeprefix(_PROJECT) if projects else ""
+    return project, {*words}.difference(projects)

@@ -6,12 +6,11 @@ The tables are made after the migrations and by whoever applies those, but not a
 
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
-    JSON,
     BigInteger,
     Column,
     Connection,
@@ -23,25 +22,11 @@ from sqlalchemy import (
     Uuid,
     any_,
     func,
-    inspect,
     literal,
     select,
 )
 
-from space_runtime.records.stored import Raw, from_json, to_json
-
-RefusalCode = Literal[
-    "refused",
-    "refers_to_refused",
-    "unstorable",
-    "no_such_table",
-    "no_such_column",
-    "no_number",
-    "already_there",
-    "seed_changed",
-    "seed_deleted",
-    "seed_missing",
-]
+from space_runtime.records.stored import Raw, RowAsJSON
 
 REFUSALS: dict[str, str] = {
     "refused": "PostgreSQL refused it",
@@ -82,10 +67,9 @@ refused_rows = Table(
     Column("reason", Text, nullable=False),
     # The SQLSTATE and, if the server named one, the constraint.
     Column("error", Text),
-    # Not jsonb, which takes no NUL characters.
-    Column("content", JSON, nullable=False),
+    Column("content", RowAsJSON, nullable=False),
     # What the references to rows that were moved have become; `content` is as SQLite had it.
-    Column("settled", JSON, nullable=False),
+    Column("settled", RowAsJSON, nullable=False),
     Column("refused_at", DateTime(timezone=True), nullable=False),
 )
 new_keys = Table(
@@ -103,9 +87,11 @@ class RefusedRow(NamedTuple):
     """A row that stayed behind, whole."""
 
     number: int
+    file_id: UUID
     table_name: str
     key: str
-    reason: RefusalCode
+    reason: str
+    """One of REFUSALS."""
     error: str | None
     content: dict[str, Raw]
     settled: dict[str, Raw]
@@ -144,7 +130,7 @@ def problem(connection: Connection) -> str:
 
 def moved_ids(connection: Connection) -> set[UUID]:
     """Return the ids of the files whose rows are here."""
-    if not inspect(connection).has_table(moved_files.name):
+    if not _exists(connection, moved_files):
         return set()
     return set(connection.scalars(select(moved_files.c.id)))
 
@@ -154,54 +140,35 @@ def record_move(connection: Connection, file_id: UUID, moved_rows: int) -> None:
     connection.execute(moved_files.insert().values(id=file_id, moved_rows=moved_rows))
 
 
-def keep(connection: Connection, file_id: UUID, rows: Sequence[RefusedRow]) -> None:
+def keep(connection: Connection, rows: Sequence[RefusedRow]) -> None:
     """Keep refused rows, in the transaction that moves the others."""
     if rows:
-        values = [
-            row._asdict()
-            | {
-                "file_id": file_id,
-                "content": to_json(row.content),
-                "settled": to_json(row.settled),
-            }
-            for row in rows
-        ]
-        connection.execute(refused_rows.insert(), values)
+        connection.execute(refused_rows.insert(), [row._asdict() for row in rows])
 
 
 def take_refused(connection: Connection, file_id: UUID) -> list[RefusedRow]:
     """Remove the refused rows of a file and return them, in the order of their numbers."""
-    found = list(read_refused(connection, file_id))
-    connection.execute(refused_rows.delete().where(refused_rows.c.file_id == file_id))
-    return found
+    of_file = refused_rows.c.file_id == file_id
+    taken = connection.execute(refused_rows.delete().where(of_file).returning(refused_rows))
+    return sorted(map(RefusedRow._make, taken), key=lambda row: row.number)
 
 
 def read_refused(connection: Connection, file_id: UUID) -> Iterator[RefusedRow]:
     """Yield the refused rows of a file, in the order of their numbers."""
     query = select(refused_rows).where(refused_rows.c.file_id == file_id)
-    for row in connection.execute(query.order_by(refused_rows.c.number)):
-        yield RefusedRow(
-            row.number,
-            row.table_name,
-            row.key,
-            row.reason,
-            row.error,
-            from_json(row.content),
-            from_json(row.settled),
-            row.refused_at,
-        )
+    return map(RefusedRow._make, connection.execute(query.order_by(refused_rows.c.number)))
 
 
 def files_with_refused(connection: Connection) -> list[UUID]:
     """Return the ids of the files of which refused rows are kept."""
-    if not inspect(connection).has_table(refused_rows.name):
+    if not _exists(connection, refused_rows):
         return []
     return list(connection.scalars(select(refused_rows.c.file_id).distinct()))
 
 
 def list_refused(connection: Connection) -> Iterator[Any]:
     """Yield all of each refused row but its values, which may be private."""
-    if inspect(connection).has_table(refused_rows.name):
+    if _exists(connection, refused_rows):
         shown = [one for one in refused_rows.c if one.name not in ("content", "settled")]
         yield from connection.execute(select(*shown).order_by(refused_rows.c.number))
 
@@ -210,6 +177,14 @@ def discard_refused(connection: Connection, numbers: Collection[int]) -> None:
     """Delete the refused rows with these numbers."""
     array = literal(list(numbers), ARRAY(Integer))
     connection.execute(refused_rows.delete().where(refused_rows.c.number == any_(array)))
+
+
+def count_refused(connection: Connection) -> int:
+    """Return how many refused rows are kept; 0 if there is no table for them, or no right to it."""
+    table = func.to_regclass(refused_rows.name)
+    if not connection.scalar(select(func.has_table_privilege(table, "SELECT"))):
+        return 0
+    return connection.scalar(select(func.count()).select_from(refused_rows)) or 0
 
 
 def last_number(connection: Connection) -> tuple[int, datetime]:
@@ -222,27 +197,22 @@ def record_new_keys(
     connection: Connection, file_id: UUID, keys: Sequence[tuple[str, str, str]]
 ) -> None:
     """Record the table, the old and the new key of moved rows."""
-    values = [
-        {"file_id": file_id, "table_name": table, "old_key": old, "new_key": new}
-        for table, old, new in keys
-    ]
-    connection.execute(new_keys.insert(), values)
+    if keys:
+        columns = new_keys.columns.keys()
+        values = [dict(zip(columns, (file_id, *key), strict=True)) for key in keys]
+        connection.execute(new_keys.insert(), values)
 
 
 def read_new_keys(
     connection: Connection, file_ids: Collection[UUID] | None = None
 ) -> Iterator[Any]:
     """Yield the rows of these files, or of all, that got another key: table, old and new key."""
-    if inspect(connection).has_table(new_keys.name):
+    if _exists(connection, new_keys):
         query = select(new_keys)
         if file_ids is not None:
             query = query.where(new_keys.c.file_id.in_(file_ids))
         yield from connection.execute(query)
 
 
-def count_refused(connection: Connection) -> int:
-    """Return how many refused rows are kept; 0 if there is no table for them, or no right to it."""
-    table = func.to_regclass(refused_rows.name)
-    if not connection.scalar(select(func.has_table_privilege(table, "SELECT"))):
-        return 0
-    return connection.scalar(select(func.count()).select_from(refused_rows)) or 0
+def _exists(connection: Connection, table: Table) -> bool:
+    return connection.scalar(select(func.to_regclass(table.name))) is not None

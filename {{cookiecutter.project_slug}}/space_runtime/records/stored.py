@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from math import isfinite
 from typing import Any
 
+from sqlalchemy import JSON, Dialect, TypeDecorator
+
 Raw = int | float | str | bytes | None
 """A value as SQLite stores it."""
 
@@ -19,9 +21,19 @@ def to_json(row: dict[str, Raw]) -> dict[str, Any]:
     return {name: _tagged(value) for name, value in row.items()}
 
 
-def from_json(row: dict[str, Any]) -> dict[str, Raw]:
-    """Return the row that to_json() was given."""
-    return {name: _untagged(value) for name, value in row.items()}
+class RowAsJSON(TypeDecorator[dict[str, Raw]]):
+    """Holds a row whole; not as jsonb, which takes no NUL characters."""
+
+    impl = JSON
+    cache_ok = True
+
+    def process_bind_param(self, value: dict[str, Raw] | None, dialect: Dialect) -> Any:
+        """Return what to_json() makes of the row."""
+        return None if value is None else to_json(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> dict[str, Raw]:
+        """Return the row that to_json() was given."""
+        return {name: _untagged(one) for name, one in value.items()}
 
 
 def _tagged(value: Raw) -> Any:
