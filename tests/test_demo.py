@@ -57,7 +57,7 @@ def test_the_demo_says_where_it_answers_and_ctrl_c_stops_it_cleanly() -> None:
         assert demo.stdout is not None
         shown = read_until(demo.stdout.fileno(), "Ctrl-C stops the server.")
         assert f"The Space answers at http://127.0.0.1:{PORT} - SQLite serves." in shown
-        assert httpx2.get(f"http://127.0.0.1:{PORT}/", trust_env=False).status_code == 200
+        assert httpx2.get(f"http://127.0.0.1:{PORT}/", trust_env=False, verify=False).status_code == 200
         os.killpg(demo.pid, signal.SIGINT)
         shown += read_until(demo.stdout.fileno(), None)
         assert demo.wait(30) == 0

@@ -137,7 +137,7 @@ class Visitor:
         """Go to the Hub, and return the path where it sends the browser afterwards."""
         address = self.ask("GET", f"{LOGIN}?{urlencode({'next': target})}").headers["location"]
         assert address.startswith("https://huggingface.co/oauth/authorize?")
-        there = httpx2.get(f"http://127.0.0.1:{hub.port}{address.removeprefix('https://huggingface.co')}")
+        there = httpx2.get(f"http://127.0.0.1:{hub.port}{address.removeprefix('https://huggingface.co')}", verify=False)
         back = there.headers["location"]
         assert back.startswith(f"{self.origin}{CALLBACK}?"), "the app is told where browsers find it"
         return back.removeprefix(self.origin)
