@@ -144,7 +144,6 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="served-") as private:
         home, log_file = Path(private, "home"), Path(private, "log")
         home.mkdir()
-        begun = time.monotonic()
         full_environ = bare_environment(home) | LOOKING_OFTEN | dict(environ)
         process: Process
         with log_file.open("wb") as log:
@@ -160,6 +159,8 @@ def serve(
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )
+        # the first fork waits for what it is forked from
+        begun = time.monotonic()
         try:
             wait_until_listening(process, port, log_file)
             seconds_to_listen = time.monotonic() - begun

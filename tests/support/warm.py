@@ -66,7 +66,8 @@ class Fork:
     def __init__(self, replies: socket.socket) -> None:
         """`replies` tells its id, and when it has ended its exit code."""
         self._replies, self._said = replies, b""
-        replies.settimeout(30)
+        # the first one waits for all imports, on a machine that may be busy
+        replies.settimeout(120)
         self.returncode: int | None = None
         self.pid = self._reply()
 
