@@ -34,17 +34,20 @@ def edge(app_port: int, host: str = HERE, port: int = 0, authority: Path | None 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
             async with closed_in_the_end(writer):
+                # Here and not in start_server(), where nobody could wait for the end of one that fails.
+                await writer.start_tls(context)
                 await forward(reader, writer, app_port)
 
     async def listen() -> asyncio.Server:
-        return await asyncio.start_server(connected, HERE, port, ssl=context, ssl_shutdown_timeout=1)
+        return await asyncio.start_server(connected, HERE, port)
 
     async def stop(server: asyncio.Server) -> None:
         server.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        # More than once: a connection that was just accepted becomes a task meanwhile.
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
 
     server = asyncio.run_coroutine_threadsafe(listen(), loop).result(30)
     try:
@@ -126,8 +129,12 @@ async def closed_in_the_end(writer: asyncio.StreamWriter) -> AsyncIterator[None]
         await writer.drain()
     finally:
         writer.close()
-        with suppress(OSError):
-            await writer.wait_closed()
+        try:
+            # A client need not answer when TLS ends.
+            with suppress(OSError, TimeoutError):
+                await asyncio.wait_for(writer.wait_closed(), 1)
+        finally:
+            writer.transport.abort()
 
 
 async def pipe(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
