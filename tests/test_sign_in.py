@@ -370,7 +370,7 @@ def test_a_hub_that_is_away_is_told_in_a_sentence(hub: OpenIDProvider, visitor: 
     hub.is_broken = True
     answer = visitor.ask("GET", link)
     assert (answer.status_code, "Hugging Face does not say" in answer.text) == (503, True)
-    assert "sign-in failed at the Hub: it answered 502 at /oauth/token" in visitor.server.log()
+    visitor.server.log_when_it_tells("sign-in failed at the Hub: it answered 502 at /oauth/token")
     hub.is_broken = False
     assert visitor.sign_in(hub).status_code == 303
 

@@ -98,10 +98,10 @@ class Server:
         self.stop()
         return self.log()
 
-    def log_when_it_tells(self, text: str, within: float = 20) -> str:
-        """The log, as soon as this is in it."""
+    def log_when_it_tells(self, text: str, within: float = 20, *, since: int = 0) -> str:
+        """The log, as soon as this is in it, or in what follows so many characters."""
         deadline = time.monotonic() + within
-        while text not in (log := self.log()):
+        while text not in (log := self.log()[since:]):
             assert time.monotonic() < deadline, f"After {within} s the log did not tell {text!r}, but:\n{log}"
             time.sleep(0.02)
         return log
