@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 def read_until(output: int, expected: str | None) -> str:
     """What is printed up to `expected`, or up to the end."""
     shown = b""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     # Reading a terminal whose program has ended is an error on Linux.
     with suppress(OSError):
         while expected is None or expected.encode() not in shown:
