@@ -1,15 +1,17 @@
 """Refuses answers that would not make a working Space: every problem in one list, nothing left on disk.
 
-Runs in the new folder while it is still empty, and cookiecutter removes that folder when this exits with 1. A slug such
-as `../x` would put the folder somewhere else, so `__typed_slug` in cookiecutter.json gives whatever is no slug a
-harmless folder name and hands over what was typed, which is judged here.
+Answers that were typed or given have been judged by the same rules before (cookiecutter_fastapi_space.py). This is for
+those that are replayed from a file: it runs in the new folder while that is still empty, and cookiecutter removes the
+folder when this exits with 1.
 
 Cookiecutter renders this file with Jinja before it runs it: no two braces may stand together in it.
 """
 
 import json
 import re
+import shlex
 import sys
+import textwrap
 import unicodedata
 
 # As JSON in a raw string, because no quote or backslash in an answer can end it: inside JSON each quote has a backslash
@@ -94,7 +96,7 @@ def problems(answers: "dict[str, str]") -> "list[str]":
     if not USERNAME.fullmatch(username) or not 2 <= len(username) <= 42:
         refuse("hf_username", username, "2 to 42 letters and digits, with single hyphens between them, as on the Hub")
 
-    slug = answers.get("__typed_slug") or answers["project_slug"]
+    slug = answers["project_slug"]
     # Spaces answer at https://<user name>-<slug>.hf.space.
     room = HOST_LABEL_LENGTH - len("-") - min(len(username), 42)
     if not SLUG.fullmatch(slug) or len(slug) > room:
@@ -123,12 +125,28 @@ def problems(answers: "dict[str, str]") -> "list[str]":
     return found
 
 
+def refusal(answers: "dict[str, str]") -> str:
+    """What to tell who gave these answers, or "" if nothing is wrong with them."""
+    found = problems(answers)
+    if not found:
+        return ""
+    # Cookiecutter renders what is in braces, and not every console shows more than ASCII.
+    refused = [problem.partition(":")[0] for problem in found]
+    kept = [
+        name + "=" + shlex.quote(value)
+        for name, value in answers.items()
+        if name[0] != "_" and name not in refused and value.isascii() and value.isprintable() and "{" not in value
+    ]
+    lines = ["These answers cannot make a Space, so nothing was written."]
+    if kept:
+        lines += ["What need not be typed again if it is added to the command:", "", "  " + " ".join(kept), ""]
+    wrapped = [textwrap.fill("  - " + problem, 80, subsequent_indent="    ") for problem in found]
+    return "\n".join([*lines, "What is allowed:", *wrapped])
+
+
 def main() -> None:
     """Print all problems and exit with 1, or say nothing."""
-    found = problems(json.loads(ANSWERS))
-    if found:
-        lines = ["These answers cannot make a Space, so nothing was written. What is allowed:"]
-        sys.exit("\n  - ".join(lines + found))
+    sys.exit(refusal(json.loads(ANSWERS)) or 0)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,7 @@ def test_the_command_refuses_a_bad_slug_and_leaves_nothing(bake: Bakery, tmp_pat
     assert rendering.exit_code == 1
     assert problems(rendering.output) == ["project_slug", "emoji"]
     assert "letter" in rendering.output
+    assert rendering.output.endswith("  - emoji: exactly one emoji and nothing else (not 'no')\n")
     assert list(folder.iterdir()) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "here-home"]
     assert not Path("/tmp/space-that-is-refused").exists()
@@ -154,10 +156,27 @@ def test_bad_answers_typed_at_the_prompts_are_refused(bake: Bakery, tmp_path: Pa
     typed = ["My {{7*7}} Space", "../x", "me--you", "x" * 61, "🚀🚀", "1", "1", "1", "1"]
     exit_code, screen = type_answers(typed, template=bake.template, folder=folder)
     assert exit_code == 1
-    found = re.findall(r"^  - (\w+): ", screen, re.MULTILINE)
-    assert found == ["hf_username", "project_slug", "short_description", "emoji"]
+    assert problems(screen) == ["hf_username", "project_slug", "short_description", "emoji"]
+    # The reasons are what is read last, and fit on the screen.
+    assert "Traceback" not in screen
+    reasons = screen.replace("\r", "").partition("What is allowed:\n")[2].splitlines()
+    assert [line for line in reasons if not re.match(r"  - | {4}\S", line) or len(line) > 80] == []
     assert list(folder.iterdir()) == []
     assert not (tmp_path / "x").exists()
+
+
+def test_what_was_fine_need_not_be_typed_again(bake: Bakery, tmp_path: Path) -> None:
+    given = ["project_name=Bob's API", "hf_username=me--you", "license=isc", "short_description={braces}"]
+    refused = cookiecutter_command("--no-input", *given, template=bake.template, folder=tmp_path / "here")
+    assert problems(refused.output) == ["hf_username"]
+    (offered,) = re.findall(r"^  (project_name=.*)$", refused.output, re.MULTILINE)
+    answers = dict(answer.split("=", 1) for answer in shlex.split(offered))
+    assert answers.items() >= {"project_name": "Bob's API", "project_slug": "bob-s-api", "license": "isc"}.items()
+    # What cookiecutter would render, and what not every console shows, is not offered.
+    assert answers.keys() == GOOD.keys() - {"hf_username", "short_description", "emoji"}
+    again = [*shlex.split(offered), "hf_username=me"]
+    accepted = cookiecutter_command("--no-input", *again, template=bake.template, folder=tmp_path / "here")
+    assert 'title: "Bob\'s API"' in (accepted.folder / "bob-s-api" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -98,14 +98,14 @@ def test_a_taken_port_is_told_in_one_sentence() -> None:
         taken.listen()
         done = subprocess.run(DEMO, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
     assert done.returncode == 1
-    assert done.stderr == f"Port {PORT} is taken on this machine. Choose another: make demo PORT=8000\n"
+    assert done.stderr == f"Port {PORT} is taken: end what listens there, or choose another with PORT=...\n"
 
 
 def test_an_impossible_port_is_told_in_one_sentence() -> None:
     for port in ("eighty", "99999", "-1"):
         environ = os.environ | {"PORT": port}
         done = subprocess.run(DEMO, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)  # noqa: S603
-        assert (done.returncode, done.stderr) == (1, "PORT must be a number from 1 to 65535.\n")
+        assert (done.returncode, done.stderr) == (1, "PORT must be a whole number from 1 to 65535.\n")
 
 
 def test_bytecode_that_comes_and_goes_in_the_template_does_not_stop_it(

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ def builder(hub: Hub, tmp_path: Path) -> Iterator[Builder]:
 
 
 def deploy(
-    project: BakedProject, hub: Hub, *options: str, environ: dict[str, str | None] | None = None, space: str = SPACE
+    project: BakedProject, hub: Hub, *options: str, environ: Mapping[str, str | None] | None = None, space: str = SPACE
 ) -> subprocess.CompletedProcess[str]:
     """Run the tool, and fail if it prints a secret or a traceback."""
     variables = {**hub.environ, "API_TOKEN_OF_SHELL": API_TOKEN, **(environ or {})}
@@ -614,6 +614,31 @@ def test_no_network_is_one_sentence(hub: Hub, project: BakedProject) -> None:
     assert sentences_after_the_steps(done) == 1
 
 
+# Some of these huggingface_hub cannot even be imported with.
+NO_ADDRESSES = [
+    f"https://user:{PASSWORD}@[bad", "huggingface.co", f"https://hub:{PASSWORD}", "https://a..b", "", "ftp://hub", "https://",
+    "https://hub:0", "https://hub:99999", " https://huggingface.co",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "address", [*NO_ADDRESSES[:2], *(pytest.param(a, marks=pytest.mark.thorough) for a in NO_ADDRESSES[2:])]
+)
+def test_an_address_that_is_none_is_one_sentence_without_it(hub: Hub, project: BakedProject, address: str) -> None:
+    done = deploy(project, hub, environ={"HF_ENDPOINT": address})
+    sentence = "HF_ENDPOINT: not the address of a Hub: it must be https://host; or unset it"
+    assert (done.returncode, done.stdout) == (2, f"Nothing was sent: {sentence}.\n")
+
+
+def test_another_variable_that_huggingface_hub_cannot_read_is_one_sentence(hub: Hub, project: BakedProject) -> None:
+    done = deploy(project, hub, environ={"HF_HUB_ETAG_TIMEOUT": "soon"})
+    assert done.returncode == 2
+    named = "HF_ENDPOINT, HF_HUB_DISABLE_TELEMETRY, HF_HUB_ETAG_TIMEOUT, HF_TOKEN"
+    sentence = f"huggingface_hub cannot use one of these variables; correct or unset it: {named}"
+    assert f"Nothing was sent: {sentence}.\n" in done.stdout
+    assert hub.calls == []
+
+
 @pytest.mark.parametrize(("name", "kind"), [("ALL_PROXY", "socks5://{}127.0.0.1:1"), ("https_proxy", "http://{}[bad")])
 def test_a_proxy_that_cannot_be_used_is_named_and_its_password_is_not(
     hub: Hub, project: BakedProject, name: str, kind: str
@@ -622,6 +647,24 @@ def test_a_proxy_that_cannot_be_used_is_named_and_its_password_is_not(
     assert done.returncode == 2
     assert last_line(done).startswith(f"Nothing was sent: {name}: not a proxy that can be used here")
     assert hub.calls == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_there", [False, pytest.param(True, marks=pytest.mark.thorough)])
+def test_a_storage_that_does_not_work_is_one_sentence(
+    hub: Hub, project: BakedProject, space: Space, is_there: bool
+) -> None:
+    (project.path / "picture.png").write_bytes(b"\x89PNG\0")
+    if is_there:
+        hub.refusals["POST /cas/.*"] = Refused(500, "Internal")
+    else:
+        hub.storage.url = "http://127.0.0.1:1/cas"
+    # Otherwise its client tries for six minutes.
+    impatient = {"HF_XET_CLIENT_RETRY_MAX_DURATION": "1s", "HF_XET_CLIENT_RETRY_BASE_DELAY": "10ms"}
+    done = deploy(project, hub, environ=impatient)
+    assert done.returncode == 1
+    assert last_line(done).startswith("The Hub's storage of files that are not text fails: ")
+    assert sentences_after_the_steps(done) == 1
 
 
 def test_certificates_that_cannot_be_read_are_named_by_their_variable(hub: Hub, project: BakedProject) -> None:

@@ -1,5 +1,6 @@
 """The project is clean as rendered, and its own tests and migrations pass on both databases."""
 
+import os
 import re
 import socket
 import sys
@@ -102,6 +103,32 @@ def test_every_verb_of_its_makefile_is_listed_by_make_help(project: BakedProject
     listed = project.run("make").stdout
     for verb in ("dev", "test", "check", "migration", "routes", "lock", "deploy", "help"):
         assert f"make {verb}" in listed
+
+
+# Notes what it is asked, and makes what a virtual environment begins with.
+UV = f"""#!/bin/sh
+echo "$@" >> uv-was-asked
+test "$1" = venv && mkdir -p .venv/bin && ln -s {sys.executable} .venv/bin/python
+exit 0
+"""
+
+
+def test_the_first_verb_installs_with_uv_where_it_is_there(project: BakedProject, tmp_path: Path) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "uv").write_text(UV)
+    (programs / "uv").chmod(0o755)
+    environ = {"PATH": f"{programs}:{os.environ['PATH']}"}
+    install = "pip install --quiet --python .venv --requirement requirements-dev.txt"
+    asked = ["venv --quiet --clear --python >=3.11,<3.15 .venv", install]
+    for _ in range(2):
+        project.run("make", ".venv/ready", environ=environ)
+        assert project.read("uv-was-asked").splitlines() == asked
+    # An environment that works is kept: a server may be running in it.
+    later = (project.path / ".venv" / "ready").stat().st_mtime + 1
+    os.utime(project.path / "requirements.txt", (later, later))
+    project.run("make", ".venv/ready", environ=environ)
+    assert project.read("uv-was-asked").splitlines() == [*asked, install]
 
 
 @pytest.fixture

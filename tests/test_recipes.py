@@ -208,6 +208,30 @@ def test_the_reference_application_works_in_the_frame_of_the_hub(space: Server, 
         assert [problem for problem in opened.problems if "401" not in problem] == []
 
 
+# Loads for as long as the test wants.
+SLOW_LIBRARY = """
+import time
+from pathlib import Path
+
+def pipeline(task):
+    while not Path("loaded").exists():
+        time.sleep(0.01)
+    return lambda text: [{"label": "POSITIVE", "score": 1.0}]
+"""
+
+
+def test_who_comes_before_the_model_is_there_is_asked_to_come_again(project: BakedProject, hub: OpenIDProvider) -> None:
+    follow(project, MODEL)
+    (project.path / STAND_IN).with_suffix(".py").write_text(SLOW_LIBRARY)
+    with project.boot(in_place=True) as server:
+        server.health_when(lambda report: "Loading load_model" in report["database"]["detail"])
+        early = server.post("/predict", params={"text": "I like it"})
+        assert (early.status_code, early.json()) == (503, {"detail": "The model is being loaded."})
+        assert early.headers["retry-after"] == "5"
+        (project.path / "loaded").touch()
+        check_model(server, hub)
+
+
 def test_its_owner_is_told_of_no_route_that_the_recipes_do_not_name(reference: BakedProject) -> None:
     reference.run("python", "-m", "ruff", "check", ".")
     reference.run("python", "-m", "pytest", "-q", "tests/test_routes.py", environ=NO_PLUGINS)

@@ -1,10 +1,13 @@
 """`make rehearse` in a render: what a person sees of an outage on their own machine, and whether it finds a loss."""
 
+import os
 import re
 
 import pytest
 
 from tests.support.bakery import BakedProject
+from tests.support.machine import container_engine
+from tests.test_container import engine_output, has_base_image
 
 pytestmark = pytest.mark.slow
 
@@ -49,6 +52,26 @@ def test_an_outage_is_told_step_by_step_and_every_row_is_counted(project: BakedP
     assert counts["acknowledged"] == counts["found"] >= 600
     assert (counts["lost"], counts["doubled"]) == (0, 0)
     assert counts["sent"] == counts["acknowledged"] + counts["refused"] + counts["no answer"]
+
+
+@pytest.mark.thorough
+def test_it_is_played_in_the_image_where_one_can_be_built(project: BakedProject) -> None:
+    engine = container_engine()
+    if engine is None:
+        pytest.skip("neither docker nor podman works here: no image can be built")
+    if not has_base_image(engine, "3.14"):
+        pytest.skip("the image python:3.14-slim is not here and cannot be fetched")
+    # What the owner's own settings are reaches a container, too.
+    (project.path / ".env").write_text("".join(f"{name}={value}\n" for name, value in IMPATIENT.items()))
+    # An ordinary user's engine keeps its images in the home.
+    environ = {name: os.environ[name] for name in ("HOME", "XDG_RUNTIME_DIR") if name in os.environ}
+    done = project.run("python", "-m", "tools.rehearse", environ=environ)
+    assert f"building the image with {engine} ..." in done.stdout
+    counts = ledger(done.stdout)
+    assert counts["acknowledged"] == counts["found"] >= 600
+    assert (counts["lost"], counts["doubled"]) == (0, 0)
+    left = engine_output(engine, "ps", "--all", "--filter", "name=rehearsal-", "--format", "{{.Names}}")
+    assert left.split() == []
 
 
 @pytest.mark.thorough

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import httpx2
 from cookiecutter.main import cookiecutter
 
 ROOT = Path(__file__).resolve().parents[1]
+TEMPLATE_FOLDER = "{{cookiecutter.project_slug}}"
 FOLDER = ROOT / ".demo"
 PORT = os.environ.get("PORT") or "7860"
 URL = f"http://127.0.0.1:{PORT}"
@@ -34,7 +34,10 @@ def main() -> None:
         signal.signal(number, stop_requested)
     try:
         with alone_on_the_terminal():
-            refuse_a_bad_port()
+            # In the project's own words, and before anything is rendered.
+            check = [sys.executable, "-m", "space_runtime.port", PORT]
+            if subprocess.run(check, cwd=ROOT / TEMPLATE_FOLDER, check=False).returncode:  # noqa: S603
+                sys.exit(1)
             serve(render())
     except StopRequestedError:
         print("\nStopped.")
@@ -65,20 +68,6 @@ def alone_on_the_terminal() -> Iterator[None]:
         os.tcsetpgrp(0, group)
 
 
-def refuse_a_bad_port() -> None:
-    """Say it plainly, before anything is rendered."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", int(PORT)))
-        except (ValueError, OverflowError):
-            sys.exit("PORT must be a number from 1 to 65535.")
-        except PermissionError:
-            sys.exit(f"Port {PORT} is for administrators alone. Choose one above 1023: make demo PORT=8000")
-        except OSError:
-            sys.exit(f"Port {PORT} is taken on this machine. Choose another: make demo PORT=8000")
-
-
 def render() -> Path:
     """Render afresh, and keep only the data of an earlier demo."""
     for leftover in FOLDER.glob("*/*"):
@@ -95,8 +84,9 @@ def render() -> Path:
 def copy_template(destination: Path) -> Path:
     """Copy the template without caches: a test or a tool may be writing them, and files that vanish stop a render."""
     destination.mkdir(exist_ok=True)
-    shutil.copy(ROOT / "cookiecutter.json", destination)
-    for folder in ("hooks", "templates", "{{cookiecutter.project_slug}}"):
+    for file in ("cookiecutter.json", "cookiecutter_fastapi_space.py"):
+        shutil.copy(ROOT / file, destination)
+    for folder in ("hooks", "templates", TEMPLATE_FOLDER):
         caches = shutil.ignore_patterns("__pycache__", ".*_cache")
         shutil.copytree(ROOT / folder, destination / folder, ignore=caches)
     return destination

@@ -22,17 +22,25 @@ THEMES = ("light", "dark")
 MOMENTS = {
     "PostgreSQL serves": "PostgreSQL serves",
     "/health says so": "It is killed under load",
-    "rows acknowledged on SQLite": "Restarted without it: SQLite serves",
-    "PostgreSQL serves, and has the rows of SQLite": "PostgreSQL is back, with every row",
+    "rows acknowledged on SQLite": "Restarted: SQLite serves",
+    "PostgreSQL serves, and has the rows of SQLite": "PostgreSQL is back",
 }
-SHOWN: ViewportSize = {"width": 440, "height": 720}
+COUNTED = {
+    "acknowledged": "rows acknowledged",
+    "found": "of them found in the end",
+    "lost": "lost",
+    "doubled": "doubled",
+}
+# Narrow, because a README shows the picture at half of its size.
+SHOWN: ViewportSize = {"width": 360, "height": 560}
 STYLE = """
-body { margin: 0; padding: 24px; width: 1840px; font: 20px system-ui, sans-serif; background: BACKGROUND; color: TEXT }
-main { display: grid; grid-template-columns: repeat(4, 442px); gap: 24px }
-figure { margin: 0 }
-figcaption { margin: 0 0 10px; font-weight: 600 }
+body { margin: 0; padding: 16px; width: 1536px; font: 26px system-ui, sans-serif; background: BACKGROUND; color: TEXT }
+main { display: grid; grid-template-columns: repeat(4, 362px); gap: 16px 29px }
+figure, p { margin: 0 }
+figcaption { margin: 0 0 10px; font-weight: 600; letter-spacing: -0.02em; white-space: nowrap }
 img { border-radius: 12px; border: 1px solid #8886 }
-pre { margin: 20px 0 0; font: 18px ui-monospace, monospace }
+p { text-align: center }
+b { display: block; font-size: 52px; line-height: 1.1 }
 """
 # A fifth of the size of what the browser takes itself.
 AS_WEBP = """
@@ -71,7 +79,7 @@ class Photographer:
                 self.pictures[theme][moment] = page.screenshot(animations="disabled")
 
     def composition(self, theme: str) -> str:
-        """Return a page that shows all pictures of a theme, and the ledger below."""
+        """Return a page that shows all pictures of a theme, and below them what the ledger says in the end."""
         background, color = COLORS[theme]
         style = STYLE.replace("BACKGROUND", background).replace("TEXT", color)
         figures = "".join(
@@ -79,8 +87,9 @@ class Photographer:
             f'<img src="data:image/png;base64,{base64.b64encode(picture).decode()}"></figure>'
             for moment, picture in self.pictures[theme].items()
         )
-        ledger = escape(self.said[-1].strip("\n"))
-        return f"<style>{style}</style><main>{figures}</main><pre>{ledger}</pre>"
+        counts = dict(re.findall(r"^ *(\w+)  (\d+)", self.said[-1], re.MULTILINE))
+        ledger = "".join(f"<p><b>{counts[name]}</b>{text}</p>" for name, text in COUNTED.items())
+        return f"<style>{style}</style><main>{figures}{ledger}</main>"
 
 
 def main() -> None:
@@ -102,7 +111,7 @@ def main() -> None:
             PICTURES.mkdir(exist_ok=True)
             for theme in THEMES:
                 # A page of its own: the policy of the status page, which allows no other style, would stay in force.
-                page = browser.new_page(viewport={"width": 1888, "height": 400})
+                page = browser.new_page(viewport={"width": 1568, "height": 400})
                 page.set_content(photographer.composition(theme))
                 picture = page.screenshot(full_page=True)
                 encoded = page.evaluate(AS_WEBP, base64.b64encode(picture).decode())

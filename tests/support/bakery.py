@@ -210,7 +210,7 @@ def copy_template(destination: Path) -> Path:
         capture_output=True,
         check=False,
     )
-    wanted = ("cookiecutter.json", "hooks/", "templates/", TEMPLATE_FOLDER + "/")
+    wanted = ("cookiecutter.json", "cookiecutter_fastapi_space.py", "hooks/", "templates/", TEMPLATE_FOLDER + "/")
     names = [name for name in listing.stdout.decode().split("\0") if name.startswith(wanted)]
     if listing.returncode != 0:  # not a git checkout: an unpacked archive holds no caches either
         names = [

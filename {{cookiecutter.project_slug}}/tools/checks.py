@@ -13,7 +13,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from src.config.settings import setting_problems
-from tools.selection import BUILT_PAGE
+from tools.selection import BUILT_PAGE, LocalProblem
 
 SECRETS_FILE = ".env.space"
 USABLE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -29,25 +29,18 @@ TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 def read_secrets(folder: Path, names: list[str]) -> dict[str, str]:
     """Return the secrets in SECRETS_FILE; these names may also come from the environment.
 
-    Raise ValueError, which names the line and nothing that stands in it, if the file contains
+    Raise LocalProblem, which names the line and nothing that stands in it, if the file contains
     anything but secrets: of a key that was pasted without quotes, each line looks like something
     else, and one may even look like a name.
     """
     secrets = {name: os.environ.get(name, "") for name in names}
-    file = folder / SECRETS_FILE
-    if not file.exists():
-        return secrets
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError(f"{SECRETS_FILE} is not UTF-8: save it as that") from None
-    for binding in parse_stream(StringIO(text)):
+    for binding in parse_stream(StringIO(text_of(folder / SECRETS_FILE))):
         name, content = binding.key or "", binding.original.string
         if binding.key is None and not binding.error:
             continue  # A comment, or the end.
         if binding.value is None or not USABLE_NAME.fullmatch(name):
             blank_lines = content[: len(content) - len(content.lstrip())].count("\n")
-            raise ValueError(
+            raise LocalProblem(
                 f"{SECRETS_FILE}, line {binding.original.line + blank_lines}: not NAME=value. A"
                 " value of several lines, such as a key, goes into quotes"
             )
@@ -56,13 +49,17 @@ def read_secrets(folder: Path, names: list[str]) -> dict[str, str]:
 
 
 def read_local_settings(folder: Path) -> dict[str, str | None]:
-    """Return what `.env` sets, if there is one; raise ValueError if it is not UTF-8."""
-    file = folder / ".env"
+    """Return what `.env` sets, if there is one; raise LocalProblem if it is not UTF-8."""
+    bindings = parse_stream(StringIO(text_of(folder / ".env")))
+    return {binding.key: binding.value for binding in bindings if binding.key}
+
+
+def text_of(file: Path) -> str:
+    """Return what is in a file, or "" if it is not there; raise LocalProblem if it is not UTF-8."""
     try:
-        text = file.read_text(encoding="utf-8-sig") if file.is_file() else ""
+        return file.read_text(encoding="utf-8-sig") if file.is_file() else ""
     except UnicodeDecodeError:
-        raise ValueError(".env is not UTF-8: save it as that") from None
-    return {binding.key: binding.value for binding in parse_stream(StringIO(text)) if binding.key}
+        raise LocalProblem(f"{file.name} is not UTF-8: save it as that") from None
 
 
 def secret_values(variables: Mapping[str, str | None]) -> Iterator[tuple[str, str]]:
@@ -124,18 +121,20 @@ def file_problems(files: Mapping[str, bytes]) -> Iterator[str]:
     for name in ("README.md", "Dockerfile"):
         if name not in files:
             yield f"{name} is missing here, or ignored"
-    for source in COPIED_FOLDER.findall(files.get("Dockerfile", b"").decode("utf-8", "replace")):
+    readme, dockerfile = (
+        files.get(name, b"").decode("utf-8", "replace") for name in ("README.md", "Dockerfile")
+    )
+    if readme.encode() != files.get("README.md", b""):
+        yield "README.md is not UTF-8: save it as that"
+    for source in COPIED_FOLDER.findall(dockerfile):
         if not any(path.startswith(f"{source}/") for path in files):
             yield f"{source}/, which the Dockerfile copies, is empty here, or ignored"
     if b'"build"' in files.get("web/package.json", b"") and f"{BUILT_PAGE}index.html" not in files:
         yield f"{BUILT_PAGE}index.html is missing: npm --prefix web run build"
-    if "README.md" in files:
-        readme = files["README.md"].decode("utf-8", "replace")
-        dockerfile = files.get("Dockerfile", b"").decode("utf-8", "replace")
-        code = (content for path, content in files.items() if path.startswith("src/"))
-        signs_in = any(SIGNS_IN.search(content) for content in code)
-        for problem in front_matter_problems(readme, dockerfile, signs_in=signs_in):
-            yield f"README.md, front matter: {problem}"
+    code = (content for path, content in files.items() if path.startswith("src/"))
+    signs_in = any(SIGNS_IN.search(content) for content in code)
+    for problem in front_matter_problems(readme, dockerfile, signs_in=signs_in) if readme else ():
+        yield f"README.md, front matter: {problem}"
 
 
 def front_matter_problems(readme: str, dockerfile: str, *, signs_in: bool = False) -> list[str]:

@@ -1,4 +1,4 @@
-"""How `make deploy` reaches the Hub from here: proxies, certificates, time limits."""
+"""How `make deploy` reaches the Hub from here: its address, proxies, certificates, time limits."""
 
 import os
 import ssl
@@ -9,7 +9,10 @@ from urllib.parse import urlsplit
 import httpx2
 
 REQUEST_TIMEOUT = 60.0
+ADDRESS = "HF_ENDPOINT"
 PROXIES = ("https_proxy", "http_proxy", "all_proxy")
+# As OpenSSL says it, and the client of the Hub's storage.
+UNTRUSTED = ("CERTIFICATE_VERIFY_FAILED", "invalid peer certificate")
 # In the order in which they count: the first two are what curl and requests read.
 CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
@@ -22,6 +25,8 @@ def problems(environ: Mapping[str, str] = os.environ) -> Iterator[str]:
                 f"{name}: not a proxy that can be used here: it must be http://host:port or"
                 " https://host:port; or unset it for this command"
             )
+    if ADDRESS in environ and not _is_address(environ[ADDRESS]):
+        yield f"{ADDRESS}: not the address of a Hub: it must be https://host; or unset it"
     if variable := _certificates(environ):
         try:
             _context(environ[variable])
@@ -29,36 +34,41 @@ def problems(environ: Mapping[str, str] = os.environ) -> Iterator[str]:
             yield f"{variable}: the certificates that it names cannot be read"
 
 
+def unusable_variables(environ: Mapping[str, str] = os.environ) -> str:
+    """Return what to say if huggingface_hub cannot be imported because of a variable."""
+    names = ", ".join(sorted(name for name in environ if name.startswith("HF_")))
+    return f"huggingface_hub cannot use one of these variables; correct or unset it: {names}"
+
+
 def share_certificates() -> None:
-    """Let the client of the Hub's storage, which knows SSL_CERT_FILE alone, trust the same."""
+    """Let all clients, which know SSL_CERT_FILE and SSL_CERT_DIR alone, trust the same."""
     if name := _certificates(os.environ):
         path = os.environ[name]
+        for variable in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+            os.environ.pop(variable, None)
         os.environ["SSL_CERT_DIR" if Path(path).is_dir() else "SSL_CERT_FILE"] = path
 
 
 def client(headers: Mapping[str, str] | None = None) -> httpx2.Client:
-    """Return a client that trusts the authorities of this machine's environment."""
-    name = _certificates(os.environ)
-    return httpx2.Client(
-        headers=headers,
-        verify=_context(os.environ[name]) if name else True,
-        follow_redirects=True,
-        # By default, huggingface_hub waits for an answer forever.
-        timeout=REQUEST_TIMEOUT,
-    )
+    """Return a client that waits for an answer, but not forever as huggingface_hub's own does."""
+    return httpx2.Client(headers=headers, follow_redirects=True, timeout=REQUEST_TIMEOUT)
 
 
-def explain(error: httpx2.HTTPError) -> str:
+def explain(error: Exception) -> str:
     """Return why the Hub cannot be reached and what to do, in one sentence."""
-    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+    if any(words in str(error) for words in UNTRUSTED):
         name = _certificates(os.environ)
         found = f"those in {name} do not" if name else "set SSL_CERT_FILE to a file that does"
         return (
             "The certificate of the Hub's address is not trusted here. If a company's proxy reads"
             f" along, its authority must vouch for it: {found}."
         )
+    if isinstance(error, httpx2.TimeoutException):
+        return "The Hub did not answer in time: make deploy goes on from here."
     if isinstance(error, httpx2.ProxyError):
         return "The proxy refuses the connection to the Hub: check HTTPS_PROXY or ALL_PROXY."
+    if isinstance(error, OSError):
+        return "The Hub's storage of files that are not text fails: check the network, then make deploy."
     return "The Hub cannot be reached: check the network (and HF_ENDPOINT, if set)."
 
 
@@ -71,6 +81,15 @@ def _is_usable_proxy(value: str) -> bool:
     except (ImportError, ValueError, httpx2.InvalidURL):
         return False
     return True
+
+
+def _is_address(value: str) -> bool:
+    try:
+        url, port = httpx2.URL(value), urlsplit(value).port
+        url.host.encode("idna")
+    except (ValueError, httpx2.InvalidURL):
+        return False
+    return url.scheme in ("http", "https") and url.host != "" and port != 0
 
 
 def _certificates(environ: Mapping[str, str]) -> str | None:

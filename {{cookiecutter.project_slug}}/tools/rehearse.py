@@ -17,7 +17,6 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -41,18 +40,15 @@ class Stopped(Exception):
     """The rehearsal cannot go on; the message says why."""
 
 
-# ---- What is written down, and what follows from it ----
-
-
-@dataclass
 class Ledger:
     """What each client sent, and what it was answered."""
 
-    answers: dict[str, Answer] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.answers: dict[str, Answer] = {}
 
-    def count(self, *answers: Answer) -> int:
-        """Return how many requests were answered in one of these ways."""
-        return sum(answer in answers for answer in list(self.answers.values()))
+    def count(self, answer: Answer) -> int:
+        """Return how many requests were answered in this way."""
+        return sum(given == answer for given in list(self.answers.values()))
 
     def settle(self, stored: list[str]) -> tuple[int, int, int]:
         """Return how many acknowledged rows are found, how many lost, and how many doubled."""
@@ -64,26 +60,22 @@ class Ledger:
         doubled = sum(times[text] > 1 for text in self.answers)
         return found, len(acknowledged) - found, doubled
 
-
-def ledger_table(ledger: Ledger, stored: list[str]) -> str:
-    """Return what became of all rows, as text for a terminal."""
-    found, lost, doubled = ledger.settle(stored)
-    on_postgresql = ledger.count("acknowledged on PostgreSQL")
-    on_sqlite = ledger.count("acknowledged on SQLite")
-    lines = {
-        "sent": f"{len(ledger.answers)}",
-        "acknowledged": f"{on_postgresql + on_sqlite}"
-        f" ({on_postgresql} by PostgreSQL, {on_sqlite} by SQLite while PostgreSQL was away)",
-        "refused": f"{ledger.count('refused')} (503: not stored, to be sent again)",
-        "no answer": f"{ledger.count('no answer')} (the application was being started again)",
-        "found": f"{found} of the acknowledged, all of them now in PostgreSQL",
-        "lost": f"{lost}",
-        "doubled": f"{doubled}",
-    }
-    return "\n".join(f"{name:>14}  {value}" for name, value in lines.items())
-
-
-# ---- The application, the clients, and the story ----
+    def table(self, stored: list[str]) -> str:
+        """Return what became of all rows, as text for a terminal."""
+        found, lost, doubled = self.settle(stored)
+        on_postgresql = self.count("acknowledged on PostgreSQL")
+        on_sqlite = self.count("acknowledged on SQLite")
+        lines = {
+            "sent": f"{len(self.answers)}",
+            "acknowledged": f"{on_postgresql + on_sqlite}"
+            f" ({on_postgresql} by PostgreSQL, {on_sqlite} by SQLite while PostgreSQL was away)",
+            "refused": f"{self.count('refused')} (503: not stored, to be sent again)",
+            "no answer": f"{self.count('no answer')} (the application was being started again)",
+            "found": f"{found} of the acknowledged, all of them now in PostgreSQL",
+            "lost": f"{lost}",
+            "doubled": f"{doubled}",
+        }
+        return "\n".join(f"{name:>14}  {value}" for name, value in lines.items())
 
 
 class Application:
@@ -111,17 +103,13 @@ class Application:
     def start(self) -> None:
         """Start it; it answers a little later."""
         command = ["uvicorn", "src.main:app", "--host", "127.0.0.1", "--port", str(self._port)]
-        env_file = FOLDER / ".env"
+        env_file = [f"--env-file={file}" for file in [FOLDER / ".env"] if file.exists()]
         if self._engine:
             names = [part for name in self._environment for part in ("--env", name)]
-            options = ["--rm", "--network=host", f"--name={IMAGE}-{self._port}", *names]
-            if env_file.exists():
-                options.append(f"--env-file={env_file}")
+            options = ["--rm", "--network=host", f"--name={IMAGE}-{self._port}", *names, *env_file]
             command = [self._engine, "run", *options, IMAGE, *command]
         else:
-            command = [sys.executable, "-m", *command]
-            if env_file.exists():
-                command.append(f"--env-file={env_file}")
+            command = [sys.executable, "-m", *command, *env_file]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 command, cwd=FOLDER, env=os.environ | self._environment, stdout=log, stderr=log
@@ -129,18 +117,14 @@ class Application:
 
     def stop(self) -> None:
         """Stop it as the Hub does, and return when it has ended."""
-        if self._process is None:
-            return
-        if self._engine:
-            command = [self._engine, "stop", "--time=30", f"{IMAGE}-{self._port}"]
-            subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        else:
+        if self._process:
+            # docker and podman pass this on to what they run.
             self._process.terminate()
-        try:
-            self._process.wait(MAX_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-        self._process = None
+            try:
+                self._process.wait(MAX_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+            self._process = None
 
     def last_lines(self) -> str:
         """Return the end of its log."""
@@ -152,12 +136,12 @@ class Application:
         return self._process is not None and self._process.poll() is not None
 
     def health(self) -> dict[str, Any]:
-        """Return what /health says, or an empty dictionary while nobody answers."""
+        """Return what /health says, of the database too, or nothing while nobody answers."""
         try:
-            answer: dict[str, Any] = httpx2.get(f"{self.url}/health", timeout=5).json()
+            report = httpx2.get(f"{self.url}/health", timeout=5, trust_env=False).json()
         except httpx2.TransportError:
             return {}
-        return answer
+        return {**report, **report["database"]}
 
 
 class Clients:
@@ -185,7 +169,7 @@ class Clients:
             thread.join()
 
     def _write(self) -> None:
-        with httpx2.Client(headers=self._headers, timeout=30) as client:
+        with httpx2.Client(headers=self._headers, timeout=30, trust_env=False) as client:
             while not self._stop.wait(SECONDS_BETWEEN_REQUESTS):
                 text = f"Rehearsal {uuid.uuid4()}"
                 self.ledger.answers[text] = "no answer"
@@ -233,35 +217,36 @@ class Rehearsal:
             stack.callback(application.stop)
             application.start()
             self.url = application.url
-            self._wait(application, "PostgreSQL serves", is_ok)
+            self._wait(application, "PostgreSQL serves", status="ok", pending_rows=0)
             clients = stack.enter_context(Clients(application, route, text_field))
             self._wait_for_rows(application, clients, "acknowledged on PostgreSQL")
 
             postgresql.stop()
             self.tell("PostgreSQL is killed")
-            self._wait(application, "/health says so", is_unavailable)
+            self._wait(application, "/health says so", status="unavailable")
             application.stop()
             self.tell("the application is stopped, and started again without PostgreSQL")
             application.start()
-            self._wait(application, "SQLite serves in its place", is_on_sqlite)
+            self._wait(
+                application, "SQLite serves in its place", status="degraded", backend="sqlite"
+            )
             self._wait_for_rows(application, clients, "acknowledged on SQLite")
 
             postgresql.start()
             self.tell("PostgreSQL is back")
-            self._wait(application, "PostgreSQL serves, and has the rows of SQLite", is_ok)
+            with_all_rows = "PostgreSQL serves, and has the rows of SQLite"
+            self._wait(application, with_all_rows, status="ok", pending_rows=0)
             self._wait_for_rows(application, clients, "acknowledged on PostgreSQL")
             clients.__exit__()
             stored = list(stored_texts(application, route, text_field))
-        self._say(f"\n{ledger_table(clients.ledger, stored)}\n")
+        self._say(f"\n{clients.ledger.table(stored)}\n")
         _, lost, doubled = clients.ledger.settle(stored)
         return lost == doubled == 0
 
-    def _wait(
-        self, application: Application, text: str, condition: Callable[[dict[str, Any]], bool]
-    ) -> None:
-        """Wait until /health fulfils the condition, and tell how long that took."""
+    def _wait(self, application: Application, text: str, **expected: object) -> None:
+        """Wait until /health says this, and tell how long that took."""
         started = time.monotonic()
-        self._until(application, text, lambda: condition(application.health()))
+        self._until(application, text, lambda: expected.items() <= application.health().items())
         self.tell(f"{text} (after {time.monotonic() - started:.1f} s)")
 
     def _wait_for_rows(self, application: Application, clients: Clients, answer: Answer) -> None:
@@ -292,27 +277,12 @@ class Rehearsal:
             time.sleep(0.05)
 
 
-def is_ok(health: dict[str, Any]) -> bool:
-    """Return whether PostgreSQL serves and has all rows."""
-    return health.get("status") == "ok" and health["database"]["pending_rows"] == 0
-
-
-def is_unavailable(health: dict[str, Any]) -> bool:
-    """Return whether /health says that nothing serves."""
-    return health.get("status") == "unavailable"
-
-
-def is_on_sqlite(health: dict[str, Any]) -> bool:
-    """Return whether SQLite serves because PostgreSQL could not."""
-    return health.get("status") == "degraded" and health["database"]["backend"] == "sqlite"
-
-
 def stored_texts(application: Application, route: str, text_field: str) -> Iterator[str]:
     """Yield the text of each stored row, page by page."""
     cursor = ""
     while cursor is not None:
         parameters = {"limit": "100", "cursor": cursor} if cursor else {"limit": "100"}
-        answer = httpx2.get(application.url + route, params=parameters, timeout=30)
+        answer = httpx2.get(application.url + route, params=parameters, timeout=30, trust_env=False)
         page = answer.raise_for_status().json()
         yield from (item[text_field] for item in page["items"])
         cursor = page["next_cursor"]

@@ -26,6 +26,10 @@ NOT_SENT_EITHER = "a link to what is not sent"
 OF_GIT_HOOKS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
 
 
+class LocalProblem(ValueError):
+    """Something here must be fixed first; the message says what and how."""
+
+
 @dataclass
 class Selection:
     """What is sent, and what stays here although git ignores none of it."""
@@ -39,14 +43,14 @@ class Selection:
 def select(folder: Path) -> Selection:
     """Return what to send: what git does not ignore, and the built page, but nothing NEVER_SENT.
 
-    A link is sent as what it leads to, if that is sent. Raise ValueError if git ignores the whole
-    folder, or does not say what it ignores.
+    A link is sent as what it leads to, if that is sent. Raise LocalProblem if git ignores the
+    whole folder, or does not say what it ignores.
     """
     folder = folder.resolve()
     selection, links = Selection(), []
     names, top = not_ignored(folder), repository(folder)
     if top and top != folder and all(map(never_sent, names)):
-        raise ValueError(
+        raise LocalProblem(
             f"the repository at {top} ignores all of this folder: git init here, or change its rule"
         )
     for name in sorted({*names, *built_page(folder)}):
@@ -171,7 +175,7 @@ def inside_of(top: Path, folder: Path) -> str:
 def ask_git(folder: Path, *arguments: str, paths: Iterable[str] = ()) -> list[str] | None:
     """Return the names that git answers with, or None if there is no git.
 
-    Raise ValueError if it refuses, such as for a repository of another user.
+    Raise LocalProblem if it refuses, such as for a repository of another user.
     """
     git = shutil.which("git")
     if git is None:
@@ -187,7 +191,7 @@ def ask_git(folder: Path, *arguments: str, paths: Iterable[str] = ()) -> list[st
     )
     # 1 says that none of the paths is ignored.
     if done.returncode > 1:
-        raise ValueError(
+        raise LocalProblem(
             f"git does not read the repository at {repository(folder)}: git status there says why"
         )
     return os.fsdecode(done.stdout).split("\0")[:-1]
@@ -285,3 +289,8 @@ def rules(folder: Path, paths: Iterable[str]) -> dict[str, str]:
                 if not text.startswith("!"):
                     found[inner + asked[name]] = f"{source}:{line}: {text}"
     return found
+
+
+def shown(name: str) -> str:
+    """Return a name as it can be printed: it may be no UTF-8, or hold the end of a line."""
+    return name if name.isprintable() else ascii(name)
