@@ -1,7 +1,7 @@
 """The states of the database's lifecycle as a table: no thread, no clock, no database."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -11,15 +11,9 @@ from space_runtime.lifecycle.report import admission, describe, status
 from space_runtime.lifecycle.state import (
     Answered,
     Configuration,
-    Connected,
-    Counted,
     Done,
-    Drained,
     Failed,
     FileRemoved,
-    Locked,
-    Moment,
-    Moved,
     Observation,
     Opened,
     State,
@@ -30,6 +24,7 @@ from space_runtime.reasons import HARMLESS, REASONS
 from tests.chaos.faults import FAULTS, Fault
 from tests.support.examples import examples
 from tools.states import (
+    NOW,
     POSTGRESQL,
     README,
     SCENARIOS,
@@ -45,10 +40,8 @@ from tools.states import (
     written,
 )
 
-UTC_NOW = datetime(2026, 1, 1, tzinfo=UTC)
-
 FALLS_BACK: tuple[Observation, ...] = (Failed("auth_failed"), Opened(), Answered())
-SERVES: tuple[Observation, ...] = (Connected(), Locked(), Moved(), Counted(), Answered())
+SERVES: tuple[Observation, ...] = (Done(), Done(), Done(), Opened(), Answered())
 
 
 def ends(configuration: Configuration, *observed: Observation | Event) -> State:
@@ -57,7 +50,7 @@ def ends(configuration: Configuration, *observed: Observation | Event) -> State:
 
 
 def told(state: State) -> tuple[str, str | None, str | None]:
-    report = describe(state)
+    report = describe(state, NOW)
     return status(state), report.backend, report.reason
 
 
@@ -69,9 +62,10 @@ def test_the_readme_of_the_runtime_shows_the_table_as_it_is() -> None:
 def test_the_table_reaches_every_phase_and_every_step_with_every_outcome() -> None:
     played = [transition for scenario in SCENARIOS for transition in play(scenario)]
     phases = {transition.after.phase for transition in played} | {transition.before.phase for transition in played}
-    assert phases == set(machine.Phase.__args__)  # type: ignore[attr-defined]
-    outcomes = {(type(one.step), type(one.observation)) for one in played if one.step is not None}
-    assert outcomes == {(step, outcome) for step, possible in POSSIBLE.items() for outcome in possible}
+    assert phases == set(get_args(machine.Phase))
+    assert set(POSSIBLE) == set(get_args(machine.Action))
+    outcomes = {(one.step.action, type(one.observation)) for one in played if one.step is not None}
+    assert outcomes == {(action, outcome) for action, possible in POSSIBLE.items() for outcome in possible}
 
 
 @pytest.mark.parametrize(
@@ -96,20 +90,20 @@ def test_what_is_told(
     if observed:
         assert told(ends(configuration, *observed)) == expected
     else:
-        assert told(machine.begin(configuration, Moment(0.0, UTC_NOW))) == expected
+        assert told(machine.begin(configuration, 0.0)) == expected
 
 
 def test_rows_that_wait_are_counted_while_nothing_serves() -> None:
     state = ends(STRICT, Failed("refused", pending_rows=7))
-    assert describe(state).pending_rows == 7
+    assert describe(state, NOW).pending_rows == 7
 
 
 def test_a_start_waits_for_what_may_pass_and_for_nothing_else() -> None:
-    waiting = ends(POSTGRESQL, Failed("starting_up"))
-    assert machine.decide(waiting, 0.0) == ()
-    assert machine.seconds_until_due(waiting, 0.0) == machine.FIRST_PAUSE_SECONDS
-    assert isinstance(machine.decide(waiting, 0.25)[0], machine.Connect)
-    assert machine.decide(ends(POSTGRESQL, Failed("auth_failed")), 0.0) == (machine.OpenSQLite(fallback=True),)
+    waiting, seconds = ends(POSTGRESQL, Failed("starting_up")), POSTGRESQL.connect_seconds
+    for now in (0.0, machine.FIRST_PAUSE_SECONDS):
+        again = machine.decide(waiting, now)
+        assert again == (Step("connect", seconds=seconds - now), machine.FIRST_PAUSE_SECONDS)
+    assert machine.decide(ends(POSTGRESQL, Failed("auth_failed")), 0.0) == (Step("open SQLite"), 0.0)
 
 
 def test_pauses_between_failbacks_grow_to_five_minutes() -> None:
@@ -117,26 +111,33 @@ def test_pauses_between_failbacks_grow_to_five_minutes() -> None:
     now = 0.0
     for _ in range(12):
         now = state.next_connect
-        for step, observation in ((machine.Connect(3.0), Connected()), (machine.LockFiles(), Locked())):
-            state = machine.advance(state, step, observation, Moment(now, UTC_NOW))
-        state = machine.advance(state, machine.Drain(3.0), Failed("locked"), Moment(now, UTC_NOW))
+        for step in (Step("connect"), Step("lock files")):
+            state = machine.advance(state, step, Done(), now)
+        state = machine.advance(state, Step("drain"), Failed("locked"), now)
         pauses.append(state.next_connect - now)
     assert pauses == [2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 300.0, 300.0, 300.0, 300.0]
 
 
 def test_strict_with_a_url_that_cannot_be_used_counts_again_what_waits() -> None:
     state = ends(STRICT_UNUSABLE, Failed("unparseable", pending_rows=2), Failed("unparseable", pending_rows=3))
-    assert (told(state), describe(state).pending_rows) == (("unavailable", None, "unparseable"), 3)
-    assert machine.decide(state, state.next_connect) == (machine.Connect(machine.CHECK_SECONDS),)
+    assert (told(state), describe(state, NOW).pending_rows) == (("unavailable", None, "unparseable"), 3)
+    assert machine.decide(state, state.next_connect) == (Step("connect"), state.next_connect)
 
 
 def test_trouble_that_a_request_meets_during_a_check_is_looked_into_by_the_next_one() -> None:
     state = ends(UNSET, Opened(), Answered())
     suspected = machine.suspect(state, "disk_full")
-    after = machine.advance(suspected, machine.Check(due=0.0, write=False), Answered(), Moment(0.0, UTC_NOW))
-    assert after.is_suspect
-    again = machine.decide(machine.suspect(after, "disk_full"), 0.0)
-    assert again == (machine.Check(due=0.0, write=True),)
+    after = machine.advance(suspected, Step("check"), Answered(), 0.0)
+    again, _ = machine.decide(after, after.next_check)
+    assert again == Step("check", suspicion="disk_full")
+    assert machine.advance(after, again, Answered(), after.next_check).suspicion is None
+
+
+def test_other_trouble_does_not_keep_a_check_from_looking_for_damage() -> None:
+    state = ends(UNSET, Opened(), Answered())
+    for reason in ("corrupt", "disk_full"):
+        state = machine.suspect(state, reason)
+    assert machine.decide(state, 0.0) == (Step("check", suspicion="corrupt"), 0.0)
 
 
 def at_start(fault: Fault) -> list[State]:
@@ -169,7 +170,7 @@ def until_it_is_given_up(configuration: Configuration, observed: tuple[Observati
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_each_fault_of_the_matrix_is_a_way_through_the_table(fault: Fault) -> None:
     def fits(state: State, expected: object) -> bool:
-        report = describe(state)
+        report = describe(state, NOW)
         database = {"backend": report.backend, "reason": report.reason}
         return bool(expected.fits({"status": status(state), "database": database}))  # type: ignore[attr-defined]
 
@@ -191,39 +192,40 @@ FAILED = st.builds(
     Failed,
     st.sampled_from(sorted(REASONS)),
     is_there=st.booleans(),
-    is_silent=st.booleans(),
     pending_rows=st.integers(0, 9),
 )
-POSSIBLE: dict[type, dict[type, st.SearchStrategy[Observation]]] = {
-    machine.Connect: {Connected: st.builds(Connected, st.booleans()), Failed: FAILED},
-    machine.OpenSQLite: {
+POSSIBLE: dict[machine.Action, dict[type, st.SearchStrategy[Observation]]] = {
+    "connect": {Done: st.just(Done()), Failed: FAILED},
+    "open SQLite": {
         Opened: st.builds(Opened, st.booleans(), st.booleans(), st.sampled_from([None, "corrupt", "no_writable_path"])),
         Failed: FAILED,
     },
-    machine.LockFiles: {Locked: st.just(Locked()), Failed: FAILED},
-    machine.Drain: {Drained: st.just(Drained()), Failed: FAILED},
-    machine.MoveRows: {Moved: st.just(Moved()), Failed: FAILED},
-    machine.ServePostgreSQL: {Counted: st.builds(Counted, st.integers(0, 9), st.integers(0, 9)), Failed: FAILED},
-    machine.Check: {
+    "lock files": {Done: st.just(Done()), Failed: FAILED},
+    "drain": {Done: st.just(Done()), Failed: FAILED},
+    "move rows": {Done: st.just(Done()), Failed: FAILED},
+    "serve PostgreSQL": {
+        Opened: st.builds(
+            Opened, schema_newer=st.booleans(), pending_rows=st.integers(0, 9), rows_from_before=st.integers(0, 9)
+        ),
+        Failed: FAILED,
+    },
+    "check": {
         Answered: st.builds(Answered, st.just(1.0), st.integers(0, 9)),
         FileRemoved: st.just(FileRemoved()),
         Failed: FAILED,
     },
-    machine.TerminateConnections: {Done: st.just(Done())},
-    machine.Close: {Done: st.just(Done())},
+    "close": {Done: st.just(Done())},
 }
 CONFIGURATIONS = [POSTGRESQL, STRICT, UNSET, UNUSABLE, STRICT_UNUSABLE]
 
 
-def next_transition(state: State, now: float, data: st.DataObject) -> tuple[Transition, float] | None:
-    """One of the transitions that are possible, or None if nothing is ever due again."""
-    now += machine.seconds_until_due(state, now)
-    due: tuple[Step, ...] = machine.decide(state, now)
-    if not due:
-        return None
-    step = data.draw(st.sampled_from(due))
-    observation = data.draw(data.draw(st.sampled_from(list(POSSIBLE[type(step)].values()))))
-    after = machine.advance(state, step, observation, Moment(now, UTC_NOW))
+def next_transition(state: State, now: float, data: st.DataObject) -> tuple[Transition, float]:
+    """One of the transitions that are possible."""
+    _, due = machine.decide(state, now)
+    now = max(now, due)
+    step, _ = machine.decide(state, now)
+    observation = data.draw(data.draw(st.sampled_from(list(POSSIBLE[step.action].values()))))
+    after = machine.advance(state, step, observation, now)
     return Transition(state, step, observation, after), now
 
 
@@ -234,14 +236,13 @@ def test_whatever_happens_the_promises_hold(examples: int) -> None:
 
 def check_promises(configuration: Configuration, data: st.DataObject) -> None:
     """Go any way through the states, and look at each."""
-    state, now = machine.begin(configuration, Moment(0.0, UTC_NOW)), 0.0
+    state, now = machine.begin(configuration, 0.0), 0.0
     was_reached = False
     for _ in range(data.draw(st.integers(1, 30))):
-        if (found := next_transition(state, now, data)) is None:
-            break
-        transition, now = found
+        transition, now = next_transition(state, now, data)
         state = transition.after
-        report, admitted = describe(state), admission(state)
+        action = transition.step.action if transition.step else None
+        report, admitted = describe(state, NOW), admission(state)
         is_there = isinstance(transition.observation, Failed) and transition.observation.is_there
         serves_postgresql = state.phase == "serving" and state.backend == "postgresql"
         # it comes up, or says that it does not, and says why
@@ -253,19 +254,18 @@ def check_promises(configuration: Configuration, data: st.DataObject) -> None:
             assert state.backend == configuration.backend
             assert report.reason in HARMLESS
         # strict never opens SQLite for PostgreSQL, and a PostgreSQL that was reached is never replaced
-        if transition.step == machine.OpenSQLite(fallback=True):
+        if action == "open SQLite" and configuration.backend == "postgresql":
             assert not configuration.strict
             assert not was_reached
-        of_postgresql = isinstance(transition.step, (machine.Connect, machine.LockFiles, machine.MoveRows))
+        of_postgresql = action in ("connect", "lock files", "move rows")
         was_reached = was_reached or serves_postgresql or (of_postgresql and is_there and state.backend is None)
         assert admitted.is_fallback == (state.is_fallback and state.serves)
     # the end comes within a bounded number of steps
-    state = machine.stop(state, Moment(now, UTC_NOW))
+    state = machine.stop(state, now)
     for _ in range(10):
         if state.phase == "stopped":
             break
-        found = next_transition(state, now, data)
-        assert found is not None
-        state, now = found[0].after, found[1]
+        transition, now = next_transition(state, now, data)
+        state = transition.after
         assert not admission(state).reads
     assert state.phase == "stopped"

@@ -698,3 +698,10 @@ def test_a_snapshot_url_that_cannot_be_used_is_told_at_the_start(
         assert "credentials" not in report["database"]["detail"]
         server.log_when_it_tells("no snapshot can be taken: SNAPSHOT_URL")
         assert not (project.path / "backup").exists()
+
+
+def test_a_lock_that_cannot_be_made_is_told(project: BakedProject, environ: dict[str, str]) -> None:
+    (project.path / "data" / "snapshots.lock").mkdir(parents=True)
+    with project.boot(environ, in_place=True) as server:
+        server.health_when(lambda report: "No lock can be made beside the database" in report["database"]["detail"])
+        assert "no snapshot can be taken: No lock can be made" in server.log()

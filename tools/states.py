@@ -16,15 +16,9 @@ from space_runtime.lifecycle.report import admission, describe, status
 from space_runtime.lifecycle.state import (
     Answered,
     Configuration,
-    Connected,
-    Counted,
     Done,
-    Drained,
     Failed,
     FileRemoved,
-    Locked,
-    Moment,
-    Moved,
     Observation,
     Opened,
     State,
@@ -33,16 +27,16 @@ from space_runtime.lifecycle.state import (
 from space_runtime.url.resolution import Resolution
 from sqlalchemy import URL
 
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 HEADINGS = ("what happens", "state", "step", "observed", "next state", "/health", "requests")
 
 _PHASES = {
-    "connecting": "connecting",
     "opening": "opening SQLite",
     "connected": "PostgreSQL answers",
     "draining": "draining",
     "moving": "moving rows",
     "moved": "done with moving",
-    "down": "nothing serves",
+    "closing": "about to close",
     "stopped": "stopped",
 }
 
@@ -91,8 +85,10 @@ UNSET = _configuration("unset")
 UNUSABLE = _configuration("unparseable")
 STRICT_UNUSABLE = _configuration("unparseable", strict=True)
 
-_STARTS = (Connected(), Locked(), Moved(), Counted(), Answered())
+_STARTS = (Done(), Done(), Done(), Opened(), Answered())
 _FALLS_BACK = (Failed("auth_failed"), Opened(), Answered())
+# The next check is due, then an attempt to connect; after it, three steps until rows are moved.
+_BACK = (Answered(), Done(), Done(), Done())
 _OPENS = (Opened(), Answered())
 
 SCENARIOS = (
@@ -100,12 +96,12 @@ SCENARIOS = (
     Scenario(
         "its schema is newer than the code",
         POSTGRESQL,
-        (Connected(schema_newer=True), Locked(), Moved(), Counted()),
+        (Done(), Done(), Done(), Opened(schema_newer=True)),
     ),
     Scenario("it is still starting up", POSTGRESQL, (Failed("starting_up"), *_STARTS)),
     Scenario("it does not answer for 10 s", POSTGRESQL, (Failed("timeout"), *_OPENS)),
     Scenario("it refuses the login", POSTGRESQL, _FALLS_BACK),
-    Scenario("... and keeps refusing it", POSTGRESQL, (*_FALLS_BACK, Failed("auth_failed"), Answered())),
+    Scenario("... and keeps refusing it", POSTGRESQL, (*_FALLS_BACK, Answered(), Failed("auth_failed"), Answered())),
     Scenario(
         "... and the migrations do not run on SQLite",
         POSTGRESQL,
@@ -121,41 +117,37 @@ SCENARIOS = (
     Scenario(
         "rows wait in a file that other processes serve",
         POSTGRESQL,
-        (Connected(), Failed("locked"), Opened()),
+        (Done(), Failed("locked"), Opened()),
     ),
     Scenario(
         "rows wait that cannot be moved",
         POSTGRESQL,
-        (Connected(), Locked(), Failed("rows_not_moved"), Opened()),
+        (Done(), Done(), Failed("rows_not_moved"), Opened()),
     ),
     Scenario(
         "PostgreSQL is back while SQLite serves: a failback",
         POSTGRESQL,
-        (*_FALLS_BACK, Connected(), Locked(), Drained(), Moved(), Counted(), Answered()),
+        (*_FALLS_BACK, *_BACK, Done(), Opened(), Answered()),
     ),
     Scenario(
         "... but another process serves the file, too",
         POSTGRESQL,
-        (*_FALLS_BACK, Connected(), Failed("locked")),
+        (*_FALLS_BACK, Answered(), Done(), Failed("locked")),
     ),
     Scenario(
         "... but work on SQLite does not end in time",
         POSTGRESQL,
-        (*_FALLS_BACK, Connected(), Locked(), Failed("locked")),
+        (*_FALLS_BACK, Answered(), Done(), Done(), Failed("locked")),
     ),
     Scenario(
         "... but the rows have a newer schema",
         POSTGRESQL,
-        (*_FALLS_BACK, Connected(), Locked(), Drained(), Failed("schema_newer"), Opened()),
+        (*_FALLS_BACK, *_BACK, Failed("schema_newer"), Opened()),
     ),
     Scenario(
         "... but the connection is lost during COMMIT",
         POSTGRESQL,
-        (
-            *_FALLS_BACK,
-            *(Connected(), Locked(), Drained(), Failed("connection_lost", is_there=True)),
-            *_STARTS,
-        ),
+        (*_FALLS_BACK, *_BACK, Failed("connection_lost", is_there=True), *_STARTS),
     ),
     Scenario(
         "PostgreSQL is lost while it serves",
@@ -165,13 +157,13 @@ SCENARIOS = (
     Scenario(
         "it stops responding while it serves",
         POSTGRESQL,
-        (*_STARTS, Failed("timeout", is_silent=True), Done(), Failed("timeout"), Answered()),
+        (*_STARTS, Failed("timeout"), Failed("timeout"), Answered()),
     ),
     Scenario("strict: PostgreSQL cannot be reached", STRICT, (Failed("refused"), *_STARTS)),
     Scenario(
         "strict: rows wait in a file that is locked",
         STRICT,
-        (Connected(), Failed("locked", pending_rows=3), Counted(pending_rows=3)),
+        (Done(), Failed("locked", pending_rows=3), Opened(pending_rows=3)),
     ),
     Scenario("strict: DATABASE_URL cannot be used", STRICT_UNUSABLE, (Failed("unparseable"),)),
     Scenario("DATABASE_URL is unset", UNSET, _OPENS),
@@ -193,7 +185,7 @@ SCENARIOS = (
     Scenario(
         "... as PostgreSQL is about to serve",
         POSTGRESQL,
-        (Connected(), Locked(), Moved(), Failed("internal")),
+        (Done(), Done(), Done(), Failed("internal")),
     ),
     Scenario("the server stops", UNSET, (*_OPENS, Event.STOP, Done())),
     Scenario(
@@ -204,30 +196,28 @@ SCENARIOS = (
     Scenario(
         "it stops, and PostgreSQL is back",
         POSTGRESQL,
-        (*_FALLS_BACK, Event.STOP, Connected(), Locked(), Drained(), Moved(), Done()),
+        (*_FALLS_BACK, Event.STOP, Done(), Done(), Done(), Done(), Done()),
     ),
 )
 
 
 def play(scenario: Scenario) -> Iterator[Transition]:
     """Yield the transitions of a scenario; each observation is that of the step which is due."""
-    utc = datetime(2026, 1, 1, tzinfo=UTC)
     seconds = 0.0
-    state = machine.begin(scenario.configuration, Moment(seconds, utc))
+    state = machine.begin(scenario.configuration, seconds)
     for observed in scenario.observed:
         if isinstance(observed, Event):
-            if observed is Event.STOP:
-                after = machine.stop(state, Moment(seconds, utc))
-            else:
-                after = machine.suspect(state, "disk_full")
+            is_stop = observed is Event.STOP
+            after = machine.stop(state, seconds) if is_stop else machine.suspect(state, "disk_full")
             yield Transition(state, None, observed, after)
         else:
-            seconds += machine.seconds_until_due(state, seconds)
+            _, due = machine.decide(state, seconds)
+            seconds = max(seconds, due)
             if isinstance(observed, Failed) and observed.reason == "timeout":
                 # What does not answer takes all the time that it has.
                 seconds += scenario.configuration.connect_seconds
-            step = _step_for(observed, machine.decide(state, seconds))
-            after = machine.advance(state, step, observed, Moment(seconds, utc))
+            step, _ = machine.decide(state, seconds)
+            after = machine.advance(state, step, observed, seconds)
             yield Transition(state, step, observed, after)
         state = after
 
@@ -247,21 +237,14 @@ def lines() -> Iterator[str]:
             shown.add(cells)
 
 
-def _step_for(observed: Observation, due: tuple[Step, ...]) -> Step:
-    """Return the step, of those that are due, which can have observed this."""
-    if isinstance(observed, Connected) or (len(due) > 1 and isinstance(observed, Failed)):
-        return next((step for step in due if isinstance(step, machine.Connect)), due[0])
-    return due[0]
-
-
 def _cells(transition: Transition) -> tuple[str, ...]:
     after = transition.after
-    report, admitted = describe(after), admission(after)
+    report, admitted = describe(after, NOW), admission(after)
     said = ", ".join(filter(None, (status(after), report.reason)))
     requests = {(True, True): "served", (True, False): "read only", (False, False): "503"}
     return (
         _name(transition.before),
-        "" if transition.step is None else type(transition.step).__name__,
+        transition.step.action if transition.step else "",
         _observed(transition.observation),
         _name(after),
         said,
@@ -270,6 +253,8 @@ def _cells(transition: Transition) -> tuple[str, ...]:
 
 
 def _name(state: State) -> str:
+    if state.phase == "down":
+        return "nothing serves" if state.has_settled else "choosing"
     if state.phase != "serving":
         return _PHASES[state.phase] + (", SQLite open" if _keeps_sqlite(state) else "")
     name = "PostgreSQL serves" if state.backend == "postgresql" else "SQLite serves"

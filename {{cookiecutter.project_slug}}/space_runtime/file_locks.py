@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -39,16 +39,19 @@ class FileLock:
             logger.warning("the SQLite file cannot be locked: let only one process use it")
 
     def take_exclusively(self) -> None:
-        """Take the exclusive lock; if that fails, raise Busy and keep a shared lock held before."""
+        """Take the exclusive lock; if that fails, raise Busy and keep a shared lock held before.
+
+        The cause is a BlockingIOError if another process has the lock, else what is wrong here.
+        """
         was_shared = self._descriptor is not None
         try:
             self._lock(fcntl.LOCK_EX)
-        except OSError:
+        except OSError as error:
             # flock() does not upgrade a lock atomically: a failed attempt may lose the shared one.
             self.release()
             if was_shared:
                 self.share()
-            raise Busy from None
+            raise Busy from error
 
     def release(self) -> None:
         """Release the lock."""
@@ -63,39 +66,25 @@ class FileLock:
         fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
 
 
-@contextmanager
-def setting_up(location: Path) -> Iterator[None]:
+def setting_up(location: Path) -> AbstractContextManager[None]:
     """Let no other process create, restore or move files at this location during the block.
 
     If another one is at it, wait up to ten seconds, then raise Busy.
     """
-    deadline = time.monotonic() + _SECONDS_FOR_OTHERS
-    with ExitStack() as stack:
-        # If no lock file can be opened, as on a read-only disk, no file can be created either.
-        with suppress(OSError):
-            lock = stack.enter_context(location.with_name(location.name + ".setup").open("w"))
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise Busy from None
-                    time.sleep(0.05)
-        yield
+    return _alone(location.with_name(location.name + ".setup"))
+
+
+def alone(path: Path) -> AbstractContextManager[None]:
+    """Let no other process migrate this file during the block.
+
+    If another one is at it, wait up to ten seconds, then raise Busy.
+    """
+    return _alone(path.with_name(path.name + ".migrating"))
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Let no other process into such a block about this file.
-
-    If another one is in it, wait up to ten seconds, then raise Busy. The file with the lock is
-    removed at the end, because many a `path` has a name that never comes back.
-    """
-    lock_path, deadline = (
-        path.with_name(path.name + ".migrating"),
-        time.monotonic() + _SECONDS_FOR_OTHERS,
-    )
+def _alone(lock_path: Path) -> Iterator[None]:
+    deadline = time.monotonic() + _SECONDS_FOR_OTHERS
     with ExitStack() as stack:
         # If no lock file can be opened, as on a read-only disk, nothing can be written either.
         with suppress(OSError):
@@ -104,8 +93,14 @@ def alone(path: Path) -> Iterator[None]:
                     raise Busy
                 lock.close()
                 time.sleep(0.05)
-            stack.callback(lock_path.unlink, missing_ok=True)
+            stack.callback(_remove, lock_path)
         yield
+
+
+def _remove(lock_path: Path) -> None:
+    # Many an SQLite file has a name that never comes back, so its locks would pile up.
+    with suppress(OSError):
+        lock_path.unlink()
 
 
 def _is_taken(lock: IO[str], path: Path) -> bool:

@@ -12,10 +12,9 @@ class Reason:
     """One way in which a database can fail, and what follows from it."""
 
     code: str
-    cause: str
-    """What is wrong, as a clause such as "the server refuses connections"; anyone may see it."""
-    hint: str = ""
-    """A likely cause or where to look, appended to `cause`; anyone may see it."""
+    explanation: str
+    """What is wrong, and where to look, as a clause such as "the host name cannot be resolved";
+    anyone may see it."""
     remedy: str = ""
     """What the owner can do; if empty, the advice is to check DATABASE_URL."""
     transient: bool = False
@@ -29,19 +28,13 @@ class Reason:
     sqlite_codes: tuple[int, ...] = ()
     """https://www.sqlite.org/rescode.html; the primary code, which is the lowest byte."""
 
-    @property
-    def explanation(self) -> str:
-        """Return the cause and the hint."""
-        return f"{self.cause}; {self.hint}" if self.hint else self.cause
-
 
 _RUNS = "Check on your provider's page that the server runs and that DATABASE_URL points to it."
 
 _TABLE = (
     Reason(
         "refused",
-        "the server refuses connections",
-        hint="it may not be running, or the port is wrong",
+        "the server refuses connections; it may not be running, or the port is wrong",
         remedy=_RUNS,
         transient=True,
         reached=False,
@@ -61,9 +54,7 @@ _TABLE = (
     ),
     Reason("auth_failed", "the server refused the user name or the password", sqlstates=("28",)),
     Reason("database_missing", "the server has no database of that name", sqlstates=("3D",)),
-    Reason(
-        "tls", "the encrypted connection could not be made", hint="check sslmode and certificates"
-    ),
+    Reason("tls", "the encrypted connection could not be made; check sslmode and certificates"),
     Reason(
         "too_many_connections",
         "the server has no connection left",
@@ -92,8 +83,7 @@ _TABLE = (
     ),
     Reason(
         "migration_failed",
-        "the migrations could not be applied",
-        hint="the log says which",
+        "the migrations could not be applied; the log says which",
         remedy="Read the log, fix the migration, and deploy again.",
         is_there=True,
     ),
@@ -142,8 +132,7 @@ _TABLE = (
     ),
     Reason(
         "internal",
-        "the application made a mistake of its own",
-        hint="the log says where",
+        "the application made a mistake of its own; the log says where",
         remedy="Read the log: it says where, and reports of it are welcome.",
     ),
 )

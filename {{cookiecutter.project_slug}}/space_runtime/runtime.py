@@ -48,6 +48,7 @@ class Runtime:
         self.database = Database(sessions)
         self.locations = Locations(project, settings.sqlite_dir)
         self.snapshots = Snapshots(self._snapshot_store(), settings.snapshot_interval)
+        migrations = Migrations(project.folder)
         self.lifecycle = Lifecycle(
             self.database,
             Configuration(
@@ -57,7 +58,8 @@ class Runtime:
                 check_seconds=settings.database_check_seconds,
             ),
             project,
-            SQLiteFiles(self.locations, Migrations(project.folder), self.snapshots),
+            migrations,
+            SQLiteFiles(self.locations, migrations, self.snapshots, project.metadata),
             self.snapshots,
             pool_size=settings.pool_size,
             on_space=self.space.is_running_here,

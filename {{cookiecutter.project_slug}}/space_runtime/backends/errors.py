@@ -117,7 +117,7 @@ def unavailable(error: SQLAlchemyError) -> DatabaseUnavailable | None:
         return None
     if reason == "timeout":
         return DatabaseUnavailable("The database took too long; nothing was stored.", reason=reason)
-    return DatabaseUnavailable(f"Nothing was stored: {REASONS[reason].cause}.", reason=reason)
+    return DatabaseUnavailable(f"Nothing was stored: {REASONS[reason].explanation}.", reason=reason)
 
 
 def refused_value(error: StatementError) -> str | None:

@@ -39,8 +39,7 @@ class Locations:
 
     def __init__(self, project: Project, sqlite_dir: str | None) -> None:
         self._project = project
-        self.models = project.metadata
-        self._sqlite_dir = sqlite_dir
+        self._named = project.path(sqlite_dir) if sqlite_dir else None
 
     def directories(self) -> list[Path]:
         """Return the directories, best first, as they are called without symbolic links."""
@@ -50,7 +49,7 @@ class Locations:
         name = self._project.folder.name
         # Other users of the machine may run the same project, so the user id is in the name.
         own_name = f"{name}-{os.getuid()}"
-        found = [self._project.path(self._sqlite_dir)] if self._sqlite_dir else []
+        found = [self._named] if self._named else []
         found.append(self._project.folder / "data")
         if home := os.environ.get("HOME"):
             found.append(Path(home) / f".{name}")
@@ -76,21 +75,19 @@ class Locations:
         """Return the path that a URL names."""
         return real_path(self._project.path(database))
 
-    def _wanted(self, directory: Path, file_name: str) -> str:
-        """Return how its owner calls this directory, or "" if nobody asked for it."""
-        if self._sqlite_dir and directory == self._project.path(self._sqlite_dir):
-            return "SQLITE_DIR"
-        is_link = os.path.islink(directory)
-        if is_link or os.path.ismount(directory) or os.path.lexists(directory / file_name):
-            return directory.name
-        return ""
-
     def in_memory(self) -> Path | None:
         """Return a path for rows that the server's workers share, and that are lost with it."""
         parent = multiprocessing.parent_process()
         name = f"memory-{parent.pid if parent else os.getpid()}.db"
         paths = (directory / name for directory in reversed(self.directories()))
         return next(filter(is_usable, paths), None)
+
+    def _wanted(self, directory: Path, file_name: str) -> str:
+        """Return how its owner calls this directory, or "" if nobody asked for it."""
+        if directory == self._named:
+            return "SQLITE_DIR"
+        is_mounted = os.path.islink(directory) or os.path.ismount(directory)
+        return directory.name if is_mounted or os.path.lexists(directory / file_name) else ""
 
 
 def real_path(path: Path) -> Path:

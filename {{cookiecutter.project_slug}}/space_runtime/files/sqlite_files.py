@@ -4,12 +4,12 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 from uuid import UUID, uuid4
 
-from sqlalchemy import URL, Engine
+from sqlalchemy import URL, Engine, MetaData
 from sqlalchemy.exc import SQLAlchemyError
 
 from space_runtime.backends.errors import connection_reason
@@ -20,7 +20,8 @@ from space_runtime.files.contents import COUNTED_AT_MOST, count_rows, read_only
 from space_runtime.files.locations import Locations, is_memory, is_usable
 from space_runtime.migrations import Migrations
 from space_runtime.records import generated_keys
-from space_runtime.snapshots.schedule import CONFIGURED, FALLBACK, Snapshots, new_series
+from space_runtime.snapshots.schedule import Snapshots
+from space_runtime.snapshots.store import CONFIGURED, FALLBACK, new_series, state_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,25 +34,32 @@ class OpenedFile:
 
     path: Path
     opened: Opened
-    problem: str | None = None
+    series: str | None
+    lock: FileLock
+    stat: os.stat_result
+    """Taken when the file was opened, to notice when another file is at its path."""
+    problem: str | None
     """Why it is a substitute for the configured or for a damaged file; a reason's code."""
 
 
-class _Serving(NamedTuple):
-    path: Path
-    stat: os.stat_result
-    """Taken when the file was opened, to notice when another file is at its path."""
-    lock: FileLock
+_Choice = tuple[Path, str | None, bool]
+"""A file, the series of its snapshots, and whether the file was begun or restored just now.
+
+A series of None continues the newest one of the configured file.
+"""
 
 
 class SQLiteFiles:
     """Opens files, restoring them from snapshots if need be, and locks the one that serves."""
 
-    def __init__(self, locations: Locations, migrations: Migrations, snapshots: Snapshots) -> None:
+    def __init__(
+        self, locations: Locations, migrations: Migrations, snapshots: Snapshots, models: MetaData
+    ) -> None:
         self._locations = locations
         self._migrations = migrations
         self._snapshots = snapshots
-        self._serving: _Serving | None = None
+        self._models = models
+        self._serving: OpenedFile | None = None
 
     @property
     def is_present(self) -> bool:
@@ -65,49 +73,31 @@ class SQLiteFiles:
 
     def open_configured(self, url: URL | None, connections: int) -> OpenedFile:
         """Open the configured file or the best substitute; raise CannotServe or Busy."""
-        location, problem = self._configured_location(url)
         if is_memory(url):
-            return self._open(location, lambda path: path, connections)
-        series = None
-
-        def choose(path: Path) -> Path:
-            nonlocal series
-            if not path.exists():
-                series = self._snapshots.restore(CONFIGURED, path) or new_series()
-            return path
-
-        file = self._open(location, choose, connections)
-        self._snapshots.begin(file.path, series)
-        return OpenedFile(file.path, file.opened, problem or file.problem)
+            location = self._locations.in_memory()
+            return self._open(location, lambda path: (path, None, True), connections)
+        location, problem = self._configured_location(url)
+        file = self._open(location, self._choose_configured, connections)
+        self._snapshots.begin(file.path, file.series)
+        return replace(file, problem=problem or file.problem)
 
     def open_fallback(self, connections: int) -> OpenedFile:
         """Open the file for rows that belong in PostgreSQL; raise CannotServe or Busy."""
-        is_new = False
-
-        def choose(location: Path) -> Path:
-            nonlocal is_new
-            is_new = not names.find("fallback", [location.parent])
-            return self._choose_fallback(location)
-
-        def choose_range(engine: Engine) -> None:
-            # On a full disk numbers begin at 1, and rows get others when they move.
-            with suppress(SQLAlchemyError), engine.begin() as connection:
-                generated_keys.choose_range(connection, self._locations.models, anew=is_new)
-
-        file = self._open(self._fallback_location(), choose, connections, choose_range)
-        self._snapshots.begin(file.path, names.series_of(names.id_of(file.path)))
-        return OpenedFile(file.path, file.opened)
+        file = self._open(self._fallback_location(), self._choose_fallback, connections)
+        self._snapshots.begin(file.path, file.series)
+        # What it replaces if it was damaged says less than why PostgreSQL does not serve.
+        return replace(file, problem=None)
 
     def leave(self) -> None:
         """Release the lock on the file that served; the last process removes one in memory."""
-        if self._serving is None:
+        file, self._serving = self._serving, None
+        if file is None:
             return
-        (path, _, lock), self._serving = self._serving, None
-        if path.name.startswith("memory-"):
+        if file.path.name.startswith("memory-"):
             with suppress(Busy):
-                lock.take_exclusively()
-                names.remove(path)
-        lock.release()
+                file.lock.take_exclusively()
+                names.remove(file.path)
+        file.lock.release()
 
     def restore_waiting(self, is_moved: Callable[[UUID], bool]) -> None:
         """Restore files that wait for PostgreSQL but are missing from the disk; raise Busy.
@@ -147,20 +137,20 @@ class SQLiteFiles:
 
     def count_configured(self) -> int:
         """Return how many rows are in app.db, from before DATABASE_URL was set."""
-        path = self._locations.find(CONFIGURED_FILE).path
-        return _count_rows(path) if path and path.exists() else 0
+        files = (directory / CONFIGURED_FILE for directory in self._locations.directories())
+        # Path.exists() raises PermissionError in a directory that may not be entered.
+        return sum(map(_count_rows, filter(os.path.exists, files)))
 
     def _configured_location(self, url: URL | None) -> tuple[Path | None, str | None]:
         """Return the path, and "no_writable_path" if it is a substitute."""
-        if url is None:
-            path, is_substitute = self._locations.find(CONFIGURED_FILE)
-            return path, "no_writable_path" if is_substitute else None
-        if is_memory(url):
-            return self._locations.in_memory(), None
-        configured = self._locations.configured(str(url.database))
-        if is_usable(configured):
-            return configured, None
-        return self._locations.find(configured.name).path, "no_writable_path"
+        file_name = CONFIGURED_FILE
+        if url is not None:
+            configured = self._locations.configured(str(url.database))
+            if is_usable(configured):
+                return configured, None
+            file_name = configured.name
+        path, is_substitute = self._locations.find(file_name)
+        return path, "no_writable_path" if url is not None or is_substitute else None
 
     def _fallback_location(self) -> Path | None:
         """Return where fallback files are: beside an existing one, else in the best directory."""
@@ -169,31 +159,33 @@ class SQLiteFiles:
                 return names.location_of(file)
         return self._locations.find(names.LOCATION).path
 
-    def _choose_fallback(self, location: Path) -> Path:
+    def _choose_configured(self, path: Path) -> _Choice:
+        """Return this path, with a restored file if there was none and a snapshot is left."""
+        if path.exists():
+            return path, None, False
+        return path, self._snapshots.restore(CONFIGURED, path) or new_series(), True
+
+    def _choose_fallback(self, location: Path) -> _Choice:
         """Return an existing file, else restore the newest one, else return a new path."""
         directory = location.parent
         if existing := names.find("fallback", [directory]):
-            return existing[0]
+            return existing[0], names.series_of(names.id_of(existing[0])), False
         for series, has_tombstone in reversed(self._snapshots.series(FALLBACK).items()):
             file_id = names.id_in(series)
             if not has_tombstone and file_id not in self._ids():
                 path = names.path(directory, "fallback", file_id)
                 if self._snapshots.restore(series, path):
-                    return path
+                    return path, series, True
                 break
-        return names.path(directory, "fallback", uuid4())
+        file_id = uuid4()
+        return names.path(directory, "fallback", file_id), names.series_of(file_id), True
 
     def _open(
-        self,
-        location: Path | None,
-        choose: Callable[[Path], Path],
-        connections: int,
-        prepare: Callable[[Engine], None] = lambda engine: None,
+        self, location: Path | None, choose: Callable[[Path], _Choice], connections: int
     ) -> OpenedFile:
         """Open the file that `choose` returns for a location; raise CannotServe or Busy.
 
-        A damaged file is set aside, and `choose` is called again. `prepare` is called while no
-        other process opens the file.
+        A damaged file is set aside, and `choose` is called again.
         """
         if location is None:
             raise CannotServe("no_writable_path", is_there=False)
@@ -201,29 +193,34 @@ class SQLiteFiles:
         try:
             with setting_up(location):
                 lock.share()
-                path = choose(location)
-                try:
-                    opened = open_sqlite(path, self._migrations, connections=connections)
-                except CannotServe as error:
-                    if error.reason != "corrupt":
-                        raise
-                    problem = error.reason
+                while True:
+                    path, series, is_new_here = choose(location)
+                    try:
+                        opened = open_sqlite(path, self._migrations, connections=connections)
+                        break
+                    except CannotServe as error:
+                        if problem or error.reason != "corrupt":
+                            raise
+                        problem = error.reason
                     lock.take_exclusively()
                     names.set_aside(path)
-                    path = choose(location)
-                    opened = open_sqlite(path, self._migrations, connections=connections)
                     lock.share()
-                prepare(opened.engine)
-            self._serving = _Serving(path, path.stat(), lock)
+                if names.state_of(path) == "fallback":
+                    self._choose_range(opened.engine, anew=is_new_here)
+            self._serving = OpenedFile(path, opened, series, lock, path.stat(), problem)
         except BaseException:
             lock.release()
             raise
-        return OpenedFile(path, opened, problem)
+        return self._serving
+
+    def _choose_range(self, engine: Engine, *, anew: bool) -> None:
+        """Choose the numbers that the file gives to rows, before any process uses it."""
+        # On a full disk they begin at 1, and rows get others when they move.
+        with suppress(SQLAlchemyError), engine.begin() as connection:
+            generated_keys.choose_range(connection, self._models, anew=anew)
 
     def _ids(self) -> set[UUID]:
-        return {names.id_of(file) for file in self._waiting()} | {
-            names.id_of(file) for file in self._find("moved")
-        }
+        return {names.id_of(file) for file in [*self._waiting(), *self._find("moved")]}
 
     def _waiting(self) -> list[Path]:
         """Return the files whose rows belong in PostgreSQL, those of a handover first."""
@@ -235,7 +232,13 @@ class SQLiteFiles:
 
 def _count_rows(file: Path) -> int:
     try:
-        return sum(count_rows(read_only(file), at_most=COUNTED_AT_MOST).values())
+        return _count_rows_at(file, tuple(state_of(file)))
     except SQLAlchemyError as error:
         logger.warning("%s cannot be read: %s", file.name, connection_reason(error))
         return 0
+
+
+@lru_cache
+def _count_rows_at(file: Path, _state: tuple[tuple[int, int], ...]) -> int:
+    """Count the rows, once for each state of the file: a health check asks every few seconds."""
+    return sum(count_rows(read_only(file), at_most=COUNTED_AT_MOST).values())

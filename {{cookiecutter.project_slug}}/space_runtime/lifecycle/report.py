@@ -1,6 +1,6 @@
 """The health report and what requests may do, computed from the state alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
 
@@ -40,56 +40,55 @@ def status(state: State) -> Status:
     return "ok"
 
 
-def describe(state: State) -> DatabaseReport:
-    """Return what is said about the database."""
+def describe(state: State, checked_at: datetime) -> DatabaseReport:
+    """Return what is said about the database; `checked_at` is when its state was observed."""
     return DatabaseReport(
         backend=state.backend,
         source=state.configuration.resolution.source,
         reason=state.trouble or (state.reason if state.has_settled else None),
-        detail=" ".join(filter(None, _sentences(state))),
+        detail=_detail(state),
         persistent=state.persistent,
         repairs=state.configuration.resolution.repairs,
         pending_rows=state.pending_rows,
         latency_ms=state.latency_ms if state.backend and not state.trouble else None,
-        checked_at=state.checked_at,
+        checked_at=checked_at,
     )
 
 
 def admission(state: State) -> Admission:
     """Return what requests may do, and what a refused one is told."""
-    if state.stopping:
-        return Admission(reads=False, writes=False, refusal="The server is stopping.")
-    if state.phase in ("draining", "moving", "moved"):
-        refusal = "The rows are being moved to PostgreSQL; try again in a moment."
-    elif state.trouble is not None:
-        refusal = f"Nothing was stored: {REASONS[state.trouble].explanation}."
-    elif not state.has_settled:
-        refusal = "The database is being chosen; try again in a moment."
-    else:
-        refusal = f"No database serves: {_cause(state) or _advice(state)}"
-    serves = state.serves
+    serves = state.serves and not state.stopping
+    if state.phase == "opening":
+        # After a failback that failed, the report calls SQLite what serves: it is back in a moment.
+        state = replace(state, backend=None)
+    refusal = "The server is stopping." if state.stopping else _detail(state)
     return Admission(
         # A file that cannot be written to can often still be read.
         reads=serves and (state.trouble is None or state.backend == "sqlite"),
         writes=serves and state.trouble is None,
-        refusal=refusal,
+        refusal=f"Nothing was stored. {refusal}" if state.trouble else refusal,
         is_fallback=serves and state.is_fallback,
     )
 
 
-def _sentences(state: State) -> list[str]:
+def _detail(state: State) -> str:
     if not state.has_settled:
-        return ["The database is being chosen."]
-    if state.backend is None or state.trouble is not None:
-        return _about_nothing(state)
-    if state.phase in ("draining", "moving", "moved"):
-        return ["The rows on SQLite are being moved to PostgreSQL: data routes wait until then."]
-    return _about_postgresql(state) if state.backend == "postgresql" else _about_sqlite(state)
+        sentences = ["The database is being chosen."]
+    elif state.trouble is not None:
+        cause = REASONS[state.trouble].explanation
+        sentences = [f"No database serves: {cause}.", "It is tried again."]
+    elif state.backend is None:
+        sentences = _about_nothing(state)
+    elif state.phase in ("draining", "moving", "moved"):
+        sentences = ["Rows on SQLite are being moved to PostgreSQL: data routes wait until then."]
+    elif state.backend == "postgresql":
+        sentences = _about_postgresql(state)
+    else:
+        sentences = _about_sqlite(state)
+    return " ".join(filter(None, sentences))
 
 
 def _about_nothing(state: State) -> list[str]:
-    if state.trouble is not None:
-        return [f"No database serves: {REASONS[state.trouble].explanation}.", "It is tried again."]
     cause, unfit = _cause(state), ""
     if state.is_for_postgresql_only:
         unfit = "SQLite cannot stand in: the migrations do not run on it; the log says which."

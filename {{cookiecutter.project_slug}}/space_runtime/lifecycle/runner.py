@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import get_args
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from space_runtime.backends import POSTGRESQL, SQLITE, backend_of
-from space_runtime.backends.errors import DatabaseUnavailable, connection_reason, running_reason
+from space_runtime.backends.errors import DatabaseUnavailable, connection_reason
 from space_runtime.backends.opening import (
     MIGRATION_SECONDS,
     CannotServe,
+    Opened,
     open_postgresql,
     ping,
 )
@@ -32,21 +33,8 @@ from space_runtime.file_locks import Busy
 from space_runtime.files.locations import outlives_container
 from space_runtime.files.sqlite_files import SQLiteFiles
 from space_runtime.lifecycle import state as machine
-from space_runtime.lifecycle.report import (
-    DatabaseReport,
-    Status,
-    admission,
-    describe,
-    status,
-)
-from space_runtime.lifecycle.state import (
-    CHECK_SECONDS,
-    STOP_SECONDS,
-    Moment,
-    Observation,
-    State,
-    Step,
-)
+from space_runtime.lifecycle.report import DatabaseReport, Status, admission, describe, status
+from space_runtime.lifecycle.state import CHECK_SECONDS, STOP_SECONDS, Observation, State, Step
 from space_runtime.migrations import Migrations
 from space_runtime.observability.metrics import (
     BACKEND,
@@ -57,7 +45,6 @@ from space_runtime.observability.metrics import (
     STATUS,
 )
 from space_runtime.project import Project
-from space_runtime.reasons import REASONS
 from space_runtime.records import failbacks
 from space_runtime.serving.database import Database
 from space_runtime.snapshots.schedule import Snapshots
@@ -74,6 +61,7 @@ class Lifecycle:
         database: Database,
         configuration: machine.Configuration,
         project: Project,
+        migrations: Migrations,
         files: SQLiteFiles,
         snapshots: Snapshots,
         *,
@@ -82,27 +70,26 @@ class Lifecycle:
     ) -> None:
         self._database = database
         self._project = project
+        self._migrations = migrations
         self._files = files
         self._snapshots = snapshots
-        self._migrations = Migrations(project.folder)
         self._pool_size = pool_size
         self._on_space = on_space
 
         self._engine: Engine | None = None
-        self._candidate: Engine | None = None
+        self._candidate: Opened | None = None
         self._locks = ExitStack()
         self._waiting_files: list[Path] = []
-        self._migration_error: BaseException | None = None
 
         self._created = time.monotonic()
-        self._state = machine.begin(configuration, _now())
+        self._state = machine.begin(configuration, self._created)
         # While the runner is at work, other threads report trouble and ask it to stop.
         self._state_lock = threading.Lock()
         self._wake = threading.Event()
         self._settled = threading.Event()
         self._thread = threading.Thread(target=self._run, name="database-lifecycle", daemon=True)
         self.status: Status = status(self._state)
-        self.report: DatabaseReport = describe(self._state)
+        self.report: DatabaseReport = describe(self._state, _utc_now())
         database.admission = admission(self._state)
         database.on_trouble = self._suspect
         self._show()
@@ -125,7 +112,7 @@ class Lifecycle:
         """Attempt a last failback, let admitted work finish, and close, all in limited time."""
         begun = time.monotonic()
         serves = self._state.backend is not None
-        self._update(lambda state: machine.stop(state, _now()))
+        self._update(lambda state: machine.stop(state, begun))
         self._wake.set()
         # A connection attempt cannot be interrupted, but its daemon thread ends with the process.
         self._thread.join(timeout=STOP_SECONDS + 1 if serves else CHECK_SECONDS)
@@ -144,7 +131,7 @@ class Lifecycle:
     def _run(self) -> None:
         while self._state.phase != "stopped":
             try:
-                self._perform_what_is_due()
+                self._perform_or_wait()
             except Exception as error:
                 # A bug must not end this thread: /health would repeat its last report forever.
                 self._log_bug(error)
@@ -152,24 +139,22 @@ class Lifecycle:
                 self._publish()
                 self._wake.wait(machine.SECONDS_BETWEEN_CHECKS_WHILE_DOWN)
 
-    def _perform_what_is_due(self) -> None:
+    def _perform_or_wait(self) -> None:
         now = time.monotonic()
-        steps = machine.decide(self._state, now)
-        if not steps:
-            self._wake.wait(machine.seconds_until_due(self._state, now))
+        step, due = machine.decide(self._state, now)
+        if due > now:
+            self._wake.wait(due - now)
             self._wake.clear()
-        for step in steps:
-            phase = self._state.phase
-            observation = self._perform(step)
-            self._update(partial(machine.advance, step=step, observation=observation, now=_now()))
-            self._close_unused()
-            self._publish()
-            if self._state.phase != phase:
-                break
+            return
+        observation = self._observe(step)
+        now = time.monotonic()
+        self._update(partial(machine.advance, step=step, observation=observation, now=now))
+        self._close_unused()
+        self._publish()
 
     def _suspect(self, reason: str | None) -> None:
         self._update(lambda state: machine.suspect(state, reason))
-        if self._state.is_suspect:
+        if self._state.suspicion:
             self._wake.set()
 
     def _update(self, change: Callable[[State], State]) -> None:
@@ -177,146 +162,144 @@ class Lifecycle:
             self._state = change(self._state)
             self._database.admission = admission(self._state)
 
-    def _perform(self, step: Step) -> Observation:
+    def _observe(self, step: Step) -> Observation:
+        """Perform the step; return what was observed, also if it failed."""
+        is_there, detail = False, ""
         try:
-            return self._perform_or_raise(step)
+            observation = self._perform(step)
+            return machine.Done() if observation is None else observation
         except CannotServe as error:
-            self._migration_error = error.__cause__
-            return self._failed(error.reason, is_there=error.is_there, detail=error.detail)
+            reason, is_there, detail = error.reason, error.is_there, error.detail
+            if reason == "migration_failed" != self._state.reason:
+                logger.error("a migration failed", exc_info=error.__cause__)
         except Busy:
-            return self._failed("locked")
+            reason = "locked"
+        except (SQLAlchemyError, DatabaseUnavailable, TimeoutError) as error:
+            reason = connection_reason(error)
         except Exception as error:
             self._log_bug(error)
-            return self._failed("internal")
-
-    def _perform_or_raise(self, step: Step) -> Observation:
-        match step:
-            case machine.Connect(seconds):
-                return self._connect(seconds)
-            case machine.OpenSQLite(fallback):
-                return self._open_sqlite(fallback)
-            case machine.LockFiles():
-                return self._lock_files()
-            case machine.Drain(seconds):
-                return self._drain(seconds)
-            case machine.MoveRows():
-                return self._move_rows()
-            case machine.ServePostgreSQL():
-                return self._serve_postgresql()
-            case machine.Check():
-                return self._check(step)
-            case machine.TerminateConnections():
-                return self._terminate_connections()
-            case machine.Close(seconds):
-                return self._close(seconds)
-
-    def _failed(self, reason: str, *, is_there: bool = False, detail: str = "") -> machine.Failed:
+            reason = "internal"
         pending_rows = 0 if self._engine is not None else self._files.count_waiting()
-        return machine.Failed(reason, is_there=is_there, pending_rows=pending_rows, detail=detail)
+        return machine.Failed(reason, is_there, pending_rows, detail)
+
+    def _perform(self, step: Step) -> Observation | None:
+        match step.action:
+            case "connect":
+                self._connect(step.seconds)
+            case "open SQLite":
+                return self._open_sqlite()
+            case "lock files":
+                self._lock_files()
+            case "drain":
+                self._drain(step.seconds)
+            case "move rows":
+                self._move_rows()
+            case "serve PostgreSQL":
+                return self._serve_postgresql()
+            case "check":
+                return self._check(step)
+            case "close":
+                self._close(step.seconds)
+        return None
 
     # steps
 
-    def _connect(self, seconds: float) -> Observation:
-        configuration = self._state.configuration
-        if not configuration.can_connect:
+    def _connect(self, seconds: float) -> None:
+        resolution = self._state.configuration.resolution
+        if resolution.url is None:
             # This cannot succeed, and is repeated only to count the waiting rows again.
-            return self._failed(configuration.unusable_reason)
-        opened = open_postgresql(
-            configuration.resolution,
-            self._migrations,
-            connections=self._size_for(POSTGRESQL) + 1,
-            seconds=seconds,
+            raise CannotServe(str(resolution.reason), is_there=False)
+        connections = self._size_for(POSTGRESQL) + 1
+        self._candidate = open_postgresql(
+            resolution, self._migrations, connections=connections, seconds=seconds
         )
-        self._candidate = opened.engine
-        return machine.Connected(opened.schema_newer, self._problem_of_failback(opened.engine))
 
-    def _open_sqlite(self, fallback: bool) -> Observation:
+    def _open_sqlite(self) -> Observation:
         self._files.leave()
-        url, connections = self._state.configuration.resolution.url, self._size_for(SQLITE) + 1
-        if fallback:
-            file = self._files.open_fallback(connections)
+        configuration, connections = self._state.configuration, self._size_for(SQLITE) + 1
+        if configuration.backend == "sqlite":
+            file = self._files.open_configured(configuration.resolution.url, connections)
         else:
-            file = self._files.open_configured(url, connections)
+            file = self._files.open_fallback(connections)
         self._use(file.opened.engine)
         return machine.Opened(
             persistent=not self._on_space and outlives_container(file.path),
             schema_newer=file.opened.schema_newer,
             problem=file.problem,
-            pending_rows=self._files.count_waiting() if fallback else 0,
+            pending_rows=self._count_pending(file.opened.engine),
         )
 
-    def _lock_files(self) -> Observation:
-        candidate = self._postgresql()
+    def _lock_files(self) -> None:
+        candidate = self._postgresql().engine
+        self._files.restore_waiting(partial(is_moved, candidate))
         can_wait = self._engine is not None and not self._state.stopping
-        try:
-            self._files.restore_waiting(partial(is_moved, candidate))
-            has_to_wait = can_wait and POSTGRESQL.is_being_migrated(candidate)
-        except (SQLAlchemyError, DatabaseUnavailable) as error:
-            raise CannotServe(connection_reason(error), is_there=False) from None
-        if has_to_wait:
+        if can_wait and POSTGRESQL.is_being_migrated(candidate):
             # Later, the data routes would have to wait as well.
             raise CannotServe("locked", is_there=False, detail=ROWS_FOLLOW)
         self._waiting_files = self._locks.enter_context(self._files.waiting_exclusively())
-        return machine.Locked()
 
-    def _drain(self, seconds: float) -> Observation:
+    def _drain(self, seconds: float) -> None:
         engine = self._serving()
         self._database.leave()
         if not self._database.drain(seconds):
             self._use(engine)
-            return machine.Failed("locked")
+            raise Busy
         # If the process and its disk are lost during the move, a snapshot still has the rows.
-        has_rows = self._files.count_waiting() > 0
-        self._snapshots.end(last_within=CHECK_SECONDS if has_rows else 0.0)
-        engine.dispose()
-        self._engine = None
-        return machine.Drained()
+        self._snapshots.end(last_within=seconds)
+        self._close_engine()
 
-    def _move_rows(self) -> Observation:
+    def _move_rows(self) -> None:
         failback = Failback(
-            self._postgresql(), self._project.metadata, self._migrations, self._snapshots
+            self._postgresql().engine, self._project.metadata, self._migrations, self._snapshots
         )
         failback.move_all(self._waiting_files)
-        return machine.Moved()
 
     def _serve_postgresql(self) -> Observation:
-        engine = self._postgresql()
+        candidate = self._postgresql()
+        self._candidate = None
         self._locks.close()
         self._files.leave()
-        self._candidate = None
-        self._use(engine)
-        pending_rows = self._files.count_waiting()
-        with suppress(SQLAlchemyError):  # If the connection was lost, the next check will say so.
-            pending_rows += self._count_refused(engine)
+        self._use(candidate.engine)
+        pending_rows, problem = self._files.count_waiting(), ""
+        # If the connection was lost, the next check will say so.
+        with (
+            suppress(SQLAlchemyError, DatabaseUnavailable),
+            candidate.engine.connect() as connection,
+        ):
+            problem = failbacks.problem(connection)
+            pending_rows += failbacks.count_refused(connection)
+        if problem:
+            logger.warning(problem)
         if pending_rows:
             logger.warning(
                 "PostgreSQL serves without %d rows of an outage: see make failback LIST=1",
                 pending_rows,
             )
-        return machine.Counted(pending_rows, self._files.count_configured())
+        return machine.Opened(
+            schema_newer=candidate.schema_newer,
+            failback_problem=problem,
+            pending_rows=pending_rows,
+            rows_from_before=self._files.count_configured(),
+        )
 
-    def _check(self, step: machine.Check) -> Observation:
+    def _check(self, check: Step) -> Observation:
         engine = self._serving()
         if not self._files.is_present:
             logger.error("the SQLite file was removed while it served: choosing a database again")
             return machine.FileRemoved()
-        try:
-            if step.look_for_damage:
-                self._look_for_damage(Path(str(engine.url.database)))
-            latency = within(CHECK_SECONDS, lambda: ping(engine, write=step.write))
-            pending_rows = within(CHECK_SECONDS, lambda: self._count_pending(engine))
-        except (SQLAlchemyError, DatabaseUnavailable, TimeoutError) as error:
-            reason = connection_reason(error)
-            # Another server may say no while the one that requests wait for is silent.
-            return machine.Failed(reason, is_silent=reason in ("timeout", "read_only"))
-        return machine.Answered(latency, pending_rows, self._snapshots.describe())
 
-    def _terminate_connections(self) -> Observation:
-        engine = self._serving()
-        backend_of(engine).terminate_connections(engine)
-        return machine.Done()
+        def ask() -> Observation:
+            may_be_damaged = check.suspicion == "corrupt" and backend_of(engine) is SQLITE
+            if may_be_damaged and not is_sound(Path(str(engine.url.database))):
+                raise CannotServe("corrupt", is_there=False)
+            latency = ping(engine, write=check.suspicion is not None)
+            return machine.Answered(
+                latency, self._count_pending(engine), self._snapshots.describe()
+            )
 
-    def _close(self, seconds: float) -> Observation:
+        return within(check.seconds, ask)
+
+    def _close(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         self._database.leave()
         if not self._database.drain(seconds):
@@ -326,7 +309,6 @@ class Lifecycle:
             backend_of(self._engine).terminate_connections(self._engine)
         self._close_engine()
         self._files.leave()
-        return machine.Done()
 
     # engines in use
 
@@ -335,7 +317,7 @@ class Lifecycle:
             raise RuntimeError("no database serves in this phase")
         return self._engine
 
-    def _postgresql(self) -> Engine:
+    def _postgresql(self) -> Opened:
         if self._candidate is None:
             raise RuntimeError("PostgreSQL is not connected in this phase")
         return self._candidate
@@ -354,7 +336,7 @@ class Lifecycle:
 
     def _close_unused(self) -> None:
         if self._candidate is not None and not self._state.has_candidate:
-            self._candidate.dispose()
+            self._candidate.engine.dispose()
             self._candidate = None
         if self._state.phase not in ("draining", "moving"):
             self._locks.close()
@@ -364,76 +346,36 @@ class Lifecycle:
             self._snapshots.end()
             self._close_engine()
             self._files.leave()
-
-    def _look_for_damage(self, file: Path) -> None:
-        """Raise DatabaseUnavailable if the file is damaged, as a request has reported."""
-        if not within(CHECK_SECONDS, lambda: is_sound(file)):
-            raise DatabaseUnavailable(REASONS["corrupt"].cause, reason="corrupt")
+        elif self._state.is_silent and self._engine is not None:
+            # Wakes the threads that wait. No more work is admitted, so none takes their place.
+            backend_of(self._engine).terminate_connections(self._engine)
 
     def _count_pending(self, engine: Engine) -> int:
         """Return how many rows are not in PostgreSQL, but should be."""
         if self._state.configuration.backend == "sqlite":
             return 0
         waiting = self._files.count_waiting()
-        return waiting if self._state.is_fallback else waiting + self._count_refused(engine)
-
-    def _count_refused(self, engine: Engine) -> int:
-        try:
-            with engine.connect().execution_options(reading=True) as connection:
-                return failbacks.count_refused(connection)
-        except DBAPIError as error:
-            if error.connection_invalidated or running_reason(error):
-                raise
-            # The table may belong to another role, which must not keep PostgreSQL from serving.
-            return 0
-
-    def _problem_of_failback(self, engine: Engine) -> str:
-        """Return why rows of an outage could not be moved to this database, or ""."""
-        problem = ""
-        try:
-            with engine.connect() as connection:
-                problem = failbacks.problem(connection)
-            if problem:
-                lock = backend_of(engine).lock_migrations(engine)
-                with lock as connection, connection.begin():
-                    failbacks.create_tables(connection)
-                    problem = failbacks.problem(connection)
-        except (SQLAlchemyError, DatabaseUnavailable) as error:
-            if isinstance(error, DBAPIError) and error.connection_invalidated:
-                raise CannotServe("connection_lost", is_there=False) from None
-        if problem:
-            logger.warning(problem)
-        return problem
+        if backend_of(engine) is SQLITE:
+            return waiting
+        with engine.connect().execution_options(reading=True) as connection:
+            return waiting + failbacks.count_refused(connection)
 
     # reporting
 
     def _publish(self) -> None:
-        before_status, before = self.status, self.report
-        self.status, self.report = status(self._state), describe(self._state)
+        before = (self.status, self.report.reason, self.report.backend)
+        self.status, self.report = status(self._state), describe(self._state, _utc_now())
         self._show()
-        if self._state.is_fallback and before.backend != "sqlite":
+        if self._state.is_fallback and before[2] != "sqlite":
             FALLBACKS.inc()
-        after = (self.status, self.report.reason, self.report.backend)
-        if (before_status, before.reason, before.backend) != after:
-            self._log_change(is_first=before_status == "starting")
+        if before != (self.status, self.report.reason, self.report.backend):
+            log = logger.info if self.status == "ok" else logger.warning
+            seconds = round(time.monotonic() - self._created, 1)
+            is_first = before[0] == "starting"
+            extra = {"version": self._project.version, "seconds": seconds} if is_first else None
+            log("database %s: %s", self.status, self.report.detail, extra=extra)
         if self._state.has_settled:
             self._settled.set()
-
-    def _log_change(self, *, is_first: bool) -> None:
-        log = logger.info if self.status == "ok" else logger.warning
-        seconds = round(time.monotonic() - self._created, 1)
-        log(
-            "database %s: %s",
-            self.status,
-            self.report.detail,
-            exc_info=self._migration_error if self._is_about_migrations() else None,
-            extra={"version": self._project.version, "seconds": seconds} if is_first else None,
-        )
-
-    def _is_about_migrations(self) -> bool:
-        is_down = self._state.backend is None
-        unfit = is_down and self._state.is_for_postgresql_only
-        return unfit or self.report.reason == "migration_failed"
 
     def _log_bug(self, error: Exception) -> None:
         # Only the frames and the error's type: its text may contain hosts, users and values.
@@ -452,5 +394,5 @@ class Lifecycle:
             CHECK_DURATION.set(self.report.latency_ms / 1000)
 
 
-def _now() -> Moment:
-    return Moment(time.monotonic(), datetime.now(UTC).replace(microsecond=0))
+def _utc_now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)

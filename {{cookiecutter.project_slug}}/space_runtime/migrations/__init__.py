@@ -97,7 +97,9 @@ class Migrations:
             tables = own_names(self._scripts).tables
             is_foreign = not all(inspector.has_table(name, schema) for schema, name in tables)
         if is_foreign:
-            raise DatabaseUnavailable(REASONS["foreign_schema"].cause, reason="foreign_schema")
+            raise DatabaseUnavailable(
+                REASONS["foreign_schema"].explanation, reason="foreign_schema"
+            )
         return True
 
 

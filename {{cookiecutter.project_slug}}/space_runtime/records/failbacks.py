@@ -123,6 +123,8 @@ def problem(connection: Connection) -> str:
     """Return why a failback to this database could not be recorded, as a sentence, or ""."""
     names = {name: connection.scalar(select(func.to_regclass(name))) for name in OWN_TABLES}
     if None in names.values():
+        if connection.scalar(select(func.has_schema_privilege(func.current_schema(), "CREATE"))):
+            return ""  # The first failback creates them.
         return (
             "Rows of an outage could not be moved here, because the tables for that are missing and"
             " this role may not create them: run `alembic upgrade head` as a role that may."
@@ -239,7 +241,8 @@ def read_new_keys(
 
 
 def count_refused(connection: Connection) -> int:
-    """Return how many refused rows are kept; 0 if there is no table for them."""
-    if connection.scalar(select(func.to_regclass(refused_rows.name))) is None:
+    """Return how many refused rows are kept; 0 if there is no table for them, or no right to it."""
+    table = func.to_regclass(refused_rows.name)
+    if not connection.scalar(select(func.has_table_privilege(table, "SELECT"))):
         return 0
     return connection.scalar(select(func.count()).select_from(refused_rows)) or 0

@@ -8,22 +8,19 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 logger = logging.getLogger(__name__)
 
-_S3 = ("s3", "s3a")
 _S3_ENDPOINTS = ("FSSPEC_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _CREDENTIALS = {
     "hf": "HF_TOKEN must be a token with write access there",
     "s3": "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-    "s3a": "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "file": f"let user {os.getuid()} write to that folder",
 }
 _FORMS = {
     "hf": "write hf://buckets/USER/BUCKET/FOLDER or hf://datasets/USER/DATASET/FOLDER",
     "s3": "write s3://BUCKET/FOLDER",
-    "s3a": "write s3://BUCKET/FOLDER",
 }
 
 
@@ -42,7 +39,7 @@ class Folder:
         # By default, huggingface_hub draws progress bars in the log and needs a writable home.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_XET_CACHE", f"{tempfile.gettempdir()}/xet-{os.getuid()}")
-        self._protocol = protocol_of(url)
+        self._protocol = _protocol_of(url)
         with self._errors_named("opened"):
             # Imported here because it is slow, and only applications with snapshots need it.
             from fsspec import get_filesystem_class  # type: ignore[import-untyped]
@@ -55,8 +52,9 @@ class Folder:
                     "SNAPSHOT_URL begins with a protocol that nothing here knows: use hf://, s3://"
                     " or another one of fsspec's, or the path of a folder."
                 ) from None
-            options = _s3_options() if self._protocol in _S3 else {}
-            self._files, path = url_to_fs(url, skip_instance_cache=True, **options)
+            if self._protocol == "s3":
+                _prepare_s3()
+            self._files, path = url_to_fs(url, skip_instance_cache=True)
             if self._protocol in _FORMS and not path:
                 raise Misconfigured(f"SNAPSHOT_URL names no place: {_FORMS[self._protocol]}.")
         self._path = path.rstrip("/")
@@ -135,31 +133,25 @@ def resolve(written: str, folder: Path) -> str:
     )
 
 
-def protocol_of(url: str) -> str:
+def _protocol_of(url: str) -> str:
     """Return the protocol of a URL, of the innermost one if several are chained."""
     innermost = url.rpartition("::")[2]
-    return innermost.partition("://")[0] if "://" in innermost else "file"
+    protocol = innermost.partition("://")[0] if "://" in innermost else "file"
+    return "s3" if protocol == "s3a" else protocol
 
 
-def _s3_options() -> dict[str, Any]:
-    """Return what makes s3fs work with other stores than Amazon's, too.
+def _prepare_s3() -> None:
+    """Make botocore work with other stores than Amazon's, too; raise Misconfigured.
 
-    Many of them refuse the checksums that botocore adds by default, and snapshots have their own.
+    Many of them refuse the checksums that it adds by default, and snapshots have their own.
     """
     for name in _S3_ENDPOINTS:
         if (endpoint := os.environ.get(name)) and "://" not in endpoint:
             raise Misconfigured(
                 f"SNAPSHOT_URL cannot be used: {name} must begin with https:// or http://."
             )
-    from fsspec.config import conf  # type: ignore[import-untyped]
-
-    chosen = conf.get("s3", {}).get("config_kwargs", {})
-    defaults = {
-        name: "when_required"
-        for name in ("request_checksum_calculation", "response_checksum_validation")
-        if f"AWS_{name.upper()}" not in os.environ
-    }
-    return {"config_kwargs": defaults | chosen}
+    for name in ("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION"):
+        os.environ.setdefault(name, "when_required")
 
 
 def _cause(error: Exception, protocol: str) -> str:
@@ -176,7 +168,7 @@ def _cause(error: Exception, protocol: str) -> str:
         told = "it cannot be made" if protocol == "file" else "these credentials may not see it"
         return f"it does not exist, or {told}"
     if is_about_reaching:
-        also = ", and AWS_ENDPOINT_URL" if protocol in _S3 else ""
+        also = ", and AWS_ENDPOINT_URL" if protocol == "s3" else ""
         return f"its server cannot be reached; check the network{also}"
     if code:
         return f"the store answers {code}; check AWS_ENDPOINT_URL and AWS_DEFAULT_REGION"

@@ -5,17 +5,15 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import wait
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
-from uuid import uuid4
 
 from space_runtime.file_locks import Busy, FileLock
 from space_runtime.observability.metrics import SNAPSHOT_AGE, SNAPSHOTS
 from space_runtime.snapshots.folder import Misconfigured, SnapshotError
 from space_runtime.snapshots.store import DamagedSnapshot, SnapshotStore
-from space_runtime.time_limit import start, within
+from space_runtime.time_limit import within
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -34,10 +32,6 @@ _NOT_ALONE = (
     " each a folder of its own."
 )
 
-CONFIGURED = "app"
-FALLBACK = "fallback"
-"""The kinds of series, with which the names of the series begin."""
-
 
 class Snapshots:
     """The snapshots of the SQLite file that serves. Without a store, the methods do nothing."""
@@ -46,7 +40,6 @@ class Snapshots:
         self._store = store
         self._interval_seconds = interval_seconds
         self._timer: _Timer | None = None
-        self._trouble: str | None = None
         SNAPSHOT_AGE.set_function(
             lambda: float("nan") if self.taken_at is None else time.monotonic() - self.taken_at
         )
@@ -61,25 +54,25 @@ class Snapshots:
 
         Return its series, or None if there is none or it cannot be fetched.
         """
-        store, self._trouble = self._store, None
-        if store is None:
+        if self._store is None:
             return None
-        snapshot = None
-        for attempts_left in reversed(range(ATTEMPTS)):
+        restore = partial(self._store.restore, which, target)
+        trouble = ""
+        for _ in range(ATTEMPTS):
             try:
-                snapshot = within(RESTORE_SECONDS, lambda: store.restore(which, target))
-                break
+                snapshot = within(RESTORE_SECONDS, restore)
             except (SnapshotError, TimeoutError) as error:
-                is_final = isinstance(error, DamagedSnapshot | Misconfigured | TimeoutError)
-                if is_final or not attempts_left:
-                    self._trouble = _text_of(error)
-                    logger.error("no snapshot could be restored: %s", self._trouble)
+                trouble = _text_of(error)
+                if isinstance(error, DamagedSnapshot | Misconfigured | TimeoutError):
+                    break
+                time.sleep(SECONDS_BETWEEN_ATTEMPTS)
+            else:
+                if snapshot is None:
                     return None
-            time.sleep(SECONDS_BETWEEN_ATTEMPTS)
-        if snapshot is None:
-            return None
-        logger.info("restored snapshot %d", snapshot.number)
-        return snapshot.series
+                logger.info("restored snapshot %d", snapshot.number)
+                return snapshot.series
+        logger.error("no snapshot could be restored: %s", trouble)
+        return None
 
     def series(self, kind: str) -> dict[str, bool]:
         """Return the series of a kind, oldest first, and whether each has a tombstone."""
@@ -104,21 +97,8 @@ class Snapshots:
             self._timer.stop(last_within)
 
     def describe(self) -> str:
-        """Return a sentence about the newest snapshot, or "" without SNAPSHOT_URL."""
-        if self._store is None:
-            return ""
-        timer, trouble = self._timer, self._trouble
-        if timer is not None and (timer.has_tried or timer.trouble):
-            trouble = timer.trouble
-        if trouble is not None:
-            told = f"Snapshots fail: {trouble}"
-        elif self.taken_at is not None:
-            told = f"The newest snapshot is {time.monotonic() - self.taken_at:.0f} s old."
-        elif timer is not None and timer.is_trying:
-            told = "SNAPSHOT_URL is being tried."
-        else:
-            told = f"A snapshot is taken every {self._interval_seconds:g} s."
-        return told if timer is None or timer.is_alone else f"{told} {_NOT_ALONE}"
+        """Return a sentence about the newest snapshot, or "" if none is taken."""
+        return self._timer.describe() if self._timer else ""
 
     def _attempt(self, call: Callable[[SnapshotStore], Result]) -> Result | None:
         if (store := self._store) is None:
@@ -139,10 +119,9 @@ class _Timer:
     def __init__(
         self, store: SnapshotStore, file: Path, series: str | None, interval_seconds: float
     ) -> None:
-        self.is_trying = True
-        self.has_tried = False
-        self.trouble: str | None = None
         self.taken_at: float | None = None
+        self._asked_at: float | None = time.monotonic()
+        self._trouble = ""
         self._store = store
         # Not a link to it: SQLite's log, which tells of changes, is beside the file itself.
         self._file = Path(os.path.realpath(file))
@@ -150,16 +129,25 @@ class _Timer:
         self._interval_seconds = interval_seconds
         # Only one of the processes that serve a file takes its snapshots.
         self._lock = FileLock(file.with_name("snapshots"))
-        self._state_taken: object = None
         self._intervals_alone = INTERVALS_ALONE
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="snapshots", daemon=True)
         self._thread.start()
 
-    @property
-    def is_alone(self) -> bool:
-        """Whether no other copy of the deployment was noticed lately."""
-        return self._intervals_alone >= INTERVALS_ALONE
+    def describe(self) -> str:
+        """Return a sentence about the newest snapshot."""
+        now, asked_at = time.monotonic(), self._asked_at
+        if asked_at is not None and now - asked_at > SECONDS_OF_SILENCE:
+            self._note_trouble(f"SNAPSHOT_URL has not answered within {SECONDS_OF_SILENCE:g} s.")
+        if self._trouble:
+            told = f"Snapshots fail: {self._trouble}"
+        elif self.taken_at is not None:
+            told = f"The newest snapshot is {now - self.taken_at:.0f} s old."
+        elif asked_at is not None:
+            told = "SNAPSHOT_URL is being tried."
+        else:
+            told = f"A snapshot is taken every {self._interval_seconds:g} s."
+        return told if self._intervals_alone >= INTERVALS_ALONE else f"{told} {_NOT_ALONE}"
 
     def stop(self, last_within: float) -> None:
         """Stop, after a last snapshot if `last_within` leaves time for it."""
@@ -182,31 +170,30 @@ class _Timer:
             self._attempt(self._attend_and_take)
 
     def _attempt(self, step: Callable[[], None]) -> None:
+        self._asked_at = time.monotonic()
         try:
             self._lock.take_exclusively()
             step()
-        except Busy:
-            pass
+        except Busy as busy:
+            # Else another process takes the snapshots.
+            if not isinstance(busy.__cause__, BlockingIOError):
+                self._note_trouble("No lock can be made beside the database: is its disk full?")
         except SnapshotError as error:
             SNAPSHOTS.labels("failed").inc()
             self._note_trouble(str(error))
         else:
-            self.trouble = None
-        self.is_trying = False
+            self._trouble = ""
+        self._asked_at = None
 
     def _attend(self) -> None:
-        outcome = start(self._store.attend)
-        wait([outcome], timeout=SECONDS_OF_SILENCE)
-        if not outcome.done():
-            self._note_trouble(f"SNAPSHOT_URL has not answered within {SECONDS_OF_SILENCE:g} s.")
-        if outcome.result():
-            if self.is_alone:
+        self._intervals_alone += 1
+        is_with_another = self._store.attend()
+        # A snapshot that follows may take as long as it likes.
+        self._asked_at = None
+        if is_with_another:
+            if self._intervals_alone > INTERVALS_ALONE:
                 logger.warning(_NOT_ALONE)
             self._intervals_alone = 0
-        else:
-            self._intervals_alone += 1
-        if self.is_trying and (folder := self._store.found_folder):
-            logger.info("snapshots go to the folder %s", folder)
 
     def _attend_and_take(self) -> None:
         self._attend()
@@ -215,37 +202,17 @@ class _Timer:
             self._take()
 
     def _take(self) -> None:
-        self.has_tried = True
-        started, state = time.monotonic(), _state_of(self._file)
-        if self._series is None:
-            known = self._store.series(CONFIGURED)
-            unmoved = [series for series, is_moved in known.items() if not is_moved]
-            self._series = unmoved[-1] if unmoved else new_series()
-        if state != self._state_taken:
-            self._store.take(self._file, self._series)
+        started = time.monotonic()
+        if snapshot := self._store.take(self._file, self._series):
             SNAPSHOTS.labels("taken").inc()
-        self.taken_at, self._state_taken = started, state
+            self._series = snapshot.series
+        self.taken_at = started
 
     def _note_trouble(self, trouble: str) -> None:
-        if self.trouble != trouble:
+        if self._trouble != trouble:
             logger.error("no snapshot can be taken: %s", trouble)
-        self.trouble = trouble
-
-
-def new_series() -> str:
-    """Return a new series, so that snapshots of a new database do not displace older ones."""
-    return f"{CONFIGURED}-{uuid4().hex[:8]}"
+        self._trouble = trouble
 
 
 def _text_of(error: SnapshotError | TimeoutError) -> str:
     return str(error) or "SNAPSHOT_URL did not answer in time."
-
-
-def _state_of(file: Path) -> list[tuple[int, int]]:
-    """Return times and sizes that change with the database, so that an idle one is not copied."""
-    state = []
-    for part in (file, file.with_name(f"{file.name}-wal")):
-        with suppress(FileNotFoundError):
-            stat = part.stat()
-            state.append((stat.st_mtime_ns, stat.st_size))
-    return state

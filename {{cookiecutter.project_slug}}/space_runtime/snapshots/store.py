@@ -13,7 +13,6 @@ import fcntl
 import hashlib
 import io
 import logging
-import os
 import re
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -27,8 +26,12 @@ from space_runtime.snapshots.folder import Folder, Misconfigured, SnapshotError,
 logger = logging.getLogger(__name__)
 
 KEPT = 5
-_SERIES = r"app-[0-9a-f]{8}|fallback-[0-9a-f]{32}"
-_NAME = re.compile("(" + _SERIES + r")-([0-9]{8})(?:-([0-9a-f]{16})\.db|\.moved)")
+CONFIGURED = "app"
+FALLBACK = "fallback"
+"""The kinds of series, with which the names of the series begin."""
+
+_SERIES = rf"{CONFIGURED}-[0-9a-f]{{8}}|{FALLBACK}-[0-9a-f]{{32}}"
+_NAME = re.compile(rf"({_SERIES})-([0-9]{{8}})(?:-([0-9a-f]{{16}})\.db|\.moved)")
 _OWNER = re.compile(r"owner-[0-9a-f]{16}\.txt")
 _OWNER_TEXT = (
     "The snapshots in this folder belong to {}. Other deployments leave it alone. After this file"
@@ -36,6 +39,7 @@ _OWNER_TEXT = (
 )
 _RUNNING = re.compile(r"running-[0-9a-f]{8}\.txt")
 _RUNNING_TEXT = b"A process takes snapshots, or has ended. The next one removes this file.\n"
+_TOMBSTONE_TEXT = b"The rows of this database were moved to PostgreSQL.\n"
 
 
 class DamagedSnapshot(SnapshotError):
@@ -85,55 +89,51 @@ class SnapshotStore:
         self._url = url
         self._project_folder = folder
         self._deployment = deployment
-        self._last_digests: dict[str, str] = {}
+        self._taken: dict[str, FileState] = {}
         self._running_mark = f"running-{uuid4().hex[:8]}.txt"
         self._has_attended = False
-        self._stuck: set[str] = set()
         self._refusal: str | None = None
-
-    @property
-    def found_folder(self) -> str:
-        """Where a path leads that does not begin at the root, or "" if it is no such path."""
-        url = resolve(self._url, self._project_folder)
-        return url if os.path.isabs(url) and not os.path.isabs(self._url) else ""
 
     def attend(self) -> bool:
         """Try the URL, claim its folder, and leave a mark that this process uses it.
 
-        Return whether another copy of this deployment is running: it does if its mark is there
-        again, since each one removes the marks of the others.
+        Return whether another copy of this deployment is running: each removes the others' marks.
         """
         folder = self._open()
-        listed = self._ours(folder, folder.listing(), must_claim=True)
-        running = {name for name in listed if _RUNNING.fullmatch(name)}
-        if self._running_mark not in running or not self._has_attended:
+        listed = self._ours(folder, folder.listing(), claim=True)
+        running = set(filter(_RUNNING.fullmatch, listed))
+        was_removed = self._has_attended and self._running_mark not in running
+        place = resolve(self._url, self._project_folder)
+        if not self._has_attended and place != self._url:
+            logger.info("snapshots go to the folder %s", place)
+        if self._running_mark not in running:
             # Also tells whether this folder can be written to.
             folder.put(self._running_mark, io.BytesIO(_RUNNING_TEXT))
-        self._stuck &= running
-        others = running - {self._running_mark} - self._stuck
-        for other in others:
-            try:
+        for other in running - {self._running_mark}:
+            # A place where nothing can be removed cannot tell of other copies.
+            with suppress(SnapshotError):
                 folder.remove(other)
-            except SnapshotError:
-                self._stuck.add(other)
-        # At first, marks may be left over from processes that have ended.
-        had_attended, self._has_attended = self._has_attended, True
-        return had_attended and bool(others)
+        self._has_attended = True
+        return was_removed
 
-    def take(self, file: Path, series: str) -> Snapshot | None:
-        """Store a copy of the live file; return None if it has not changed since the last one."""
+    def take(self, file: Path, series: str | None) -> Snapshot | None:
+        """Store a copy of the live file; return None if it has not changed since the last one.
+
+        A series of None continues the newest one of the kind CONFIGURED.
+        """
+        state = state_of(file)
+        if series is not None and self._taken.get(series) == state:
+            return None
         with _private_file(file) as copy:
             _copy(file, copy)
-            digest = _digest(copy)
-            if digest == self._last_digests.get(series):
-                return None
-            folder = self._open()
-            listed = _snapshots(self._ours(folder, folder.listing(), must_claim=True))
-            snapshot = Snapshot(_next_number(listed), series, digest)
+            folder, listed = self._look(claim=True)
+            if series is None:
+                known = [one.series for one in listed if one.is_of(CONFIGURED)]
+                series = known[-1] if known else new_series()
+            snapshot = Snapshot(_next_number(listed), series, _digest(copy))
             with copy.open("rb") as content:
-                stored = folder.put(snapshot.name, content)
-        self._last_digests[series] = digest
-        listed = _snapshots(self._ours(folder, stored, must_claim=True))
+                listed = _snapshots(folder.put(snapshot.name, content))
+        self._taken[series] = state
         ours = [one for one in listed if one.series == series and not one.is_tombstone]
         try:
             for old in ours[:-KEPT]:
@@ -149,8 +149,7 @@ class SnapshotStore:
         If a snapshot is damaged, the one before is tried. If it cannot be fetched, no other is: it
         may be sound, and after restoring an older one, new snapshots would soon displace it.
         """
-        folder = self._open()
-        listed = _snapshots(self._ours(folder, folder.listing()))
+        folder, listed = self._look()
         ours = [one for one in listed if one.is_of(which)]
         # A caller that names one series has already checked that its rows were not moved.
         moved = {one.series for one in ours if one.is_tombstone and one.series != which}
@@ -168,24 +167,22 @@ class SnapshotStore:
 
     def series(self, kind: str) -> dict[str, bool]:
         """Return the series of this kind, oldest first, and whether each has a tombstone."""
-        folder = self._open()
-        listed = _snapshots(self._ours(folder, folder.listing()))
+        _, listed = self._look()
         ours = [one for one in listed if one.is_of(kind)]
         moved = {one.series for one in ours if one.is_tombstone}
         return {one.series: one.series in moved for one in ours}
 
     def add_tombstone(self, series: str) -> None:
         """Mark the rows of this series as handed over to PostgreSQL."""
-        folder = self._open()
-        listed = _snapshots(self._ours(folder, folder.listing(), must_claim=True))
+        folder, listed = self._look(claim=True)
         if not any(one.is_tombstone and one.series == series for one in listed):
-            content = io.BytesIO(b"The rows of this database were moved to PostgreSQL.\n")
-            folder.put(Snapshot(_next_number(listed), series, "").name, content)
+            tombstone = Snapshot(_next_number(listed), series, "")
+            folder.put(tombstone.name, io.BytesIO(_TOMBSTONE_TEXT))
 
     def remove_tombstone(self, series: str) -> None:
         """Remove the mark: the rows were not moved after all."""
-        folder = self._open()
-        for one in _snapshots(self._ours(folder, folder.listing())):
+        folder, listed = self._look()
+        for one in listed:
             if one.is_tombstone and one.series == series:
                 folder.remove(one.name)
 
@@ -195,24 +192,22 @@ class SnapshotStore:
             raise BelongsToAnother(self._refusal)
         return Folder(resolve(self._url, self._project_folder))
 
-    def _ours(
-        self, folder: Folder, listed: Collection[str], *, must_claim: bool = False
-    ) -> Collection[str]:
+    def _look(self, *, claim: bool = False) -> tuple[Folder, list[Snapshot]]:
+        """Return the folder, and the snapshots and tombstones in it, in order of number."""
+        folder = self._open()
+        return folder, _snapshots(self._ours(folder, folder.listing(), claim=claim))
+
+    def _ours(self, folder: Folder, listed: Collection[str], *, claim: bool) -> Collection[str]:
         """Return the names if they belong to this deployment, else raise BelongsToAnother.
 
-        A folder without an owner is claimed first. Without `must_claim`, that is left out if there
-        is nothing in it, and may fail: one that is read-only can still be restored from.
+        A folder without an owner is claimed first, an empty one only if `claim` says so.
         """
         deployment = self._deployment()
         own = f"owner-{hashlib.sha256(deployment.encode()).hexdigest()[:16]}.txt"
-        owners = sorted(name for name in listed if _OWNER.fullmatch(name))
-        if not owners and (must_claim or _snapshots(listed)):
-            try:
-                listed = folder.put(own, io.BytesIO(_OWNER_TEXT.format(deployment).encode()))
-            except SnapshotError:
-                if must_claim:
-                    raise
-            owners = sorted(name for name in listed if _OWNER.fullmatch(name))
+        owners = sorted(filter(_OWNER.fullmatch, listed))
+        if not owners and (claim or _snapshots(listed)):
+            listed = folder.put(own, io.BytesIO(_OWNER_TEXT.format(deployment).encode()))
+            owners = sorted(filter(_OWNER.fullmatch, listed))
         # Few stores can create a name only if it is free. So two may claim a folder at once, and
         # both then find that it belongs to the one whose mark is first.
         if owners and owners[0] != own:
@@ -226,6 +221,24 @@ class SnapshotStore:
                     folder.remove(own)
             raise BelongsToAnother(self._refusal)
         return listed
+
+
+def new_series() -> str:
+    """Return a new series, so that snapshots of a new database do not displace older ones."""
+    return f"{CONFIGURED}-{uuid4().hex[:8]}"
+
+
+FileState = list[tuple[int, int]]
+
+
+def state_of(file: Path) -> FileState:
+    """Return times and sizes that change with the database, so that an idle one is left alone."""
+    state = []
+    for part in (file, file.with_name(f"{file.name}-wal")):
+        with suppress(FileNotFoundError):
+            stat = part.stat()
+            state.append((stat.st_mtime_ns, stat.st_size))
+    return state
 
 
 def _snapshots(names: Iterable[str]) -> list[Snapshot]:
