@@ -103,7 +103,7 @@ class Container:
 
     def client(self) -> httpx2.Client:
         """A client of its app."""
-        return httpx2.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=20, trust_env=False)
+        return httpx2.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=20, trust_env=False, verify=False)
 
 
 def engine_output(engine: str, *arguments: str) -> str:

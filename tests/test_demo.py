@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 def read_until(output: int, expected: str | None) -> str:
     """What is printed up to `expected`, or up to the end."""
     shown = b""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     # Reading a terminal whose program has ended is an error on Linux.
     with suppress(OSError):
         while expected is None or expected.encode() not in shown:
@@ -57,7 +57,7 @@ def test_the_demo_says_where_it_answers_and_ctrl_c_stops_it_cleanly() -> None:
         assert demo.stdout is not None
         shown = read_until(demo.stdout.fileno(), "Ctrl-C stops the server.")
         assert f"The Space answers at http://127.0.0.1:{PORT} - SQLite serves." in shown
-        assert httpx2.get(f"http://127.0.0.1:{PORT}/", trust_env=False).status_code == 200
+        assert httpx2.get(f"http://127.0.0.1:{PORT}/", trust_env=False, verify=False).status_code == 200
         os.killpg(demo.pid, signal.SIGINT)
         shown += read_until(demo.stdout.fileno(), None)
         assert demo.wait(30) == 0

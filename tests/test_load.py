@@ -159,7 +159,7 @@ def test_who_cannot_come_in_soon_is_told_to_come_again(project: BakedProject) ->
 
     async def crowd(url: str) -> None:
         async with (
-            httpx2.AsyncClient(base_url=url, timeout=30, trust_env=False, headers=headers) as client,
+            httpx2.AsyncClient(base_url=url, timeout=30, trust_env=False, verify=False, headers=headers) as client,
             asyncio.TaskGroup() as group,
         ):
             group.create_task(ask("inside", client))
@@ -269,7 +269,7 @@ def test_40_clients_that_change_one_row_lose_no_update(
     project: BakedProject, environ: dict[str, str], route: str
 ) -> None:
     async def change(url: str) -> list[httpx2.Response]:
-        async with httpx2.AsyncClient(base_url=url, timeout=60, trust_env=False) as http:
+        async with httpx2.AsyncClient(base_url=url, timeout=60, trust_env=False, verify=False) as http:
             return list(await asyncio.gather(*(http.post(route) for _ in range(40 * 5))))
 
     # two processes: within one, a single thread writes to SQLite anyway
@@ -313,7 +313,7 @@ def test_a_write_whose_server_is_killed_is_never_a_success(project: BakedProject
     url = postgres.create_database()
 
     async def write_and_kill(server: Server) -> int:
-        async with httpx2.AsyncClient(base_url=server.url, timeout=60, trust_env=False) as http:
+        async with httpx2.AsyncClient(base_url=server.url, timeout=60, trust_env=False, verify=False) as http:
             writing = asyncio.create_task(http.post("/sleep-and-write"))
             await until_work_is_under_way(postgres)
             await asyncio.to_thread(postgres.kill)
@@ -332,7 +332,7 @@ def test_a_request_under_way_when_postgresql_falls_silent_is_answered_in_time(
     project: BakedProject, postgres: Postgres
 ) -> None:
     async def write_and_pause(server: Server) -> tuple[httpx2.Response, float]:
-        async with httpx2.AsyncClient(base_url=server.url, timeout=60, trust_env=False) as http:
+        async with httpx2.AsyncClient(base_url=server.url, timeout=60, trust_env=False, verify=False) as http:
             writing = asyncio.create_task(http.post("/sleep-and-write"))
             await until_work_is_under_way(postgres)
             await asyncio.to_thread(postgres.pause)
@@ -386,7 +386,7 @@ def test_a_silent_postgresql_is_reported_and_found_again_each_time(
 @pytest.mark.parametrize("turns", [50, pytest.param(250, marks=pytest.mark.thorough)])
 def test_memory_loses_no_acknowledged_row_under_load(bake: Bakery, turns: int) -> None:
     async def create_many(url: str) -> list[str]:
-        async with httpx2.AsyncClient(base_url=url, timeout=60, trust_env=False) as http:
+        async with httpx2.AsyncClient(base_url=url, timeout=60, trust_env=False, verify=False) as http:
 
             async def client(number: int) -> list[str]:
                 acknowledged = []

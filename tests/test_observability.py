@@ -291,7 +291,7 @@ def unread(project: BakedProject) -> Iterator[tuple[subprocess.Popen[bytes], htt
     )
     try:
         wait_until_listening(process, port, Path(os.devnull))
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as client:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False, verify=False) as client:
             yield process, client
     finally:
         end(process)

@@ -618,7 +618,7 @@ def test_rows_of_an_outage_do_not_move_to_the_postgresql_of_another_deployment(
     with project.boot(fallback, in_place=True) as server:
         assert server.settled()["status"] == "ok"
         assert server.titles() == []
-        assert ANOTHER in server.log()
+        server.log_when_it_tells(ANOTHER)
     assert not list(store.glob("*.moved"))
 
 
@@ -633,7 +633,7 @@ def test_two_copies_that_run_at_once_notice_each_other_and_say_so(
         with project.copy_to(tmp_path / "other").boot(environ, in_place=True) as second:
             for server in (first, second):
                 server.health_when(lambda report: not is_alone(report))
-                assert "Another copy of this application uses SNAPSHOT_URL" in server.log()
+                server.log_when_it_tells("Another copy of this application uses SNAPSHOT_URL")
             second.stop()
         first.health_when(is_alone)
 
@@ -696,7 +696,7 @@ def test_a_snapshot_url_that_cannot_be_used_is_told_at_the_start(
         assert report["status"] == "ok"
         assert told in report["database"]["detail"]
         assert "credentials" not in report["database"]["detail"]
-        assert "no snapshot can be taken: SNAPSHOT_URL" in server.log()
+        server.log_when_it_tells("no snapshot can be taken: SNAPSHOT_URL")
         assert not (project.path / "backup").exists()
 
 

@@ -20,7 +20,7 @@ TEMPLATE_FOLDER = "{{cookiecutter.project_slug}}"
 FOLDER = ROOT / ".demo"
 PORT = os.environ.get("PORT") or "7860"
 URL = f"http://127.0.0.1:{PORT}"
-SECONDS_TO_START = 30
+SECONDS_TO_START = 60
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 

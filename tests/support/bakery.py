@@ -48,15 +48,20 @@ class BakedProject:
         found = (path for path in self.path.rglob("*") if path.is_file() and path.suffix != ".pyc")
         return sorted(path.relative_to(self.path).as_posix() for path in found)
 
-    def copy_to(self, folder: Path) -> "BakedProject":
-        """A private copy inside `folder`, which may be written to.
+    def copy_to(self, folder: Path, linked: tuple[str, ...] = (".pyc",)) -> "BakedProject":
+        """A private copy inside `folder`, which may be written to, but for files with endings that are `linked`.
 
-        It comes with bytecode, so that not each copy's first start compiles the same again.
+        It comes with bytecode, so that not each copy's first start compiles the same again; Python replaces that, and
+        does not write into it. A link takes a tenth of the time of a copy.
         """
         if not (self.path / "src" / "__pycache__").exists():
             for part in ("migrations", "space_runtime", "src"):
                 compileall.compile_dir(self.path / part, quiet=2)
-        return BakedProject(Path(shutil.copytree(self.path, folder / self.path.name)))
+
+        def copy(source: str, target: str) -> None:
+            (os.link if source.endswith(linked) else shutil.copy2)(source, target)
+
+        return BakedProject(Path(shutil.copytree(self.path, folder / self.path.name, copy_function=copy)))
 
     def run(
         self,
@@ -112,11 +117,12 @@ class BakedProject:
     ) -> Iterator[Server]:
         """Serve the project with a real uvicorn until the block ends (`serve` explains the options).
 
-        It runs in a fresh copy, so that no database file outlives the block. `in_place` serves this very folder, for
+        It runs in a fresh folder, so that no database file outlives the block. `in_place` serves this very folder, for
         a test that made its own copy and starts it twice.
         """
-        with tempfile.TemporaryDirectory(prefix="boot-") as folder:
-            project = self if in_place else self.copy_to(Path(folder))
+        # beside the project, where links to its code are possible, which an app only reads
+        with tempfile.TemporaryDirectory(prefix="boot-", dir=self.path.parent) as folder:
+            project = self if in_place else self.copy_to(Path(folder), linked=(".py", ".pyc"))
             with serve(project.path, environ, app=app, command=command, prefix=prefix, port=port) as server:
                 yield server
 

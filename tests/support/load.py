@@ -146,7 +146,7 @@ def clients(count: int, behaviour: Behaviour, port: int, told: Told | None = Non
     crowd = uuid4().hex[:8]
 
     def run(number: int) -> None:
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as http:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False, verify=False) as http:
             client = Client(f"{crowd} {behaviour.__name__} {number}", port, told, http)
             while not over.is_set():
                 client.turn += 1

@@ -22,22 +22,33 @@ from tests.support.processes import bare_environment
 # Not huggingface_hub, which reads the environment as it is imported.
 LIBRARIES = (
     "alembic.command",
+    "alembic.config",
+    "anyio._backends._asyncio",
     "dotenv",
     "email_validator",
+    "encodings.idna",
     "fastapi",
     "filelock",
+    "graphlib",
     "httpx2",
     "prometheus_client",
     "psycopg",
+    # FastAPI asks it of each field
+    "pydantic.v1",
     "pydantic_settings",
     "sqlalchemy.dialects.sqlite",
     "sqlalchemy.orm",
+    "sqlite3",
+    "starlette.middleware.cors",
     "structlog",
     "tqdm.auto",
     "uvicorn.lifespan.on",
+    "uvicorn.loops.uvloop",
     "uvicorn.main",
+    "uvicorn.protocols.http.auto",
     "uvicorn.protocols.http.h11_impl",
     "uvicorn.protocols.http.httptools_impl",
+    "uvicorn.protocols.websockets.auto",
     "uvicorn.protocols.websockets.websockets_sansio_impl",
     "uvloop",
     "yaml",
@@ -55,7 +66,8 @@ class Fork:
     def __init__(self, replies: socket.socket) -> None:
         """`replies` tells its id, and when it has ended its exit code."""
         self._replies, self._said = replies, b""
-        replies.settimeout(30)
+        # the first one waits for all imports, on a machine that may be busy
+        replies.settimeout(120)
         self.returncode: int | None = None
         self.pid = self._reply()
 

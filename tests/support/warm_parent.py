@@ -4,11 +4,13 @@ A program of its own, which knows nothing of the tests: `warm_parent.py DESCRIPT
 """
 
 import atexit
+import contextlib
 import gc
 import importlib
 import json
 import os
 import runpy
+import selectors
 import socket
 import sys
 import threading
@@ -17,21 +19,36 @@ from typing import Any
 
 def await_request(requests: socket.socket) -> tuple[dict[str, Any], int, int]:
     """Return, in each fork that is to become a program, what to run, where to print and where to reply."""
-    while True:
-        message, (output, replies), _, _ = socket.recv_fds(requests, 2**20, 2)
-        # A process of its own waits for it, so that this one can go on; who made that process is waited for here.
-        if (between := os.fork()) == 0:
-            requests.close()
-            if os.fork() != 0:
-                os._exit(0)
-            if (program := os.fork()) == 0:
-                return json.loads(message), output, replies
-            _, status = os.waitpid(program, 0)
-            os.write(replies, b"%d\n" % os.waitstatus_to_exitcode(status))
-            os._exit(0)
-        os.close(output)
-        os.close(replies)
-        os.waitpid(between, 0)
+    # not one that is in the kernel, which forks would share
+    with selectors.PollSelector() as selector:
+        selector.register(requests, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                if key.fileobj is not requests:
+                    tell_how_it_ended(selector, key)
+                    continue
+                message, (output, replies), _, _ = socket.recv_fds(requests, 2**20, 2)
+                if (program := os.fork()) == 0:
+                    selector.unregister(requests)
+                    requests.close()
+                    # nobody but the parent tells how the other programs end
+                    for other in selector.get_map().values():
+                        os.close(other.fd)
+                        os.close(other.data[1])
+                    return json.loads(message), output, replies
+                os.close(output)
+                selector.register(os.pidfd_open(program), selectors.EVENT_READ, (program, replies))
+
+
+def tell_how_it_ended(selector: selectors.BaseSelector, key: selectors.SelectorKey) -> None:
+    """Reply with the exit code of a program, if anybody still wants to know."""
+    program, replies = key.data
+    _, status = os.waitpid(program, 0)
+    with contextlib.suppress(BrokenPipeError):
+        os.write(replies, b"%d\n" % os.waitstatus_to_exitcode(status))
+    selector.unregister(key.fd)
+    os.close(key.fd)
+    os.close(replies)
 
 
 def become_a_program(request: dict[str, Any], output: int, replies: int) -> tuple[str, str]:

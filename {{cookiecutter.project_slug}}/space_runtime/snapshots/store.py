@@ -30,8 +30,8 @@ CONFIGURED = "app"
 FALLBACK = "fallback"
 """The kinds of series, with which the names of the series begin."""
 
-_SERIES = rf"{CONFIGURED}-[0-9a-f]{{8}}|{FALLBACK}-[0-9a-f]{{32}}"
-_NAME = re.compile(rf"({_SERIES})-([0-9]{{8}})(?:-([0-9a-f]{{16}})\.db|\.moved)")
+_SERIES = CONFIGURED + r"-[0-9a-f]{8}|" + FALLBACK + r"-[0-9a-f]{32}"
+_NAME = re.compile("(" + _SERIES + r")-([0-9]{8})(?:-([0-9a-f]{16})\.db|\.moved)")
 _OWNER = re.compile(r"owner-[0-9a-f]{16}\.txt")
 _OWNER_TEXT = (
     "The snapshots in this folder belong to {}. Other deployments leave it alone. After this file"
