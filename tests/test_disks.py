@@ -6,6 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from space_runtime.backends import SQLITE
+from sqlalchemy import URL, text
+from sqlalchemy.exc import OperationalError
 
 from tests.support import disks
 from tests.support.bakery import BakedProject
@@ -201,6 +204,23 @@ def test_a_file_that_becomes_read_only_refuses_writes_and_still_shows_its_rows(p
         server.health_when(lambda report: report["status"] == "ok", within=10)
         answer = server.post("/api/items", json={"title": "writable again"})
         assert answer.status_code == 201, f"{answer.text}\n{server.log()}"
+
+
+def test_a_connection_that_was_opened_while_its_file_was_read_only_is_replaced(tmp_path: Path) -> None:
+    engine = SQLITE.create_engine(URL.create("sqlite", database=f"{tmp_path}/app.db"), {}, 1)
+    SQLITE.prepare_to_serve(engine, transaction_pooler=False)
+    with closing(sqlite3.connect(tmp_path / "app.db")) as other:
+        # the journal stays there, as long as somebody has the file open
+        other.execute("PRAGMA journal_mode = WAL")
+        other.execute("CREATE TABLE notes (number INTEGER)")
+        files = [f"{tmp_path}/app.db", f"{tmp_path}/app.db-wal"]
+        refused = pytest.raises(OperationalError, match="readonly")
+        with disks.immutable(files), refused, engine.begin() as connection:
+            connection.execute(text("INSERT INTO notes VALUES (1)"))
+        with engine.begin() as connection:
+            connection.execute(text("INSERT INTO notes VALUES (2)"))
+        assert other.execute("SELECT number FROM notes").fetchall() == [(2,)]
+    engine.dispose()
 
 
 def test_rows_on_a_disk_that_became_read_only_are_not_replaced_in_silence(

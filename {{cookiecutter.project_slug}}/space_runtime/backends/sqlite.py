@@ -21,6 +21,7 @@ from sqlalchemy import (
     event,
     text,
 )
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import CompileError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
@@ -99,7 +100,7 @@ class SQLite(Backend):
         return engine
 
     def prepare_to_serve(self, engine: Engine, *, transaction_pooler: bool) -> None:
-        """Interrupt statements that run past their deadline."""
+        """Interrupt overdue statements, and replace connections that cannot write."""
 
         @event.listens_for(engine, "connect")
         def watch_the_clock(connection: Any, record: ConnectionPoolEntry) -> None:
@@ -108,6 +109,14 @@ class SQLite(Backend):
                 return time.monotonic() > deadline
 
             connection.set_progress_handler(is_overdue, _INSTRUCTIONS_BETWEEN_CLOCK_READINGS)
+
+        @event.listens_for(engine, "handle_error")
+        def replace_connections(context: ExceptionContext) -> None:
+            # A connection that was opened while the file was read-only stays so.
+            code = getattr(context.original_exception, "sqlite_errorcode", 0) & 0xFF
+            info = context.connection.info if context.connection else {}
+            if code == sqlite3.SQLITE_READONLY and not info.get("reading"):
+                context.is_disconnect = True
 
     def begin(self, connection: Connection, *, reading: bool, bounded: bool) -> None:
         """Begin a write; reads have no transaction, and each statement sees its own snapshot."""
