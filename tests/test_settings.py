@@ -103,7 +103,7 @@ def test_what_is_wrong_with_several_settings_is_told_of_each(monkeypatch: pytest
     monkeypatch.setenv("MOST", "6")
     with pytest.raises(SystemExit) as stop:
         load(Wanting)
-    assert stop.value.code == "The settings do not go together, as a validator of theirs found out."
+    assert stop.value.code == "The settings contradict each other."
 
 
 @pytest.mark.parametrize("origins", [None, "*"])

@@ -193,7 +193,7 @@ def test_what_does_not_end_in_time_is_cut_off_without_a_traceback(project: Baked
             assert server.stop() == -signal.SIGTERM
             answer = request.recv(65_536)
         assert answer.startswith(b"HTTP/1.1 503 ")
-        assert b"The server stops." in answer
+        assert b"The server is stopping." in answer
         # whoever loads something down must see that it is not complete
         assert not download.rest().endswith(b"0\r\n\r\n")
         assert "Traceback" not in server.log()

@@ -188,7 +188,7 @@ def _sentences(
     for name, problem in found or [("", "")]:
         field = fields.get(name.upper())
         if field is None:
-            told = "The settings do not go together, as a validator of theirs found out"
+            told = "The settings contradict each other"
         elif wanted := field.description or _expected(field):
             missing = "is not set; it " if problem == "missing" else ""
             told = f"{name.upper()} {missing}must be {wanted}"

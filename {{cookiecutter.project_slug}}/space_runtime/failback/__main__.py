@@ -17,7 +17,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from space_runtime.backends import backend_of
 from space_runtime.backends.errors import DatabaseUnavailable, OutcomeUnknown, connection_reason
-from space_runtime.backends.opening import CannotServe
 from space_runtime.failback.handover import Failback, is_moved
 from space_runtime.failback.outcome import Outcome, SchemasDiffer
 from space_runtime.file_locks import Busy, exclusive
@@ -25,6 +24,7 @@ from space_runtime.files import names
 from space_runtime.files.contents import count_rows, read_only
 from space_runtime.files.sqlite_files import CONFIGURED_FILE
 from space_runtime.migrations import Migrations
+from space_runtime.migrations.opening import CannotServe
 from space_runtime.reasons import REASONS
 from space_runtime.records import failbacks
 from space_runtime.records.failbacks import RefusedRow

@@ -24,7 +24,7 @@ def move_all_but_culprits(
     left_out: Mapping[Node, Refusal] = MappingProxyType({}),
     on_progress: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Run the move that is made without these rows, and without those for which it is refused."""
+    """Run the move without `left_out`, and without the rows that deferred triggers refuse."""
     move = make(left_out=left_out, on_progress=on_progress)
     try:
         outcome = move.run()

@@ -19,12 +19,12 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from space_runtime.backends import SQLITE, backend_of
 from space_runtime.backends.errors import DatabaseUnavailable, OutcomeUnknown, running_reason
-from space_runtime.backends.opening import CannotServe
 from space_runtime.failback.outcome import MoveFailed, Outcome, SchemasDiffer
 from space_runtime.file_locks import Busy
 from space_runtime.files import names
 from space_runtime.files.contents import count_rows, read_only
 from space_runtime.migrations import Migrations, current_revisions
+from space_runtime.migrations.opening import CannotServe
 from space_runtime.observability.metrics import FAILBACK_ROWS, FAILBACKS
 from space_runtime.records import failbacks
 from space_runtime.records.failbacks import RefusedRow

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from sqlalchemy.exc import DBAPIError
 
 from space_runtime.backends.errors import running_reason
-from space_runtime.backends.opening import CannotServe
+from space_runtime.migrations.opening import CannotServe
 
 
 class Outcome(NamedTuple):

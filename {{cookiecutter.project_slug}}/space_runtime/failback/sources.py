@@ -78,7 +78,7 @@ class FileSource:
         return seeds.read(self._connection, table)
 
     def changed_seeds(self, table: str) -> Iterator[tuple[StoredRow, str]]:
-        """Yield what people did to seeds, where there is no row to move, and how that is told."""
+        """Yield the seeds that were deleted on SQLite, each with its reason code."""
         key = self._shape(table).key
         for row in seeds.deleted(self._connection, table):
             text = as_text(row.get(name) for name in key)
@@ -145,7 +145,7 @@ class RefusedSource:
         return self._seeds.get(table, ())
 
     def changed_seeds(self, table: str) -> Iterable[tuple[StoredRow, str]]:
-        """Return what people did to seeds, as it was told before."""
+        """Return the seeds that were changed or deleted on SQLite, as recorded."""
         return self._changed_seeds.get(table, ())
 
     def highest(self, table: str, column: str, *, below: int) -> int | None:

@@ -57,7 +57,7 @@ class RefusedAtTheEnd(Refused):
         self.trigger, self.table = trigger, table
 
 
-# Those may look at several tables, so that they refuse rows which others come after.
+# Such a trigger may need rows that are inserted later, so it is fired when all are there.
 _DEFERRED_TRIGGERS = text(
     "SELECT quote_ident(nspname) || '.' || quote_ident(conname), relname FROM pg_constraint"
     " JOIN pg_namespace ON pg_namespace.oid = connamespace"

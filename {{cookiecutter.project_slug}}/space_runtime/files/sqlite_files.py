@@ -13,12 +13,12 @@ from sqlalchemy import URL, Engine, MetaData
 from sqlalchemy.exc import SQLAlchemyError
 
 from space_runtime.backends.errors import connection_reason
-from space_runtime.backends.opening import CannotServe, Opened, open_sqlite
 from space_runtime.file_locks import Busy, FileLock, exclusive, setting_up
 from space_runtime.files import names
 from space_runtime.files.contents import COUNTED_AT_MOST, count_rows, read_only
 from space_runtime.files.locations import Locations, is_memory, is_usable
 from space_runtime.migrations import Migrations
+from space_runtime.migrations.opening import CannotServe, Opened, open_sqlite
 from space_runtime.records import generated_keys
 from space_runtime.snapshots.schedule import Snapshots
 from space_runtime.snapshots.store import CONFIGURED, FALLBACK, new_series, state_of

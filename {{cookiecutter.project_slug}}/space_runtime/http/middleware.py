@@ -185,7 +185,7 @@ class _Exchange:
         if self.task in self.middleware.event_streams:
             await self.send_on({"type": "http.response.body"})
         elif not self.status:
-            detail = "The server stops. Look whether this was done before you send it again."
+            detail = "The server is stopping. Look whether this was done before you send it again."
             await self.let_answer(self.middleware.cors(_unavailable(detail)))
 
     async def end_because_of(self, error: Exception) -> None:

@@ -19,13 +19,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from space_runtime.backends import POSTGRESQL, SQLITE, backend_of
 from space_runtime.backends.errors import DatabaseUnavailable, connection_reason
-from space_runtime.backends.opening import (
-    MIGRATION_SECONDS,
-    CannotServe,
-    Opened,
-    open_postgresql,
-    ping,
-)
 from space_runtime.backends.protocol import Backend, Name
 from space_runtime.backends.sqlite import is_sound
 from space_runtime.failback.handover import ROWS_FOLLOW, Failback, is_moved
@@ -36,6 +29,13 @@ from space_runtime.lifecycle import state as machine
 from space_runtime.lifecycle.report import DatabaseReport, Status, admission, describe, status
 from space_runtime.lifecycle.state import CHECK_SECONDS, STOP_SECONDS, Observation, State, Step
 from space_runtime.migrations import Migrations
+from space_runtime.migrations.opening import (
+    MIGRATION_SECONDS,
+    CannotServe,
+    Opened,
+    open_postgresql,
+    ping,
+)
 from space_runtime.observability.metrics import (
     BACKEND,
     CHECK_DURATION,

@@ -233,10 +233,11 @@ def decide(state: State, now: float) -> tuple[Step, float]:
             return Step("drain"), now
         case "moving":
             return Step("move rows"), now
-        case _ if state.stopping:
+        case _ if state.stopping and state.waits_for_postgresql:
             # Before the end, rows get a last chance to move.
-            close = Step("close", seconds=state.stop_deadline - now)
-            return Step("connect") if state.waits_for_postgresql else close, now
+            return Step("connect"), now
+        case _ if state.stopping:
+            return Step("close", seconds=state.stop_deadline - now), now
         case "opening":
             return Step("open SQLite"), now
         case "moved":
@@ -278,7 +279,7 @@ def advance(state: State, step: Step, observation: Observation, now: float) -> S
         case "close", _:
             return replace(state, phase="stopped")
         case "open SQLite", Failed("migration_failed") if state.configuration.backend != "sqlite":
-            # PostgreSQL's absence is to be mended, and SQLite is not tried again.
+            # What has to be mended is why PostgreSQL is away; trying SQLite again is no use.
             failed = observation._replace(reason=state.why_sqlite or observation.reason)
             state = replace(state, may_fall_back=False, is_for_postgresql_only=True)
             return _down(state, failed, now)

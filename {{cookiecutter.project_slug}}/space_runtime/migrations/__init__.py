@@ -67,7 +67,7 @@ class Migrations:
         return set(revisions), set(revisions).difference(*revisions.values())
 
     def record(self, connection: Connection) -> None:
-        """Write into the database whose it is, and for older code which revisions there are."""
+        """Record the project and its revisions, for other projects and older code to read."""
         if not connection.dialect.supports_comments:
             return
         project, recorded = _recorded(connection)
@@ -140,7 +140,7 @@ def current_revisions(connection: Connection) -> set[str]:
 
 
 def _recorded(connection: Connection) -> tuple[str, set[str]]:
-    """Return whose the database is, and which revisions its newest code had, as far as recorded."""
+    """Return the project and the revisions of its newest code, as far as they are recorded."""
     words: list[str] = []
     if connection.dialect.supports_comments:
         words = (inspect(connection).get_table_comment(VERSION_TABLE)["text"] or "").split()

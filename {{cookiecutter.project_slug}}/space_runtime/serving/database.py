@@ -327,7 +327,7 @@ def _write_on(
     work: Callable[[Session], Result],
     before_commit: Callable[[], None] = lambda: None,
 ) -> Result:
-    # If it is used later, it must fail, not begin a transaction without a place.
+    # Using it later must fail, not begin a transaction that nothing limits.
     session = WriteSession(bind, expire_on_commit=False, close_resets_only=False)
     with session, outcome_known(session):
         result = _result(work, session)

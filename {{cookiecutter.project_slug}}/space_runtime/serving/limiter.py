@@ -19,7 +19,7 @@ called a slow model would be refused whenever another request is writing."""
 class NoPlace(Exception):
     """No place: `full` if too many are waiting already, `waited` if none became free in time.
 
-    Or `blocked`, if nobody else could be let in meanwhile.
+    Or `blocked`, if the event loop itself is kept waiting, so that no place can become free.
     """
 
 

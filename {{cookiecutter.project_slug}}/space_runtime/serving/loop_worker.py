@@ -60,7 +60,7 @@ class LoopWorker:
 
     def __init__(self, engine: Engine, backend: Backend, pool: WorkerPool) -> None:
         self.pool = pool
-        """Whose places those have that use the connection."""
+        """Whoever uses the connection has a place in this pool."""
         self._backend = backend
         # A pool of its own: the event loop must not wait for a connection that a thread has.
         self._engine = Engine(
@@ -94,8 +94,8 @@ class LoopWorker:
                 if stint.was_stopped:
                     raise RunInThread
             except Exception as error:
-                # There, a lost connection is replaced and the error gets its meaning. And the work
-                # may have made something else of the error with which it was stopped.
+                # A thread replaces a lost connection and translates the error. And the work may
+                # have made something else of the error with which it was stopped.
                 if stint.was_stopped or isinstance(error, DBAPIError):
                     self._drop()
                     if not stint.commits:

@@ -49,7 +49,7 @@ class WriteSession(Session):
 
     sent_commit = False
     has_written = True
-    """Whether COMMIT would be about something."""
+    """Whether there is something to commit."""
 
     def finish(self, backend: Backend) -> None:
         """Commit, unless a statement has failed: PostgreSQL would silently roll back."""

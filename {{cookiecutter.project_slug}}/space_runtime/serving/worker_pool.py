@@ -73,7 +73,7 @@ class WorkerPool:
         return await self.run_inside(job)
 
     async def run_inside(self, job: Callable[[], Result]) -> Result:
-        """Return what a job returns whose caller has a place, and give that back."""
+        """Return what the job returns; its caller has a place, which is given back."""
         return await self.start(job, gives_back=True)
 
     async def run_in_loop(self, job: Callable[[], Result]) -> Result:

@@ -18,7 +18,8 @@ class Settings(runtime_settings.RuntimeSettings):
         max_tokens: int = 256
 
     It is read from MAX_TOKENS. With a bad value the application stops at startup and says
-    "MAX_TOKENS must be a whole number."; a `Field(256, description=...)` ends that sentence itself.
+    "MAX_TOKENS must be a whole number."; `Field(256, description=...)` says
+    what follows "must be" in other words.
     """
 
 

@@ -20,8 +20,8 @@ from space_runtime.url.building import hide_secrets
 from space_runtime.url.resolution import Resolution
 
 SessionLocal = SessionFactory(expire_on_commit=False)
-"""Sessions outside of endpoints. One that only reads does not keep others from writing. Raises an
-error that says what to do if no database is open yet."""
+"""Sessions outside of endpoints. Reading never keeps others from writing. Before a database is
+open, a call raises RuntimeError, which says what to do."""
 
 
 def build_engine(target: Resolution | URL | str, *, pool_size: int = 5) -> Engine:
@@ -51,7 +51,7 @@ async def get_database(connection: HTTPConnection) -> Database:
 
 DatabaseDep = Annotated[Database, Depends(get_database)]
 """The database, for `async def` endpoints: `await database.read(f, ...)`, or `write`, runs f, with
-a Session as its first argument, and holds nobody up. When write() returns, it is committed."""
+a Session as its first argument, without blocking others. When write() returns, it is committed."""
 
 
 async def get_session(database: DatabaseDep) -> AsyncIterator[Session]:

@@ -1,4 +1,4 @@
-"""Operations on items: functions that take a session and know nothing about HTTP."""
+"""Operations on items: functions that take a session and know nothing of requests and answers."""
 
 from uuid import UUID
 
