@@ -15,10 +15,7 @@ from sqlalchemy import Engine, event, text
 PROJECT = Path(__file__).parents[1] / "{{cookiecutter.project_slug}}"
 sys.path.insert(0, str(PROJECT))
 
-from space_runtime.migrations import (
-    Migrations,
-    opening,
-)
+from space_runtime.migrations import Migrations, opening  # noqa: E402
 from space_runtime.url import building, security  # noqa: E402
 from space_runtime.url.resolution import Resolution  # noqa: E402
 from src.database.resolver import DatabaseURLResolver  # noqa: E402
