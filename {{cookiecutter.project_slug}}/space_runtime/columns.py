@@ -12,6 +12,7 @@ from operator import add, floordiv, mod, mul, neg, sub, truediv
 from typing import Any, Literal
 
 import sqlalchemy as sa
+from sqlalchemy import event
 from sqlalchemy.sql.operators import OperatorType
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
@@ -244,7 +245,7 @@ def portable(kind: TypeEngine[Any]) -> TypeEngine[Any]:
     return kind
 
 
-@sa.event.listens_for(sa.Column, "before_parent_attach")
+@event.listens_for(sa.Column, "before_parent_attach")
 def _use_portable_type(column: sa.Column[Any], table: sa.Table) -> None:
     if table.metadata.info.get("portable"):
         column.type = portable(column.type)

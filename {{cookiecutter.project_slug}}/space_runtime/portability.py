@@ -7,6 +7,7 @@ both databases. Only tests use this module.
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -157,7 +158,7 @@ def _in_type(column: sa.Column[object], sqlite: sa.Dialect) -> Iterator[tuple[st
         yield f"SQLite does not know the collation {collation!r}", variant
 
 
-def _instead(kind: TypeEngine[object]) -> str:
+def _instead(kind: TypeEngine[Any]) -> str:
     name = type(kind).__name__
     if name in _INSTEAD:
         return _INSTEAD[name]
@@ -239,7 +240,7 @@ def _ddl_compiler(dialect: sa.Dialect) -> DDLCompiler:
     return dialect.ddl_compiler(dialect, None)  # type: ignore[arg-type]  # no statement yet
 
 
-def _python_type(kind: TypeEngine[object]) -> type[object] | None:
+def _python_type(kind: TypeEngine[Any]) -> type[object] | None:
     try:
         return kind.python_type
     except NotImplementedError:

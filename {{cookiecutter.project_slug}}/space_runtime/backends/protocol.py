@@ -70,7 +70,7 @@ class Backend:
         """Raise what a write would raise now, and change nothing."""
 
     def lock_migrations(
-        self, engine: Engine, on_wait: Callable[[], None] = ...
+        self, engine: Engine, on_wait: Callable[[], None] = lambda: None
     ) -> AbstractContextManager[Connection]:
         """Yield a connection, not in a transaction, that only one process can have at a time.
 
