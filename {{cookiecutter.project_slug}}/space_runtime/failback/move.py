@@ -80,7 +80,7 @@ class Move:
         self._tables = read_schema(target, models, present)
         references = read_references(self._tables, models, present)
         self._references = References(self._tables, references)
-        self._refusals = Refusals(target, file_id, self._tables, self._references)
+        self._refusals = Refusals(self._target, file_id, self._tables, self._references)
         self._seeds = Seeds(source, self._target, self._references, self._refusals, on_progress)
         self._staying: dict[str, set[Locator]] = {name: set() for name in self._tables}
         """Rows that do not move: those left out, and seeds."""
@@ -109,7 +109,6 @@ class Move:
             for refused in self._rows_left_out():
                 self._refusals.record(*refused)
             self._refusals.write()
-            self._target.keep()
             self._target.check_deferred(*deferred_triggers)
         except DBAPIError as error:
             if isinstance(error.orig, sqlite3.Error):
