@@ -132,13 +132,10 @@ class Move:
             self._refusals.count,
         )
 
-    def suspects(self, table: str) -> list[Node]:
-        """Return the rows of this table that were tried, or if there are none, those of all."""
-        names = [table] if table in self._tables else []
-        for tables in (names, self._tables):
-            if found := [row.node for name in tables for row in self._rows(self._tables[name])]:
-                return found
-        return []
+    def suspects(self, *tables: str) -> list[Node]:
+        """Return the rows that were tried, of these tables or else of all."""
+        schemas = [one for one in self._tables.values() if not tables or one.name in tables]
+        return [row.node for schema in schemas for row in self._rows(schema)]
 
     def with_those_that_refer(
         self, row: RefusedRow, others: Iterable[RefusedRow]

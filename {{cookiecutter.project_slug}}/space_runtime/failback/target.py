@@ -50,11 +50,11 @@ class Refused(Exception):
 
 
 class RefusedAtTheEnd(Refused):
-    """A constraint trigger that is fired when all rows are there refuses one of `table`."""
+    """A constraint trigger of `tables` that is fired when all rows are there refuses one."""
 
-    def __init__(self, error: str | None, trigger: str, table: str) -> None:
+    def __init__(self, error: str | None, trigger: str, tables: Sequence[str]) -> None:
         super().__init__(error)
-        self.trigger, self.table = trigger, table
+        self.trigger, self.tables = trigger, tables
 
 
 # Such a trigger may need rows that are inserted later, so it is fired when all are there.
@@ -84,8 +84,8 @@ class Target:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._clauses: dict[str, TableClause] = {}
-        self._deferred: dict[str, str] = {}
-        """The tables of the deferred triggers."""
+        self._deferred: dict[str, list[str]] = {}
+        """The tables of the deferred triggers; those of one name are fired together."""
         self._has_fresh_savepoint = False
 
     def prepare(self) -> None:
@@ -96,7 +96,8 @@ class Target:
         self.connection.exec_driver_sql("SET LOCAL TIME ZONE 'UTC'")
         self.connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
         found = self.connection.execute(_DEFERRED_TRIGGERS).all()
-        self._deferred = {name.replace("%", "%%"): table for name, table in found}
+        for name, table_name in found:
+            self._deferred.setdefault(name.replace("%", "%%"), []).append(table_name)
         if found:
             self.connection.exec_driver_sql(f"SET CONSTRAINTS {', '.join(self._deferred)} DEFERRED")
         self.connection.exec_driver_sql("SAVEPOINT move; SAVEPOINT attempt")
@@ -108,8 +109,8 @@ class Target:
             try:
                 self.attempt(partial(self.connection.exec_driver_sql, fire))
             except Refused as refused:
-                table = self._deferred[trigger]
-                raise RefusedAtTheEnd(refused.error, trigger, table) from None
+                tables = self._deferred[trigger]
+                raise RefusedAtTheEnd(refused.error, trigger, tables) from None
 
     def undo(self) -> None:
         """Undo all since prepare()."""
