@@ -109,7 +109,7 @@ class Move:
             for refused in self._rows_left_out():
                 self._refusals.record(*refused)
             self._refusals.write()
-            self._target.check_deferred(*deferred_triggers)
+            self._target.check_deferred(*deferred_triggers, on_progress=self._on_progress)
         except DBAPIError as error:
             if isinstance(error.orig, sqlite3.Error):
                 raise
