@@ -7,7 +7,7 @@ and references follow. A row that PostgreSQL refuses stays behind, with the rows
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, groupby
 from types import MappingProxyType
@@ -164,9 +164,10 @@ class Move:
     def _move_group(self, group: Sequence[TableSchema]) -> None:
         for schema in group:
             self._at_work = schema.name
-            self._staying[schema.name] |= self._seeds.match(schema)
+            seeds = self._seeds.match(schema)
+            self._staying[schema.name] |= seeds
             if schema.sequence:
-                self._numbering[schema.name] = self._continued(schema)
+                self._numbering[schema.name] = self._continued(schema, seeds)
         names = {schema.name for schema in group}
         if any(one.table in names for schema in group for one in schema.references):
             self._move_in_order(group)
@@ -174,11 +175,11 @@ class Move:
             for batch in batches(self._rows(group[0])):
                 self._move_rows(group[0], batch)
 
-    def _continued(self, schema: TableSchema) -> Numbering:
-        """Return PostgreSQL's numbering, after the numbers that the rows of this table have."""
+    def _continued(self, schema: TableSchema, seeds: Collection[Locator]) -> Numbering:
+        """Return PostgreSQL's numbering, after the numbers of this table's rows but the seeds."""
         (key,) = schema.key
         numbering = Numbering(self._target, schema)
-        last = self._source.highest(schema.name, key, below=numbering.limit)
+        last = self._source.highest(schema.name, key, below=numbering.limit, without=seeds)
         if last is not None:
             numbering.advance(int(last))
         return numbering
