@@ -133,9 +133,13 @@ class Move:
         )
 
     def suspects(self, *tables: str) -> list[Node]:
-        """Return the rows that were tried, of these tables or else of all."""
-        schemas = [one for one in self._tables.values() if not tables or one.name in tables]
-        return [row.node for schema in schemas for row in self._rows(schema)]
+        """Return the rows that were tried, of these tables or else of all.
+
+        Those that refer to others come first: without a row, those that refer to it are not tried.
+        """
+        schemas = reversed([*chain(*in_order(self._tables))])
+        chosen = [one for one in schemas if not tables or one.name in tables]
+        return [row.node for schema in chosen for row in self._rows(schema)]
 
     def with_those_that_refer(
         self, row: RefusedRow, others: Iterable[RefusedRow]
