@@ -1,15 +1,19 @@
 """Who may write: each kind of route, asked by strangers and others, on a laptop and on a Space."""
 
 import asyncio
+import functools
+import gc
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from fastapi import FastAPI
-from space_runtime.http.access import public
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.security import HTTPBearer
+from space_runtime.http.access import anybody, public
 from space_runtime.http.guard import WriteGuard, refuse_websocket
 from space_runtime.http.rate_limit import MAX_CLIENTS, RateLimit
 from starlette.responses import JSONResponse
@@ -397,6 +401,32 @@ def test_routes_that_come_later_are_found_and_those_before_them_still_win() -> N
     assert is_open()
     app.router.routes.insert(0, app.router.routes.pop())
     assert not is_open()
+
+
+def test_a_router_that_takes_the_place_of_a_public_one_is_not_public() -> None:
+    app = FastAPI()
+    guard = WriteGuard(app, token=None, on_space=True, public_limit="off")
+    for marks in (public, {}) * 20:
+        router = APIRouter()
+        router.post("/later", **marks)(lambda: None)
+        # The old one is freed, and the new one may get its place in memory.
+        app.router.routes.clear()
+        gc.collect()
+        app.include_router(router)
+        assert (guard.refusal(scope("/later")) is None) is bool(marks)
+
+
+def test_a_dependency_may_be_wrapped() -> None:
+    app = FastAPI()
+    guard = WriteGuard(app, token=None, on_space=True, public_limit="off")
+
+    @functools.wraps(anybody.dependency)
+    async def wrapped() -> None: ...
+
+    app.post("/wrapped", dependencies=[Depends(wrapped)])(lambda: None)
+    app.post("/partial", dependencies=[Depends(partial(HTTPBearer()))])(lambda: None)
+    assert guard.refusal(scope("/wrapped")) is None
+    assert guard.refusal(scope("/partial")) is None
 
 
 def test_a_server_that_cannot_answer_a_websocket_closes_it() -> None:

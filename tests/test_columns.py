@@ -291,6 +291,15 @@ def test_both_databases_refuse(engines: Engines, case: str) -> None:
                 connection.execute(table.insert().values(id=1, value=value))
 
 
+def test_text_that_is_a_number_is_stored_as_one(engines: Engines) -> None:
+    for engine in engines:
+        with engine.connect() as connection:
+            table = Table("trip", MetaData(), Column("id", Integer, primary_key=True), Column("value", Float))
+            table.create(connection)
+            connection.execute(table.insert().values(id=1, value="1.5"))
+            assert connection.scalar(select(table.c.value)) == 1.5
+
+
 @pytest.mark.parametrize(
     ("kind", "value"),
     [

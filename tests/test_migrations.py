@@ -1,6 +1,7 @@
 """The newest migration is known however migrations are written, and a schema that is newer still is served."""
 
 import sqlite3
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -393,3 +394,18 @@ def test_on_sqlite_a_number_that_was_given_is_never_given_again(project: BakedPr
     environ = {"FILE": str(tmp_path / "numbered.db")}
     assert project.run("python", "-c", NUMBERED, environ=environ).stdout == "7001\n['big', 'generated']\n"
     assert not list(tmp_path.glob("*.migrating"))
+
+
+def test_a_database_in_memory_is_still_there_when_it_was_migrated(project: BakedProject) -> None:
+    code = """
+from pathlib import Path
+from sqlalchemy import inspect
+from space_runtime.migrations import Migrations
+from src.database.session import build_engine
+
+engine = build_engine("sqlite://")
+Migrations(Path()).migrate(engine)
+print(inspect(engine).has_table("items"))
+engine.dispose()
+"""
+    assert project.run(sys.executable, "-c", code).stdout.splitlines()[-1] == "True"

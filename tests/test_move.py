@@ -68,7 +68,9 @@ class Database:
         """Move a file in which these statements were run; return how many rows moved, and how many stay behind."""
         file = names.path(self.folder, "fallback", self.file_id)
         if create:
-            self.models.create_all(sa.create_engine(f"sqlite:///{file}"))
+            engine = sa.create_engine(f"sqlite:///{file}")
+            self.models.create_all(engine)
+            engine.dispose()
         with sqlite3.connect(file) as connection:
             for statement in statements:
                 connection.execute(statement)

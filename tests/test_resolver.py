@@ -60,6 +60,7 @@ def received(resolution: Resolution) -> dict[str, object]:
         PASTED.replace("postgresql:", "postgres:"),
         PASTED.replace("postgresql:", "jdbc:postgresql:"),
         PASTED.replace("postgresql:", "postgresql+asyncpg:"),
+        PASTED.replace(":5432", " : 5432"),
         "host=db.example.com port=5432 dbname=shop user=app password=Vt7mQz29LkRw",
         "jdbc:postgresql://db.example.com:5432/shop?user=app&password=Vt7mQz29LkRw",
     ],

@@ -3,14 +3,16 @@
 import asyncio
 import contextlib
 import gc
+import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from space_runtime.backends import SQLITE
-from space_runtime.backends.errors import DatabaseUnavailable
+from space_runtime.backends.errors import DatabaseUnavailable, OutcomeUnknown
 from space_runtime.serving import limiter as limits
 from space_runtime.serving.database import Admission, Database
 from space_runtime.serving.limiter import Closed, ConcurrencyLimiter, NoPlace, arrived_at
@@ -312,6 +314,83 @@ def test_a_session_whose_time_is_over_in_the_middle_of_a_statement_stores_nothin
 
     asyncio.run(request())
     check_nothing_is_held(database, engine)
+
+
+def test_a_session_that_is_left_in_a_savepoint_gives_everything_back(database: Database, engine: Engine) -> None:
+    def begin(session: Session) -> None:
+        session.begin_nested()
+        insert(session)
+
+    async def use() -> None:
+        async with database.session() as session:
+            await asyncio.to_thread(begin, session)
+            raise LookupError
+
+    async def request() -> None:
+        with pytest.raises(LookupError):
+            await asyncio.wait_for(use(), SOON)
+        assert await database.read(count) == 0
+
+    asyncio.run(request())
+    check_nothing_is_held(database, engine)
+
+
+def test_a_session_whose_time_is_over_in_a_savepoint_gives_everything_back(
+    database: Database, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("space_runtime.serving.database.MAX_SESSION_SECONDS", 0.05)
+
+    async def use() -> None:
+        async with database.session() as session:
+            with session.begin_nested():
+                insert(session)
+                while session.in_transaction():
+                    await asyncio.sleep(0.01)
+                insert(session)
+
+    async def request() -> None:
+        with pytest.raises(DatabaseUnavailable, match="took too long"):
+            await asyncio.wait_for(use(), SOON)
+        assert await database.read(count) == 0
+
+    asyncio.run(request())
+    check_nothing_is_held(database, engine)
+
+
+def test_when_the_answer_to_a_commit_is_lost_after_the_time_was_over_the_outcome_is_unknown(
+    database: Database, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("space_runtime.serving.database.MAX_SESSION_SECONDS", 0.05)
+    commit = engine.dialect.do_commit
+
+    def commit_and_lose_the_answer(connection: Any) -> None:
+        commit(connection)
+        is_over.wait(SOON)
+        raise sqlite3.OperationalError("the connection was closed")
+
+    is_over = threading.Event()
+    monkeypatch.setattr(engine.dialect, "do_commit", commit_and_lose_the_answer)
+    event.listen(engine, "handle_error", lambda context: setattr(context, "is_disconnect", True))
+
+    def insert_and_commit(session: Session) -> None:
+        insert(session)
+        session.commit()
+
+    async def use() -> None:
+        async with database.session() as session:
+            storing = asyncio.create_task(asyncio.to_thread(insert_and_commit, session))
+            while session.refusal is None:  # type: ignore[attr-defined]
+                await asyncio.sleep(0.01)
+            is_over.set()
+            await storing
+
+    async def request() -> None:
+        with pytest.raises(OutcomeUnknown):
+            await use()
+
+    asyncio.run(request())
+    monkeypatch.undo()
+    assert asyncio.run(database.read(count)) == 1
 
 
 def test_a_session_that_waits_for_its_turn_and_leaves_keeps_nobody_out(database: Database, engine: Engine) -> None:

@@ -106,6 +106,16 @@ def test_what_is_wrong_with_several_settings_is_told_of_each(monkeypatch: pytest
     assert stop.value.code == "The settings contradict each other."
 
 
+def test_a_setting_with_one_value_is_asked_for_that_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fixed(RuntimeSettings):
+        mode: Literal["fast"] = "fast"
+
+    monkeypatch.setenv("MODE", "slow")
+    with pytest.raises(SystemExit) as stop:
+        load(Fixed)
+    assert stop.value.code == "MODE must be fast."
+
+
 @pytest.mark.parametrize("origins", [None, "*"])
 def test_no_page_on_the_web_may_send_along_cookies_unless_it_is_named(
     monkeypatch: pytest.MonkeyPatch, origins: str | None

@@ -26,7 +26,9 @@ WIDTHS = {"wide": 1280, "narrow": 360}
 @contextmanager
 def chromium(rules: str = f"MAP {HOST} 127.0.0.1") -> Iterator[Browser]:
     """Yield a browser that finds the app's servers at HOST, or where Chromium's `rules` for names say; or skip."""
-    with sync_playwright() as playwright, playwright.chromium.launch(**_options(rules)) as browser:
+    # First, since Playwright's own driver does not start on every machine that lacks a browser.
+    options = _options(rules)
+    with sync_playwright() as playwright, playwright.chromium.launch(**options) as browser:
         yield browser
 
 

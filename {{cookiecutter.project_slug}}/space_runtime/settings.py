@@ -208,9 +208,9 @@ def _expected(field: FieldInfo) -> str:
     # Of `int | None`, the first.
     one = schema.get("anyOf", [schema])[0]
     one = schema["$defs"][one["$ref"].rpartition("/")[2]] if "$ref" in one else one
-    if "enum" in one:
-        *others, last = map(str, one["enum"])
-        return f"{', '.join(others)} or {last}"
+    if choices := one.get("enum", [one["const"]] if "const" in one else []):
+        *others, last = map(str, choices)
+        return f"{', '.join(others)} or {last}" if others else last
     if (form := one.get("format", "password")) != "password":
         return _WORDS.get(form, f"a {form}")
     words = _WORDS.get(one.get("type", ""), "")

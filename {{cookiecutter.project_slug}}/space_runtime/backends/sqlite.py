@@ -152,7 +152,8 @@ class SQLite(Backend):
     ) -> Iterator[Connection]:
         """Hold a lock on a file beside the database, which is removed at the end."""
         with contextlib.ExitStack() as stack:
-            if not _is_in_memory(engine.url):
+            is_in_memory = _is_in_memory(engine.url)
+            if not is_in_memory:
                 try:
                     stack.enter_context(alone(Path(str(engine.url.database))))
                 except Busy:
@@ -163,8 +164,11 @@ class SQLite(Backend):
             # Batch migrations drop and recreate tables; with foreign keys on, dropping a table
             # deletes the rows that refer to it, or fails.
             driver_connection.execute("PRAGMA foreign_keys = OFF")
-            # Nobody else may get it; an autocommit_block() changes the driver's mode, too.
-            stack.callback(connection.invalidate)
+            if is_in_memory:
+                stack.callback(driver_connection.execute, "PRAGMA foreign_keys = ON")
+            else:
+                # Nobody else may get it; an autocommit_block() changes the driver's mode, too.
+                stack.callback(connection.invalidate)
             yield connection
 
     def is_stored_the_same(

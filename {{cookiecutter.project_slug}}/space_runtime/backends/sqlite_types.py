@@ -79,7 +79,7 @@ class _BigWhole(_Whole):
 
 class _Float(_Checked, sa.Float[Any]):
     def check(self, value: Any) -> None:
-        if math.isnan(value):
+        if math.isnan(float(value)):
             raise RefusedValue("SQLite cannot store NaN")  # but NULL instead of it
 
 

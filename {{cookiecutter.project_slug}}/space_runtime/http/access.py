@@ -11,8 +11,10 @@ or it has a security dependency of its own (HTTPBearer, OAuth2PasswordBearer, ..
 decides.
 """
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import Depends, FastAPI
@@ -89,7 +91,11 @@ def is_mount(route: RouteContext) -> bool:
 def _calls(dependant: Dependant | None) -> Iterator[Any]:
     """Yield the functions and objects that FastAPI calls before the endpoint."""
     for inner in dependant.dependencies if dependant else ():
-        yield inner.call
+        call: Any = inner.call
+        while isinstance(call, partial):
+            call = call.func
+        if call is not None:
+            yield inspect.unwrap(call)
         yield from _calls(inner)
 
 

@@ -6,11 +6,12 @@ is judged here and what answers cannot be two different routes.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from operator import is_
 from typing import Literal
 
 from fastapi.routing import RouteContext, iter_route_contexts
 from starlette.applications import Starlette
-from starlette.routing import Match, Router, WebSocketRoute
+from starlette.routing import BaseRoute, Match, Router, WebSocketRoute
 from starlette.types import Scope
 
 from space_runtime.http.access import Access, access_to, is_mount, public_mounts_of
@@ -48,14 +49,17 @@ class Targets:
         self._outermost = outermost or app
         self._prefix = prefix
         self._nothing = Target("nothing", "", Access(is_public))
-        self._seen: object = None
+        self._routes: list[BaseRoute] = []
+        self._public_mounts: object = None
         self._targets: list[Target] = []
 
     def __iter__(self) -> Iterator[Target]:
-        seen = [id(route) for route in self._app.routes], public_mounts_of(self._outermost)
-        if seen != self._seen:
-            self._targets = [self._read(route) for route in iter_route_contexts(self._app.routes)]
-            self._seen = seen
+        routes, public_mounts = list(self._app.routes), public_mounts_of(self._outermost)
+        # Routes are equal if their paths are, whatever they depend on.
+        is_same = len(routes) == len(self._routes) and all(map(is_, routes, self._routes))
+        if not is_same or public_mounts != self._public_mounts:
+            self._targets = [self._read(route) for route in iter_route_contexts(routes)]
+            self._routes, self._public_mounts = routes, public_mounts
         return iter(self._targets)
 
     def find(self, scope: Scope) -> Target:

@@ -162,7 +162,12 @@ class Database:
             expire_on_commit=False,
             execution_options={"bounded": True},
         )
-        with _stored_part_told(session), self._trouble_reported(), outcome_known(session):
+        with (
+            _stored_part_told(session),
+            self._trouble_reported(),
+            _refusal_told(session),
+            outcome_known(session),
+        ):
             try:
                 async with _limited_in_time(session):
                     yield session
@@ -171,11 +176,6 @@ class Database:
                 if session.has_changes:
                     await session.enter()
                     await _run_to_its_end(session, partial(session.finish, session.serving.backend))
-            except SQLAlchemyError as error:
-                # Its transaction was ended while it was used.
-                if isinstance(session.refusal, DatabaseUnavailable):
-                    raise session.refusal from error
-                raise
             finally:
                 session.refuse_writes()
                 if session.writes_since is not None:
@@ -245,6 +245,17 @@ def _stored_part_told(session: OnDemandSession) -> Iterator[None]:
             " Look before you try again.",
             reason=refusal.reason,
         ) from refusal
+
+
+@contextlib.contextmanager
+def _refusal_told(session: OnDemandSession) -> Iterator[None]:
+    """Raise why the session was closed, instead of what that led to in the work."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        if isinstance(session.refusal, DatabaseUnavailable):
+            raise session.refusal from error
+        raise
 
 
 @contextlib.asynccontextmanager

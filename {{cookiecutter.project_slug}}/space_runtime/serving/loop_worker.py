@@ -91,7 +91,7 @@ class LoopWorker:
             stint = self._stint = _Stint()
             try:
                 result = job(connection)
-                if stint.was_stopped:
+                if stint.was_stopped and not stint.commits:
                     raise RunInThread
             except Exception as error:
                 # A thread replaces a lost connection and translates the error. And the work may
@@ -128,7 +128,8 @@ class LoopWorker:
         self._backend.interrupt(driver_connection, lambda: self._stint.is_to_stop())
 
     def _open(self) -> None:
-        with self._in_use, contextlib.suppress(SQLAlchemyError):
+        # Without it, work runs in threads, and what was just committed is not to fail.
+        with self._in_use, contextlib.suppress(SQLAlchemyError, OSError):
             if self._connection is None and not self.pool.limiter.is_closed:
                 self._connection = self._engine.connect()
 

@@ -123,6 +123,7 @@ class OnDemandSession(WriteSession):
         self._statement = threading.Lock()
         """Held while a statement runs in its transaction, and while another thread ends that."""
         self._in_statement = False
+        self._closing_thread: int | None = None
 
     @property
     def serving(self) -> Serving:
@@ -198,9 +199,11 @@ class OnDemandSession(WriteSession):
         """
         if not self._statement.acquire(timeout=seconds):
             raise SQLAlchemyError("a statement of this session is running")
+        self._closing_thread = threading.get_ident()
         try:
             self.close()
         finally:
+            self._closing_thread = None
             self._statement.release()
 
     def abandon(self) -> None:
@@ -221,6 +224,8 @@ class OnDemandSession(WriteSession):
 
     def begin_statement(self) -> None:
         """Keep other threads from ending the transaction; raise what must not be done any more."""
+        if self._closing_thread == threading.get_ident():
+            return  # It leaves a savepoint, by a statement.
         self._statement.acquire()
         self._in_statement = True
         if self.refusal is not None:

@@ -212,12 +212,12 @@ def _split_address(text: str, repairs: list[str]) -> tuple[str, str]:
         folder, _, database = text.rpartition("/")
         return "/" + folder.lstrip("/"), database
     hosts, _, database = text.partition("/")
-    return hosts, database.strip("/")
+    return hosts.strip(), database.strip("/")
 
 
 def _split_parameter(piece: str) -> tuple[str, str]:
     name, _, value = piece.partition("=")
-    return decode(name).lower(), value.removesuffix("\\")
+    return decode(name).strip().lower(), value.removesuffix("\\")
 
 
 def _split_port(element: str) -> tuple[str, str]:
@@ -234,7 +234,7 @@ def _split_port(element: str) -> tuple[str, str]:
     if is_ip_address(element):
         return element, ""
     host, _, port = element.partition(":")
-    return host, port
+    return host.strip(), port.strip()
 
 
 def _check_host(host: str) -> None:
