@@ -9,7 +9,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,12 +19,13 @@ from uuid import UUID, uuid4
 import pytest
 import sqlalchemy as sa
 from space_runtime.backends import POSTGRESQL, postgresql
-from space_runtime.failback import handover
+from space_runtime.failback import handover, refusals, target
 from space_runtime.failback.handover import Failback
 from space_runtime.failback.outcome import Outcome
 from space_runtime.files import names
 from space_runtime.files.contents import count_rows, read_only
 from space_runtime.migrations import Migrations
+from space_runtime.migrations.opening import CannotServe
 from space_runtime.records import failbacks, seeds
 from space_runtime.snapshots.schedule import Snapshots
 from space_runtime.time_limit import within
@@ -246,6 +247,16 @@ def test_a_copy_may_have_keys_that_postgresql_cannot_have(database: Database) ->
     assert database.reasons() == [("parents", "22P02")]
 
 
+class Point(sa.types.UserDefinedType[str]):
+    """A type that PostgreSQL cannot compare."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **options: Any) -> str:
+        """Return what PostgreSQL calls it."""
+        return "point"
+
+
 def test_progress_is_made_while_seeds_are_looked_for(database: Database) -> None:
     table = "CREATE TABLE parents (id serial PRIMARY KEY, name text)"
     database.run(table, "INSERT INTO parents (name) VALUES ('one'), ('two')")
@@ -261,6 +272,35 @@ def test_progress_is_made_while_seeds_are_looked_for(database: Database) -> None
     ) == (1, 0)
     # one for each seed, one for the rows
     assert len(steps) == 3
+
+
+@pytest.mark.filterwarnings("ignore:Did not recognize type")
+def test_every_seed_that_stays_behind_is_kept_though_none_can_be_compared(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refusals, "ROWS_AT_ONCE", 2)
+    sa.Table("places", database.models, _key(), sa.Column("spot", Point), sa.Column("name", sa.Text))
+    sa.Table("pins", database.models, _key(), sa.Column("place_id", sa.ForeignKey("places.id")))
+    database.models.create_all(database.engine)
+    engine = sa.create_engine(f"sqlite:///{names.path(database.folder, 'fallback', database.file_id)}")
+    with engine.begin() as connection, seeds.recording(connection):
+        database.models.create_all(connection)
+        connection.exec_driver_sql("INSERT INTO places (spot) VALUES ('(1,1)'), ('(2,2)'), ('(3,3)')")
+    engine.dispose()
+    assert database.move("UPDATE places SET name = 'own'") == (0, 3)
+    assert database.reasons() == [("places", "seed_changed")] * 3
+
+
+def test_a_seed_with_a_high_number_does_not_move_postgresqls_numbering_on(database: Database) -> None:
+    database.run("CREATE TABLE parents (id serial PRIMARY KEY, name text)")
+    database.run("INSERT INTO parents VALUES (500000, 'a seed')")
+    engine = sa.create_engine(f"sqlite:///{names.path(database.folder, 'fallback', database.file_id)}")
+    with engine.begin() as connection, seeds.recording(connection):
+        connection.exec_driver_sql(PARENTS)
+        connection.exec_driver_sql("INSERT INTO parents VALUES (500000, 'a seed')")
+    engine.dispose()
+    assert database.move("INSERT INTO parents VALUES (3, 'low'), (1500000000, 'high')") == (2, 0)
+    assert database.run("INSERT INTO parents (name) VALUES ('next') RETURNING id") == [(4,)]
 
 
 PARENTS = "CREATE TABLE parents (id integer PRIMARY KEY AUTOINCREMENT, name text)"
@@ -656,6 +696,59 @@ def test_a_row_that_is_refused_only_at_commit_stays_behind_alone(database: Datab
     assert database.retry() == (0, 2)
     database.run("DROP TRIGGER has_lines ON orders", "DROP TRIGGER few_lines ON lines")
     assert database.retry() == (2, 0)
+
+
+@pytest.mark.parametrize("parents", ["orders", "bills"])
+def test_triggers_of_two_tables_may_have_one_name(database: Database, parents: str) -> None:
+    tables = [ORDERS.replace("orders", parents), LINES.replace("orders", parents)]
+    database.run(*map(in_postgresql, tables), deferred("checked", "lines", "NEW.name = 'bad'"))
+    database.run(
+        f"CREATE CONSTRAINT TRIGGER checked AFTER INSERT ON {parents} DEFERRABLE INITIALLY DEFERRED"
+        " FOR EACH ROW EXECUTE FUNCTION checked()"
+    )
+    orders = f"INSERT INTO {parents} VALUES (1, 'one'), (2, 'two'), (3, 'three')"
+    lines = "INSERT INTO lines VALUES (1, 1, 'good'), (2, 1, 'bad'), (3, 2, 'good')"
+    assert database.move(*tables, orders, lines) == (5, 1)
+    assert database.reasons() == [("lines", "23514 checked")]
+
+
+def test_a_row_stays_behind_alone_for_which_a_trigger_writes_what_is_refused_at_commit(database: Database) -> None:
+    database.run(
+        in_postgresql(ORDERS),
+        in_postgresql(PARENTS),
+        deferred("no_copies", "orders", "NEW.name = 'copied'"),
+        "CREATE FUNCTION copied() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN INSERT INTO orders VALUES (99, 'copied'); RETURN NULL; END $$",
+        "CREATE TRIGGER copied AFTER INSERT ON parents FOR EACH ROW WHEN (NEW.name = 'bad') EXECUTE FUNCTION copied()",
+    )
+    orders = "INSERT INTO orders VALUES (1, 'one'), (2, 'two'), (3, 'three')"
+    parents = "INSERT INTO parents VALUES (1, 'good'), (2, 'bad'), (3, 'good')"
+    assert database.move(ORDERS, PARENTS, orders, parents) == (5, 1)
+    assert database.reasons() == [("parents", "23514 no_copies")]
+
+
+@pytest.mark.parametrize(
+    "seconds", [60.0, pytest.param(0.6, marks=pytest.mark.thorough)], ids=["within its limit", "beyond its limit"]
+)
+def test_a_slow_trigger_at_commit_is_no_lost_connection(
+    database: Database, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    database.run(in_postgresql(PARENTS), deferred("slow", "parents", "pg_sleep(3.5) IS NULL"))
+    file = names.path(database.folder, "fallback", database.file_id)
+    with sqlite3.connect(file) as connection:
+        connection.execute(PARENTS)
+        connection.execute("INSERT INTO parents VALUES (7, 'own')")
+    connection.close()
+    engine = POSTGRESQL.create_engine(database.engine.url, {}, 1)
+    POSTGRESQL.prepare_to_serve(engine, transaction_pooler=False)
+    failback = Failback(engine, database.models, Migrations(database.folder), Snapshots(None, 60.0))
+    monkeypatch.setattr(handover, "_SECONDS_OF_SILENCE", 1.5)
+    monkeypatch.setattr(target, "_SECONDS_BETWEEN_REPORTS", 0.2)
+    monkeypatch.setattr(target, "_SECONDS_FOR_A_TRIGGER", seconds)
+    with nullcontext() if seconds > 3.5 else pytest.raises(CannotServe):
+        failback.move_all([file])
+    engine.dispose()
+    assert len(database.run("SELECT name FROM parents")) == (seconds > 3.5)
 
 
 class TwoHeads(Migrations):

@@ -446,6 +446,21 @@ def test_a_folder_without_an_owner_is_taken_over_by_the_first_that_comes(
     of("first", tmp_path / "empty").attend()
 
 
+def test_a_folder_without_an_owner_is_restored_from_though_it_is_read_only(
+    ledger: Ledger, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(of("me/mine", place), ledger)
+    (place / owners(place)[0]).unlink()
+
+    def put(folder: Folder, name: str, content: BinaryIO) -> dict[str, int]:
+        raise SnapshotError("read-only")
+
+    monkeypatch.setattr(Folder, "put", put)
+    assert restored(of("me/mine", place), "app", tmp_path / "back") == [1]
+    with pytest.raises(SnapshotError):
+        of("me/mine", place).attend()
+
+
 def test_a_process_that_was_refused_stays_so_until_a_restart(ledger: Ledger, place: Path, tmp_path: Path) -> None:
     take(of("old name", place), ledger)
     running = of("new name", place)

@@ -1,8 +1,9 @@
 """Time limits for calls, including calls into libraries that have none."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -32,6 +33,26 @@ def while_progressing(
     if not outcome.done():
         terminate()
     return outcome.result(timeout=seconds)
+
+
+@contextmanager
+def taken_for_progress(
+    on_progress: Callable[[], None], *, every: float, at_most: float
+) -> Iterator[None]:
+    """Report progress in this block, of which nothing is heard, for at most so many seconds."""
+    has_ended = threading.Event()
+
+    def report() -> None:
+        for _ in range(int(at_most / every)):
+            if has_ended.wait(every):
+                break
+            on_progress()
+
+    start(report)
+    try:
+        yield
+    finally:
+        has_ended.set()
 
 
 def start(function: Callable[[], Result]) -> Future[Result]:

@@ -48,7 +48,11 @@ def move_all_but_culprits(
             trial.undo()
         return False
 
-    found = culprits(move.suspects(refused.table), is_refused_without)
+    suspects = move.suspects(*refused.tables)
+    if not suspects or is_refused_without(suspects):
+        # It refuses what other tables' triggers wrote, or because of what is in other tables.
+        suspects = move.suspects()
+    found = culprits(suspects, is_refused_without)
     return move_all_but_culprits(make, and_without(found), on_progress)
 
 

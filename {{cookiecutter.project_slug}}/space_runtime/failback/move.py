@@ -7,7 +7,7 @@ and references follow. A row that PostgreSQL refuses stays behind, with the rows
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, groupby
 from types import MappingProxyType
@@ -80,7 +80,7 @@ class Move:
         self._tables = read_schema(target, models, present)
         references = read_references(self._tables, models, present)
         self._references = References(self._tables, references)
-        self._refusals = Refusals(target, file_id, self._tables, self._references)
+        self._refusals = Refusals(self._target, file_id, self._tables, self._references)
         self._seeds = Seeds(source, self._target, self._references, self._refusals, on_progress)
         self._staying: dict[str, set[Locator]] = {name: set() for name in self._tables}
         """Rows that do not move: those left out, and seeds."""
@@ -109,8 +109,7 @@ class Move:
             for refused in self._rows_left_out():
                 self._refusals.record(*refused)
             self._refusals.write()
-            self._target.keep()
-            self._target.check_deferred(*deferred_triggers)
+            self._target.check_deferred(*deferred_triggers, on_progress=self._on_progress)
         except DBAPIError as error:
             if isinstance(error.orig, sqlite3.Error):
                 raise
@@ -133,13 +132,14 @@ class Move:
             self._refusals.count,
         )
 
-    def suspects(self, table: str) -> list[Node]:
-        """Return the rows of this table that were tried, or if there are none, those of all."""
-        names = [table] if table in self._tables else []
-        for tables in (names, self._tables):
-            if found := [row.node for name in tables for row in self._rows(self._tables[name])]:
-                return found
-        return []
+    def suspects(self, *tables: str) -> list[Node]:
+        """Return the rows that were tried, of these tables or else of all.
+
+        Those that refer to others come first: without a row, those that refer to it are not tried.
+        """
+        schemas = reversed([*chain(*in_order(self._tables))])
+        chosen = [one for one in schemas if not tables or one.name in tables]
+        return [row.node for schema in chosen for row in self._rows(schema)]
 
     def with_those_that_refer(
         self, row: RefusedRow, others: Iterable[RefusedRow]
@@ -168,9 +168,10 @@ class Move:
     def _move_group(self, group: Sequence[TableSchema]) -> None:
         for schema in group:
             self._at_work = schema.name
-            self._staying[schema.name] |= self._seeds.match(schema)
+            seeds = self._seeds.match(schema)
+            self._staying[schema.name] |= seeds
             if schema.sequence:
-                self._numbering[schema.name] = self._continued(schema)
+                self._numbering[schema.name] = self._continued(schema, seeds)
         names = {schema.name for schema in group}
         if any(one.table in names for schema in group for one in schema.references):
             self._move_in_order(group)
@@ -178,11 +179,11 @@ class Move:
             for batch in batches(self._rows(group[0])):
                 self._move_rows(group[0], batch)
 
-    def _continued(self, schema: TableSchema) -> Numbering:
-        """Return PostgreSQL's numbering, after the numbers that the rows of this table have."""
+    def _continued(self, schema: TableSchema, seeds: Collection[Locator]) -> Numbering:
+        """Return PostgreSQL's numbering, after the numbers of this table's rows but the seeds."""
         (key,) = schema.key
         numbering = Numbering(self._target, schema)
-        last = self._source.highest(schema.name, key, below=numbering.limit)
+        last = self._source.highest(schema.name, key, below=numbering.limit, without=seeds)
         if last is not None:
             numbering.advance(int(last))
         return numbering

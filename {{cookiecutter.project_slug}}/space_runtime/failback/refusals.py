@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from uuid import UUID
 
-from sqlalchemy import Connection, Uuid
+from sqlalchemy import Uuid
 
 from space_runtime.failback.references import References
 from space_runtime.failback.schema import TableSchema, Unmovable
 from space_runtime.failback.sources import BYTES_AT_ONCE, ROWS_AT_ONCE, StoredRow
+from space_runtime.failback.target import Target
 from space_runtime.records import failbacks
 from space_runtime.records.failbacks import RefusedRow
 from space_runtime.records.stored import as_text
@@ -21,14 +22,14 @@ class Refusals:
 
     def __init__(
         self,
-        connection: Connection,
+        target: Target,
         file_id: UUID,
         tables: Mapping[str, TableSchema],
         references: References,
     ) -> None:
-        self._connection, self._file_id = connection, file_id
+        self._target, self._file_id = target, file_id
         self._tables, self._references = tables, references
-        self._last, self._now = failbacks.last_number(connection)
+        self._last, self._now = failbacks.last_number(target.connection)
         self._unsettled: list[tuple[StoredRow, str, str | None]] = []
         self._unwritten: list[RefusedRow] = []
         self._unwritten_bytes = 0
@@ -74,7 +75,8 @@ class Refusals:
 
     def write(self) -> None:
         """Write what was recorded since the last time."""
-        failbacks.keep(self._connection, self._unwritten)
+        failbacks.keep(self._target.connection, self._unwritten)
+        self._target.keep()
         self._unwritten.clear()
         self._unwritten_bytes = 0
 

@@ -2,7 +2,7 @@
 
 # ruff: noqa: S608  (names of tables and columns are quoted)
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -84,12 +84,14 @@ class FileSource:
             text = as_text(row.get(name) for name in key)
             yield StoredRow(table, (), text, row), "seed_deleted"
 
-    def highest(self, table: str, column: str, *, below: int) -> int | None:
-        """Return the highest number in a column that is below a limit."""
-        name = quote(column)
-        query = f"SELECT max({name}) FROM {quote(table)} WHERE {name} < ?"
-        number: int | None = self._connection.exec_driver_sql(query, (below,)).scalar()
-        return number
+    def highest(
+        self, table: str, column: str, *, below: int, without: Collection[Locator]
+    ) -> int | None:
+        """Return the highest number in a column that is below a limit, without these rows."""
+        name, locator = quote(column), ", ".join(map(quote, self._shape(table).locator))
+        query = f"SELECT {name}, {locator} FROM {quote(table)} WHERE {name} < ? ORDER BY 1 DESC"
+        rows = self._connection.exec_driver_sql(query, (below,))
+        return next((number for number, *rest in rows if tuple(rest) not in without), None)
 
     def _select(self, table: str, clause: str, parameters: Locator) -> Iterator[StoredRow]:
         columns, key, locator = self._shape(table)
@@ -148,9 +150,12 @@ class RefusedSource:
         """Return the seeds that were changed or deleted on SQLite, as recorded."""
         return self._changed_seeds.get(table, ())
 
-    def highest(self, table: str, column: str, *, below: int) -> int | None:
-        """Return the highest number in a column that is below a limit."""
-        values = (row.content.get(column) for row in self.rows(table))
+    def highest(
+        self, table: str, column: str, *, below: int, without: Collection[Locator]
+    ) -> int | None:
+        """Return the highest number in a column that is below a limit, without these rows."""
+        rows = (row for row in self.rows(table) if row.locator not in without)
+        values = (row.content.get(column) for row in rows)
         return max((one for one in values if isinstance(one, int) and one < below), default=None)
 
 

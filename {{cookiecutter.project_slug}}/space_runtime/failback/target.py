@@ -28,6 +28,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import NullType
 
 from space_runtime.failback.schema import TableSchema
+from space_runtime.time_limit import taken_for_progress
 
 # Errors that are not about a row, but about the connection, a deadlock, the rights, the server's
 # resources, an operator, or the disk. All others are: types raise whatever they like.
@@ -36,6 +37,9 @@ _NOT_ABOUT_A_ROW = ("08", "25", "40", "42501", "53", "55P03", "57", "58")
 # What triggers raise is about the row, whatever its code; so is what row level security refuses,
 # though its code is that of a missing right. The server's functions tell them apart.
 _RAISE_FOR_A_ROW = ("exec_stmt_raise", "ExecWithCheckOptions")
+
+_SECONDS_BETWEEN_REPORTS = 5.0
+_SECONDS_FOR_A_TRIGGER = 600.0
 
 Result = TypeVar("Result")
 Values = Mapping[str, Any]
@@ -50,11 +54,11 @@ class Refused(Exception):
 
 
 class RefusedAtTheEnd(Refused):
-    """A constraint trigger that is fired when all rows are there refuses one of `table`."""
+    """A constraint trigger of `tables` that is fired when all rows are there refuses one."""
 
-    def __init__(self, error: str | None, trigger: str, table: str) -> None:
+    def __init__(self, error: str | None, trigger: str, tables: Sequence[str]) -> None:
         super().__init__(error)
-        self.trigger, self.table = trigger, table
+        self.trigger, self.tables = trigger, tables
 
 
 # Such a trigger may need rows that are inserted later, so it is fired when all are there.
@@ -84,8 +88,8 @@ class Target:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._clauses: dict[str, TableClause] = {}
-        self._deferred: dict[str, str] = {}
-        """The tables of the deferred triggers."""
+        self._deferred: dict[str, list[str]] = {}
+        """The tables of the deferred triggers; those of one name are fired together."""
         self._has_fresh_savepoint = False
 
     def prepare(self) -> None:
@@ -96,20 +100,26 @@ class Target:
         self.connection.exec_driver_sql("SET LOCAL TIME ZONE 'UTC'")
         self.connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
         found = self.connection.execute(_DEFERRED_TRIGGERS).all()
-        self._deferred = {name.replace("%", "%%"): table for name, table in found}
+        for name, table_name in found:
+            self._deferred.setdefault(name.replace("%", "%%"), []).append(table_name)
         if found:
             self.connection.exec_driver_sql(f"SET CONSTRAINTS {', '.join(self._deferred)} DEFERRED")
         self.connection.exec_driver_sql("SAVEPOINT move; SAVEPOINT attempt")
 
-    def check_deferred(self, *triggers: str) -> None:
-        """Fire these deferred triggers, or all; raise RefusedAtTheEnd."""
+    def check_deferred(self, *triggers: str, on_progress: Callable[[], None]) -> None:
+        """Fire these deferred triggers, or all; raise RefusedAtTheEnd.
+
+        Each is fired for all rows in one statement, which counts as progress for ten minutes.
+        """
         for trigger in triggers or self._deferred:
-            fire = f"SET CONSTRAINTS {trigger} IMMEDIATE"
+            fire = partial(self.connection.exec_driver_sql, f"SET CONSTRAINTS {trigger} IMMEDIATE")
+            limits = {"every": _SECONDS_BETWEEN_REPORTS, "at_most": _SECONDS_FOR_A_TRIGGER}
             try:
-                self.attempt(partial(self.connection.exec_driver_sql, fire))
+                with taken_for_progress(on_progress, **limits):
+                    self.attempt(fire)
             except Refused as refused:
-                table = self._deferred[trigger]
-                raise RefusedAtTheEnd(refused.error, trigger, table) from None
+                tables = self._deferred[trigger]
+                raise RefusedAtTheEnd(refused.error, trigger, tables) from None
 
     def undo(self) -> None:
         """Undo all since prepare()."""

@@ -200,13 +200,18 @@ class SnapshotStore:
     def _ours(self, folder: Folder, listed: Collection[str], *, claim: bool) -> Collection[str]:
         """Return the names if they belong to this deployment, else raise BelongsToAnother.
 
-        A folder without an owner is claimed first, an empty one only if `claim` says so.
+        A folder without an owner is claimed first. Without `claim`, that is left out if there is
+        nothing in it, and may fail: one that is read-only can still be restored from.
         """
         deployment = self._deployment()
         own = f"owner-{hashlib.sha256(deployment.encode()).hexdigest()[:16]}.txt"
         owners = sorted(filter(_OWNER.fullmatch, listed))
         if not owners and (claim or _snapshots(listed)):
-            listed = folder.put(own, io.BytesIO(_OWNER_TEXT.format(deployment).encode()))
+            try:
+                listed = folder.put(own, io.BytesIO(_OWNER_TEXT.format(deployment).encode()))
+            except SnapshotError:
+                if claim:
+                    raise
             owners = sorted(filter(_OWNER.fullmatch, listed))
         # Few stores can create a name only if it is free. So two may claim a folder at once, and
         # both then find that it belongs to the one whose mark is first.
