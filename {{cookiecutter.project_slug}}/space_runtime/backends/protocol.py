@@ -41,14 +41,14 @@ class Backend:
         """Begin a transaction if `reading` needs one; `bounded` limits how long statements run."""
         raise NotImplementedError
 
-    def works_in_loop(self, engine: Engine) -> bool:
-        """Return whether short work may run in the event loop, since nothing makes it wait."""
+    def reads_in_loop(self, engine: Engine) -> bool:
+        """Return whether short reads may run in the event loop, since nothing makes them wait."""
         return False
 
-    def interrupt(self, driver_connection: Any, is_to_stop: Callable[[], bool]) -> None:
+    def interrupt(self, connection: Connection, is_to_stop: Callable[[], bool]) -> None:
         """Stop a statement of this connection when is_to_stop() says so, or if it had to wait.
 
-        Raise NotImplementedError where no work runs in the event loop.
+        Raise NotImplementedError where no read runs in the event loop.
         """
         raise NotImplementedError
 

@@ -130,16 +130,16 @@ class SQLite(Backend):
         if not reading:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
-    def works_in_loop(self, engine: Engine) -> bool:
+    def reads_in_loop(self, engine: Engine) -> bool:
         """Return True for a file on a local disk, where a read never waits for a writer."""
         return not _is_in_memory(engine.url) and journal_mode(engine.url.database) == "WAL"
 
-    def interrupt(self, driver_connection: Any, is_to_stop: Callable[[], bool]) -> None:
+    def interrupt(self, connection: Connection, is_to_stop: Callable[[], bool]) -> None:
         """Ask every few microseconds, in the sum of all runs of a statement."""
+        driver_connection: Any = connection.connection.driver_connection
         driver_connection.set_progress_handler(is_to_stop, _INSTRUCTIONS_BETWEEN_LOOKS)
-        driver_connection.execute("PRAGMA busy_timeout = 0")
-        # A checkpoint waits for the disk.
-        driver_connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.exec_driver_sql("PRAGMA busy_timeout = 0")
+        connection.rollback()
 
     def try_to_write(self, connection: Connection) -> None:
         """Write the file's user_version again, with the value that it already has."""

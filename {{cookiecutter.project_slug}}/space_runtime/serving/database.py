@@ -6,7 +6,7 @@
 The function receives a Session, then the other arguments. A write is committed, and the connection
 returned to the pool, before the response is validated and sent. If the connection turns out to be
 dead, the function runs a second time, so it must have no side effects outside the database. It runs
-in a thread; on SQLite short work runs in the event loop itself (see LoopWorker).
+in a thread; on SQLite a short read runs in the event loop itself (see LoopReader).
 """
 
 import asyncio
@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -30,7 +30,7 @@ from space_runtime.backends.errors import (
 )
 from space_runtime.backends.protocol import Backend
 from space_runtime.observability.metrics import THREADS, THREADS_BUSY, WAITING
-from space_runtime.serving.loop_worker import LoopWriter
+from space_runtime.serving.loop_reader import RunInThread
 from space_runtime.serving.pools import Serving
 from space_runtime.serving.sessions import (
     OnDemandSession,
@@ -39,7 +39,6 @@ from space_runtime.serving.sessions import (
     outcome_known,
     watch_statements,
 )
-from space_runtime.serving.worker_pool import RunInThread
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -88,7 +87,8 @@ class Database:
         if serving is not None:
             self._sessions.configure(bind=None)
             self._ending.append(serving)
-            serving.close()
+            for pool in serving.pools:
+                pool.close()
 
     def drain(self, seconds: float) -> bool:
         """Wait for the work on engines no longer in use; return whether all of it has ended."""
@@ -109,18 +109,22 @@ class Database:
         pooler. Raise DatabaseUnavailable if no database serves or no thread becomes free in time.
         """
         serving = self._admitted(writes=False)
-        job = _with_arguments(work, *args, **kwargs)
-        in_thread = partial(self._run, _read, serving, job)
+
+        def job(session: Session) -> Result:
+            return work(session, *args, **kwargs)
+
+        def in_thread() -> Result:
+            return self._run(_read, serving, job)
+
         reader = serving.loop_reader
-        if reader is not None:
-            in_thread = partial(reader.observe, work, in_thread)
-            if reader.takes(work, serving.readers):
-                in_loop = partial(_read_on, backend=serving.backend, work=job)
-                try:
-                    return await reader.pool.run_in_loop(lambda: reader.run(work, in_loop))
-                except RunInThread:
-                    reader.pool.limiter.leave()
-        return await serving.readers.run(in_thread)
+        if reader is None:
+            return await serving.readers.run(in_thread)
+        if reader.takes(work, serving.readers):
+            with contextlib.suppress(RunInThread):
+                return await reader.read(
+                    work, lambda connection: _read_on(connection, serving.backend, job)
+                )
+        return await serving.readers.run(lambda: reader.observe(work, in_thread))
 
     async def write(
         self, work: Work[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
@@ -131,21 +135,9 @@ class Database:
         OutcomeUnknown if the connection was lost during COMMIT.
         """
         serving = self._admitted(writes=True)
-        job = _with_arguments(work, *args, **kwargs)
-        in_thread = partial(self._run, _write, serving, job)
-        writer = serving.loop_writer
-        if writer is not None:
-            in_thread = partial(writer.observe, work, in_thread)
-            if writer.takes(work):
-                write = partial(_write_in_loop, writer, work)
-                try:
-                    return await serving.writers.run_in_loop(
-                        partial(self._run, write, serving, job)
-                    )
-                except RunInThread:
-                    # In the turn that it has waited for.
-                    return await serving.writers.run_inside(in_thread)
-        return await serving.writers.run(in_thread)
+        return await serving.writers.run(
+            lambda: self._run(_write, serving, lambda session: work(session, *args, **kwargs))
+        )
 
     @contextlib.asynccontextmanager
     async def session(self, *, may_write: bool = True) -> AsyncIterator[Session]:
@@ -320,37 +312,17 @@ def _read_on(
 
 
 def _write(serving: Serving, work: Callable[[Session], Result]) -> Result:
-    return _write_on(serving.for_bounded_writing, serving.backend, work)
-
-
-def _write_in_loop(
-    writer: LoopWriter,
-    key: Callable[..., Any],
-    serving: Serving,
-    work: Callable[[Session], Result],
-) -> Result:
-    return writer.run(key, lambda bind: _write_on(bind, serving.backend, work, writer.let_commit))
-
-
-def _write_on(
-    bind: Engine | Connection,
-    backend: Backend,
-    work: Callable[[Session], Result],
-    before_commit: Callable[[], None] = lambda: None,
-) -> Result:
-    # Using it later must fail, not begin a transaction that nothing limits.
-    session = WriteSession(bind, expire_on_commit=False, close_resets_only=False)
+    session = WriteSession(
+        serving.for_writing,
+        expire_on_commit=False,
+        # Using it later must fail, not begin a transaction that nothing limits.
+        close_resets_only=False,
+        execution_options={"bounded": True},
+    )
     with session, outcome_known(session):
         result = _result(work, session)
-        before_commit()
-        session.finish(backend)
+        session.finish(serving.backend)
         return result
-
-
-def _with_arguments(
-    work: Work[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
-) -> Callable[[Session], Result]:
-    return lambda session: work(session, *args, **kwargs)
 
 
 def _result(work: Callable[[Session], Result], session: Session) -> Result:

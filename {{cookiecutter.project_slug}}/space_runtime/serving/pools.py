@@ -3,7 +3,7 @@
 from sqlalchemy import Engine
 
 from space_runtime.backends import backend_of
-from space_runtime.serving.loop_worker import LoopWorker, LoopWriter
+from space_runtime.serving.loop_reader import LoopReader
 from space_runtime.serving.worker_pool import WorkerPool
 
 
@@ -15,7 +15,6 @@ class Serving:
         # A second Engine without event listeners, which would slow down every read.
         self.for_reading = Engine(engine.pool, engine.dialect, engine.url, hide_parameters=True)
         self.for_reading_on_demand = engine.execution_options(reading=True)
-        self.for_bounded_writing = engine.execution_options(bounded=True)
         self.backend = backend_of(engine)
         if self.backend.has_one_writer and pool_size > 1:
             self.readers = WorkerPool("read", pool_size - 1)
@@ -23,17 +22,7 @@ class Serving:
         else:
             self.readers = self.writers = WorkerPool("work", pool_size)
         self.pools: set[WorkerPool] = {self.readers, self.writers}
-        self.loop_reader: LoopWorker | None = None
-        self.loop_writer: LoopWriter | None = None
-        if self.backend.works_in_loop(engine):
-            self.loop_reader = LoopWorker(engine, self.backend, WorkerPool("loop", 1))
-            self.loop_writer = LoopWriter(engine, self.backend, self.writers)
-            self.pools.add(self.loop_reader.pool)
-
-    def close(self) -> None:
-        """Take no more work; running work continues."""
-        for pool in self.pools:
-            pool.close()
-        for worker in (self.loop_reader, self.loop_writer):
-            if worker is not None:
-                worker.close()
+        self.loop_reader: LoopReader | None = None
+        if self.backend.reads_in_loop(engine):
+            self.loop_reader = LoopReader(engine, self.backend)
+            self.pools.add(self.loop_reader)

@@ -25,10 +25,6 @@ _NO_PLACE = {
 }
 
 
-class RunInThread(Exception):
-    """The work cannot be done in the event loop; nothing has come of it."""
-
-
 class WorkerPool:
     """Threads for database work, and a limiter with a place for each connection they use."""
 
@@ -70,25 +66,7 @@ class WorkerPool:
     async def run(self, job: Callable[[], Result]) -> Result:
         """Return what the job returns; raise DatabaseUnavailable if no thread is free in time."""
         await self.enter()
-        return await self.run_inside(job)
-
-    async def run_inside(self, job: Callable[[], Result]) -> Result:
-        """Return what the job returns; its caller has a place, which is given back."""
         return await self.start(job, gives_back=True)
-
-    async def run_in_loop(self, job: Callable[[], Result]) -> Result:
-        """Return what the job returns, run in the loop; who gets RunInThread keeps the place."""
-        await self.enter()
-        keeps_place = False
-        try:
-            return job()
-        except RunInThread:
-            keeps_place = True
-            raise
-        finally:
-            if not keeps_place:
-                # In the next turn, so that the loop sees to everybody else between two jobs.
-                asyncio.get_running_loop().call_soon(self.limiter.leave)
 
     def start(
         self, job: Callable[[], Result], *, gives_back: bool = False

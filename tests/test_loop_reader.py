@@ -1,9 +1,8 @@
-"""Short work runs in the event loop; what is long or fails there is done in a thread, with the same outcome."""
+"""Short reads run in the event loop; what is long or fails there is done in a thread, with the same outcome."""
 
 import asyncio
 import contextlib
 import itertools
-import sqlite3
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +12,12 @@ import pytest
 from space_runtime.backends import POSTGRESQL, SQLITE
 from space_runtime.backends.errors import DatabaseUnavailable
 from space_runtime.serving import limiter as limits
-from space_runtime.serving import loop_worker
+from space_runtime.serving import loop_reader
 from space_runtime.serving.database import Admission, Database
-from space_runtime.serving.loop_worker import LoopWorker
+from space_runtime.serving.loop_reader import LoopReader
 from space_runtime.serving.sessions import SessionFactory
 from sqlalchemy import URL, Engine, make_url, text
-from sqlalchemy.exc import IntegrityError, InvalidRequestError, OperationalError
+from sqlalchemy.exc import InvalidRequestError, OperationalError
 from sqlalchemy.orm import Session
 
 from tests.support.bakery import BakedProject
@@ -30,9 +29,8 @@ COUNT = text("WITH RECURSIVE up (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM up 
 
 
 @pytest.fixture
-def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
-    """An engine as the lifecycle opens it; it would wait longer for another writer than a test takes."""
-    monkeypatch.setattr("space_runtime.backends.sqlite.BUSY_TIMEOUT_SECONDS", 2 * SOON)
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    """An engine as the lifecycle opens it."""
     engine = SQLITE.create_engine(URL.create("sqlite", database=f"{tmp_path}/test.db"), {}, 4)
     SQLITE.prepare_to_serve(engine, transaction_pooler=False)
     with engine.begin() as connection:
@@ -56,11 +54,11 @@ def database(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Databa
 
 def last_for(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let work be short if it takes less."""
-    monkeypatch.setattr(loop_worker, "SHORT_SECONDS", seconds)
-    monkeypatch.setattr(loop_worker, "HOLDING_SECONDS", seconds)
+    monkeypatch.setattr(loop_reader, "SHORT_SECONDS", seconds)
+    monkeypatch.setattr(loop_reader, "HOLDING_SECONDS", seconds)
 
 
-def reader_of(database: Database) -> LoopWorker:
+def reader_of(database: Database) -> LoopReader:
     """What runs reads in the event loop."""
     assert database._serving
     assert database._serving.loop_reader
@@ -268,222 +266,6 @@ def test_reads_take_turns_in_the_order_in_which_they_came(database: Database) ->
         assert "turn" in (before, after)
 
 
-def add(session: Session, *numbers: int) -> bool:
-    """Insert these, and return whether this is the main thread."""
-    for number in numbers:
-        session.execute(text("INSERT INTO notes VALUES (:number)"), {"number": number})
-    return threading.current_thread() is threading.main_thread()
-
-
-def add_many(session: Session, end: int) -> bool:
-    """Insert as many as may take too long, and return whether this is the main thread."""
-    session.execute(text(f"INSERT INTO notes {COUNT.text.replace('max(n)', 'n')}"), {"end": end})
-    return threading.current_thread() is threading.main_thread()
-
-
-def notes(session: Session) -> list[int]:
-    """All that is stored."""
-    return list(session.scalars(text("SELECT number FROM notes ORDER BY rowid")))
-
-
-async def until_written_here(database: Database, work: Callable[..., object], *args: object) -> None:
-    """Run the work until the event loop takes it, and empty the table again."""
-    while not await database.write(work, *args):
-        pass
-    await database.write(lambda session: session.execute(text("DELETE FROM notes")) and None)
-
-
-@pytest.fixture
-def sticky(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let work that was once short count as short for good."""
-    monkeypatch.setattr(loop_worker, "_LEFT_AFTER_A_SHORT_RUN", 0.0)
-    monkeypatch.setattr(loop_worker, "_LONG", 1_000.0)
-    monkeypatch.setattr(loop_worker, "_UNKNOWN", 1_000.0)
-
-
-def test_a_short_write_is_stored_when_it_returns(database: Database, engine: Engine) -> None:
-    async def writes() -> None:
-        await until_written_here(database, add, 0)
-        assert await database.write(add, 1)
-        with Session(engine) as session:
-            assert notes(session) == [1]
-
-    run(writes)
-
-
-@pytest.mark.usefixtures("sticky")
-@pytest.mark.parametrize(
-    "goes_on", ["", "after the error", "after rollback()", "in a savepoint", "and commits", "and only returns"]
-)
-def test_a_write_that_is_stopped_is_made_once_and_as_a_whole_in_a_thread(
-    database: Database, monkeypatch: pytest.MonkeyPatch, goes_on: str
-) -> None:
-    def work(session: Session, end: int) -> bool:
-        add(session, -1)
-        try:
-            with session.begin_nested() if goes_on == "in a savepoint" else contextlib.nullcontext():
-                add_many(session, end)
-        except OperationalError:
-            if not goes_on:
-                raise
-            if goes_on == "after rollback()":
-                session.rollback()
-            if goes_on == "and only returns":
-                return True
-            with contextlib.suppress(Exception):
-                add(session, -2)
-            if goes_on == "and commits":
-                with contextlib.suppress(Exception):
-                    session.commit()
-        return add(session, -3)
-
-    async def writes() -> None:
-        await until_written_here(database, work, 1)
-        last_for(0, monkeypatch)
-        assert not await database.write(work, 10_000)
-        last_for(SOON, monkeypatch)
-        assert await database.read(notes) == [-1, *range(1, 10_001), -3]
-        await database.write(work, 1)
-        assert await database.write(work, 1)
-
-    run(writes)
-
-
-@pytest.mark.usefixtures("sticky")
-def test_work_that_commits_by_itself_is_done_once_in_a_thread(database: Database) -> None:
-    def work(session: Session, commits: bool) -> bool:
-        add(session, 1)
-        if commits:
-            session.commit()
-        return add(session, 2)
-
-    async def writes() -> None:
-        await until_written_here(database, work, False)
-        assert not await database.write(work, True)
-        assert await database.read(notes) == [1, 2]
-
-    run(writes)
-
-
-@pytest.mark.usefixtures("sticky")
-def test_a_write_that_fails_stores_nothing_wherever_it_runs_and_keeps_nobody_out(
-    database: Database, engine: Engine
-) -> None:
-    with engine.begin() as connection:
-        connection.execute(text("CREATE TABLE owners (number INTEGER PRIMARY KEY)"))
-        connection.execute(text("CREATE TABLE pets (owner REFERENCES owners DEFERRABLE INITIALLY DEFERRED)"))
-
-    def work(session: Session, fails: str) -> bool:
-        add(session, 1)
-        if fails == "lookup":
-            raise LookupError
-        if fails == "sql":
-            session.execute(text("INSERT INTO owners VALUES (1), (1)"))
-        if fails == "commit":
-            session.execute(text("INSERT INTO pets VALUES (1)"))
-        return add(session)
-
-    async def fail() -> list[type[object]]:
-        errors = [database.write(work, fails) for fails in ("lookup", "sql", "commit")]
-        return [type(outcome) for outcome in await asyncio.gather(*errors, return_exceptions=True)]
-
-    async def writes() -> None:
-        in_threads = await fail()
-        await until_written_here(database, work, "")
-        for _ in range(3):
-            assert await fail() == in_threads == [LookupError, IntegrityError, IntegrityError]
-        assert await database.read(notes) == []
-        await until_written_here(database, work, "")
-
-    run(writes)
-
-
-@pytest.mark.usefixtures("sticky")
-def test_a_write_whose_commit_fails_is_not_made_again(
-    database: Database, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def commit(connection: sqlite3.Connection) -> None:
-        connection.commit()
-        raise sqlite3.OperationalError("disk I/O error")
-
-    async def writes() -> None:
-        await until_written_here(database, add, 0)
-        with monkeypatch.context() as patch:
-            patch.setattr(engine.dialect, "do_commit", commit)
-            with pytest.raises(DatabaseUnavailable):
-                await database.write(add, 1)
-        await database.write(add, 2)
-        assert await database.read(notes) == [1, 2]
-
-    run(writes)
-
-
-@pytest.mark.usefixtures("sticky")
-def test_a_write_that_needs_a_thread_keeps_its_turn(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def writes() -> None:
-        await until_written_here(database, add_many, 1)
-        last_for(0, monkeypatch)
-        assert database._serving
-        turns = database._serving.writers.limiter
-        assert turns.try_to_enter()
-        jobs = [database.write(add_many, 3_000), *(database.write(add, -number) for number in range(5))]
-        writing = [asyncio.create_task(job) for job in jobs]
-        while turns.waiting < len(jobs):
-            await asyncio.sleep(0)
-        turns.leave()
-        assert not any(await asyncio.gather(*writing))
-        last_for(SOON, monkeypatch)
-        assert await database.read(notes) == [*range(1, 3_001), *range(0, -5, -1)]
-
-    run(writes)
-
-
-@pytest.mark.usefixtures("sticky")
-def test_a_write_waits_for_another_process_in_a_thread(database: Database, engine: Engine) -> None:
-    async def writes() -> None:
-        await until_written_here(database, add, 0)
-        with contextlib.closing(sqlite3.connect(str(engine.url.database), isolation_level=None)) as other:
-            other.execute("BEGIN IMMEDIATE")
-            waiting = [asyncio.create_task(database.write(add, number)) for number in range(5)]
-            for _ in range(100):
-                await asyncio.sleep(0)
-                assert await database.read(notes) == []
-            other.execute("COMMIT")
-            await asyncio.gather(*waiting)
-        assert await database.read(notes) == list(range(5))
-
-    run(writes)
-
-
-@pytest.mark.usefixtures("sticky")
-def test_the_log_of_short_writes_is_copied_to_the_database_in_a_thread(
-    database: Database, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loop_worker, "WRITES_BETWEEN_CHECKPOINTS", 50)
-
-    def work(session: Session) -> bool:
-        session.execute(text("INSERT INTO notes VALUES (zeroblob(100000))"))
-        return threading.current_thread() is threading.main_thread()
-
-    def size(suffix: str = "") -> int:
-        return Path(f"{engine.url.database}{suffix}").stat().st_size
-
-    async def writes() -> None:
-        while await database.write(work) or await database.write(work):
-            pass
-        before = size()
-        for _ in range(2):
-            assert all([await database.write(work) for _ in range(50)])
-            assert size() == before
-            assert not any([await database.write(work) for _ in range(2)])
-            assert size() > before + 50 * 100_000
-            before = size()
-        # it begins anew each time
-        assert size("-wal") < 80 * 100_000
-
-    run(writes)
-
-
 def test_slow_reads_keep_neither_short_ones_nor_anything_else_from_going_on(database: Database) -> None:
     go = threading.Event()
 
@@ -532,13 +314,13 @@ def test_who_waits_for_the_event_loop_has_the_same_queue_and_deadline(
         await until_short(database, is_here)
         reader = reader_of(database)
         monkeypatch.setattr(limits, "MAX_WAIT_SECONDS", 0.01)
-        assert reader.pool.limiter.try_to_enter()
+        assert reader.limiter.try_to_enter()
         with pytest.raises(DatabaseUnavailable, match="busy"):
             await database.read(is_here)
         monkeypatch.setattr(limits, "MAX_WAITING", 0)
         with pytest.raises(DatabaseUnavailable, match="Too many"):
             await database.read(is_here)
-        reader.pool.limiter.leave()
+        reader.limiter.leave()
 
     run(reads)
 
@@ -560,9 +342,9 @@ def test_a_database_that_is_left_keeps_no_connection(database: Database) -> None
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "postgresql+psycopg://u@h/d"])
-def test_what_may_wait_or_has_one_connection_only_is_not_used_in_the_event_loop(url: str) -> None:
+def test_what_may_wait_or_has_one_connection_only_is_not_read_in_the_event_loop(url: str) -> None:
     backend = SQLITE if url.startswith("sqlite") else POSTGRESQL
-    assert not backend.works_in_loop(backend.create_engine(make_url(url), {}, 1))
+    assert not backend.reads_in_loop(backend.create_engine(make_url(url), {}, 1))
 
 
 ROUTES = """
@@ -571,11 +353,11 @@ import threading
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from space_runtime.serving import loop_worker
+from space_runtime.serving import loop_reader
 from src.database.session import DatabaseDep
 from src.main import app
 
-loop_worker.SHORT_SECONDS = loop_worker.HOLDING_SECONDS = 60
+loop_reader.SHORT_SECONDS = loop_reader.HOLDING_SECONDS = 60
 go = threading.Event()
 
 
