@@ -24,7 +24,7 @@ demo: .venv/ready ## Render a Space with the default answers and serve it at htt
 	@$(VENV)/python tools/demo.py
 
 test: .venv/ready ## Hold every promise with at least one real process (what this machine lacks is skipped by name)
-	@echo "Up to nine minutes on two cores with all tools. make test-all runs everything."
+	@echo "Some five minutes on two cores with all tools. make test-all runs everything."
 	@$(PYTEST) $(IN_PARALLEL) -m "not thorough and not alone"
 
 rest: .venv/ready ## Run what make test leaves out: other moments, larger numbers, measurements

@@ -855,3 +855,21 @@ def test_a_token_that_may_only_read_is_refused_and_leaves_no_copy_on_the_disk(
     assert any(call.status == 403 for call in hub.calls)
     assert not list((tmp_path / "tmp").glob("hffs-*"))
     assert not list(tmp_path.glob("*.snapshot"))
+
+
+def test_a_row_that_follows_within_the_same_tick_of_the_clock_is_in_the_next_snapshot(
+    store: SnapshotStore, ledger: Ledger
+) -> None:
+    log = ledger.path.with_name(f"{ledger.path.name}-wal")
+    ledger.write(2)
+    ledger.connection.execute("PRAGMA wal_checkpoint(RESTART)")
+    tick, size = time.time_ns(), log.stat().st_size
+    for file in (ledger.path, log):
+        os.utime(file, ns=(tick, tick))
+    take(store, ledger)
+    # the log is written from its beginning again, so that it does not grow
+    ledger.write(3)
+    assert log.stat().st_size == size
+    for file in (ledger.path, log):
+        os.utime(file, ns=(tick, tick))
+    take(store, ledger)

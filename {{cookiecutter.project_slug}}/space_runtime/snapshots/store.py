@@ -15,6 +15,7 @@ import io
 import logging
 import re
 import sqlite3
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -89,7 +90,7 @@ class SnapshotStore:
         self._url = url
         self._project_folder = folder
         self._deployment = deployment
-        self._taken: dict[str, FileState] = {}
+        self._taken: dict[str, tuple[FileState, str]] = {}
         self._running_mark = f"running-{uuid4().hex[:8]}.txt"
         self._has_attended = False
         self._refusal: str | None = None
@@ -122,18 +123,23 @@ class SnapshotStore:
         A series of None continues the newest one of the kind CONFIGURED.
         """
         state = state_of(file)
-        if series is not None and self._taken.get(series) == state:
+        taken, digest = self._taken.get(series or "", (None, None))
+        if taken == state:
             return None
         with _private_file(file) as copy:
             _copy(file, copy)
+            new_digest = _digest(copy)
+            if series is not None and new_digest == digest:
+                self._taken[series] = state, digest
+                return None
             folder, listed = self._look(claim=True)
             if series is None:
                 known = [one.series for one in listed if one.is_of(CONFIGURED)]
                 series = known[-1] if known else new_series()
-            snapshot = Snapshot(_next_number(listed), series, _digest(copy))
+            snapshot = Snapshot(_next_number(listed), series, new_digest)
             with copy.open("rb") as content:
                 listed = _snapshots(folder.put(snapshot.name, content))
-        self._taken[series] = state
+        self._taken[series] = state, new_digest
         ours = [one for one in listed if one.series == series and not one.is_tombstone]
         try:
             for old in ours[:-KEPT]:
@@ -234,15 +240,22 @@ def new_series() -> str:
 
 
 FileState = list[tuple[int, int]]
+# The times of files are as coarse as this in places: milliseconds here, two seconds on some shares.
+_COARSE_NS = 2_000_000_000
 
 
 def state_of(file: Path) -> FileState:
-    """Return times and sizes that change with the database, so that an idle one is left alone."""
-    state = []
+    """Return times and sizes that change with the database, so that an idle one is left alone.
+
+    No two are the same while its last change is so recent that another one could bear its time.
+    """
+    state, now = [], time.time_ns()
     for part in (file, file.with_name(f"{file.name}-wal")):
         with suppress(FileNotFoundError):
             stat = part.stat()
             state.append((stat.st_mtime_ns, stat.st_size))
+            if now - stat.st_mtime_ns < _COARSE_NS:
+                state.append((now, 0))
     return state
 
 
