@@ -31,7 +31,11 @@ def edge(app_port: int, host: str = HERE, port: int = 0, authority: Path | None 
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
 
+    # The event loop itself lets go of a task that waits for a connection which is gone.
+    handlers: set[asyncio.Task[None] | None] = set()
+
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handlers.add(asyncio.current_task())
         with suppress(ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
             async with closed_in_the_end(writer):
                 # Here and not in start_server(), where nobody could wait for the end of one that fails.

@@ -130,7 +130,7 @@ class SnapshotStore:
             _copy(file, copy)
             new_digest = _digest(copy)
             if series is not None and new_digest == digest:
-                self._taken[series] = state, digest
+                self._taken[series] = state, new_digest
                 return None
             folder, listed = self._look(claim=True)
             if series is None:
