@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from space_runtime.backends import SQLITE
 from sqlalchemy import URL, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, OperationalError
 
 from tests.support import disks
 from tests.support.bakery import BakedProject
@@ -220,6 +220,32 @@ def test_a_connection_that_was_opened_while_its_file_was_read_only_is_replaced(t
         with engine.begin() as connection:
             connection.execute(text("INSERT INTO notes VALUES (2)"))
         assert other.execute("SELECT number FROM notes").fetchall() == [(2,)]
+    engine.dispose()
+
+
+def test_connections_that_read_a_damaged_file_are_replaced_when_it_is_mended(tmp_path: Path) -> None:
+    file = tmp_path / "app.db"
+    engine = SQLITE.create_engine(URL.create("sqlite", database=str(file)), {}, 2)
+    SQLITE.prepare_to_serve(engine, transaction_pooler=False)
+    with engine.connect() as one, engine.connect() as another, closing(sqlite3.connect(file)) as other:
+        one.execute(text("CREATE TABLE notes (number INTEGER)"))
+        one.commit()
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        for connection in (one, another):
+            connection.execute(text("SELECT number FROM notes"))
+            connection.rollback()
+        # so that all of them read the first page again, from the file
+        other.execute("CREATE TABLE others (number INTEGER)")
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        sound = file.read_bytes()
+        file.write_bytes(b"garbage." * (len(sound) // 8))
+        for connection in (one, another):
+            with pytest.raises(DatabaseError, match="not a database"):
+                connection.execute(text("SELECT number FROM notes"))
+    file.write_bytes(sound)
+    with engine.begin() as one, engine.connect().execution_options(reading=True) as another:
+        one.execute(text("INSERT INTO notes VALUES (1)"))
+        assert another.execute(text("SELECT number FROM notes")).all() == []
     engine.dispose()
 
 

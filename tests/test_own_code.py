@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.bakery import ROOT, BakedProject, Bakery
 from tests.support.processes import free_port
 from tests.support.recipes import run_verbs
+from tests.support.server import Server
 
 pytestmark = pytest.mark.slow
 
 NO_PLUGINS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 PAGE = "https://pages.example"
+SECONDS_TO_COUNT = 10
 SAMPLE = b'--x\r\nContent-Disposition: form-data; name="sample"; filename="a.txt"\r\n\r\nno number\r\n--x--\r\n'
 OVERLAY = {
     # a part of the owner's that uses other parts, packages without types, and whatever is at hand
@@ -269,6 +272,15 @@ REQUESTS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
+def read_metrics(server: Server) -> dict[str, float]:
+    """All samples by their names and labels."""
+    return {
+        sample.name + "".join(f" {value}" for _, value in sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(server.get("/metrics").text)
+        for sample in family.samples
+    }
+
+
 @pytest.fixture(scope="module")
 def seen(bake: Bakery, tmp_path_factory: pytest.TempPathFactory) -> Seen:
     """Serve the overlay with `fastapi dev`, ask it everything once, and stop it."""
@@ -285,11 +297,11 @@ def seen(bake: Bakery, tmp_path_factory: pytest.TempPathFactory) -> Seen:
     with project.boot(environ, in_place=True, command=command, port=port) as server:
         server.settled()
         answers = {name: server.client.request(how, path, **more) for name, (how, path, more) in REQUESTS.items()}
-        metrics = {
-            sample.name + "".join(f" {value}" for _, value in sorted(sample.labels.items())): sample.value
-            for family in text_string_to_metric_families(server.get("/metrics").text)
-            for sample in family.samples
-        }
+        metrics = read_metrics(server)
+        deadline = time.monotonic() + SECONDS_TO_COUNT
+        # an answer that is a file is counted when the file is closed, and the client may have it before
+        while metrics["http_requests_in_progress"] > 1 and time.monotonic() < deadline:
+            metrics = read_metrics(server)
         exit_code = server.stop()
         return Seen(answers, metrics, exit_code, server.log().splitlines())
 

@@ -43,6 +43,7 @@ _COPY = "_alembic_tmp_"
 _INSTRUCTIONS_BETWEEN_CLOCK_READINGS = 200_000
 # Some microseconds, in the event loop, which has the GIL anyway.
 _INSTRUCTIONS_BETWEEN_LOOKS = 200
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _MOUNTS = Path("/proc/self/mounts")
 _NETWORK_FILE_SYSTEMS = ("fuse", "nfs", "cifs", "smb", "9p", "ceph", "lustre", "gcsfuse")
 
@@ -112,11 +113,21 @@ class SQLite(Backend):
 
         @event.listens_for(engine, "handle_error")
         def replace_connections(context: ExceptionContext) -> None:
-            # A connection that was opened while the file was read-only stays so.
+            # A connection that was opened while the file was read-only stays so, and one that has
+            # read a damaged first page does not read it again when the file is mended.
             code = getattr(context.original_exception, "sqlite_errorcode", 0) & 0xFF
             info = context.connection.info if context.connection else {}
-            if code == sqlite3.SQLITE_READONLY and not info.get("reading"):
+            is_refused_write = code == sqlite3.SQLITE_READONLY and not info.get("reading")
+            if is_refused_write or code in _DAMAGED:
                 context.is_disconnect = True
+
+        @event.listens_for(engine, "invalidate")
+        def give_back_locks(
+            connection: Any, record: ConnectionPoolEntry, error: BaseException | None
+        ) -> None:
+            # To close it is not enough, as long as anybody has one of its cursors.
+            with contextlib.suppress(sqlite3.Error):
+                connection.rollback()
 
     def begin(self, connection: Connection, *, reading: bool, bounded: bool) -> None:
         """Begin a write; reads have no transaction, and each statement sees its own snapshot."""
@@ -249,7 +260,7 @@ def is_sound(path: Path) -> bool:
         with contextlib.closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_SECONDS)) as connection:
             return connection.execute("PRAGMA quick_check(1)").fetchall() == [("ok",)]
     except sqlite3.DatabaseError as error:
-        return error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+        return error.sqlite_errorcode & 0xFF not in _DAMAGED
 
 
 def journal_mode(path: str | None) -> str:
