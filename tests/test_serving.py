@@ -4,9 +4,13 @@ import asyncio
 import contextlib
 import gc
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,8 @@ from space_runtime.serving.sessions import SessionFactory
 from space_runtime.serving.worker_pool import WorkerPool
 from sqlalchemy import URL, Engine, event, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from tests.support.bakery import ROOT, TEMPLATE_FOLDER
 
 SOON = 10
 """Seconds after which a test fails instead of hanging."""
@@ -204,6 +210,40 @@ def test_a_pool_is_idle_only_when_all_work_has_ended_and_none_can_begin(delay: f
 
     asyncio.run(crowd())
     assert (pool.limiter.inside, pool.limiter.waiting) == (0, 0)
+
+
+def test_a_thread_keeps_nothing_alive_between_two_jobs_and_ends_with_its_pool() -> None:
+    class Model: ...
+
+    pool, model, is_gone = WorkerPool("short-lived", 1), Model(), threading.Event()
+    weakref.finalize(model, is_gone.set)
+    asyncio.run(pool.run(partial(id, model)))
+    del model
+    assert is_gone.wait(SOON)
+    (thread,) = (thread for thread in threading.enumerate() if thread.name == "database-short-lived")
+    pool.close()
+    assert pool.wait_until_idle(SOON)
+    thread.join(SOON)
+    assert not thread.is_alive()
+
+
+WORK_WITHOUT_END = """
+import asyncio, threading
+from space_runtime.serving.worker_pool import WorkerPool
+
+begun = threading.Event()
+
+async def main():
+    WorkerPool("work", 1).start(lambda: (begun.set(), threading.Event().wait()))
+    await asyncio.to_thread(begun.wait)
+
+asyncio.run(main())
+"""
+
+
+def test_work_that_never_ends_does_not_keep_the_process_from_ending() -> None:
+    command = [sys.executable, "-c", WORK_WITHOUT_END]
+    subprocess.run(command, cwd=ROOT / TEMPLATE_FOLDER, check=True, timeout=SOON)  # noqa: S603
 
 
 @pytest.fixture
