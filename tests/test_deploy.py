@@ -438,7 +438,25 @@ def test_a_secret_without_a_value_is_refused(hub: Hub, project: BakedProject) ->
     give_secrets(project, "API_TOKEN=\n")
     done = deploy(project, hub)
     assert (done.returncode, hub.calls) == (2, [])
-    assert "API_TOKEN" in last_line(done)
+    assert last_line(done).startswith("Nothing was sent: .env.space, line 1: ")
+
+
+SECRETS_OF_ANY_NAME = {
+    "STRIPE": "sk_live_4eC39HqLyjWDarjtT1zdp7dc",
+    "SENTRY_DSN": "https://4eC39HqLyj@o1.ingest.example/5",
+    "API_TOKEN": "correcthorsebatterystaple",
+}
+
+
+def test_a_secret_of_any_name_is_found_in_the_code(hub: Hub, project: BakedProject) -> None:
+    # settings of the runtime, whose values stand in .env.example, are no secrets
+    ordinary = "PUBLIC_LIMIT=120/minute\nCORS_ORIGINS=https://example.com\nDATABASE_URL=sqlite:///data/app.db\nPLAIN=migrations\n"
+    give_secrets(project, ordinary + "".join(f"{name}={value}\n" for name, value in SECRETS_OF_ANY_NAME.items()))
+    (project.path / "src" / "x.py").write_text(repr(SECRETS_OF_ANY_NAME))
+    done = deploy(project, hub)
+    assert (done.returncode, hub.calls) == (2, [])
+    told = [line.strip().partition(", ")[0] for line in done.stdout.splitlines()[1:]]
+    assert told == [f"src/x.py holds the value of {name}" for name in sorted(SECRETS_OF_ANY_NAME)]
 
 
 def test_a_secret_with_which_the_app_would_not_start_is_refused(hub: Hub, project: BakedProject) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from io import StringIO
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from space_runtime.settings import RuntimeSettings
 from src.config.settings import setting_problems
 from tools.selection import BUILT_PAGE, LocalProblem
 
@@ -20,7 +21,8 @@ USABLE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASS|KEY|CREDENTIAL|AUTH", re.IGNORECASE)
 PASSWORD_IN_URL = re.compile(r"://[^\s:/@]*:(\S+)@")
 COPIED_FOLDER = re.compile(r"^COPY (?:--chown=\S+ )?([\w.-]+)/ ", re.MULTILINE)
-SHORTEST_SECRET = 8
+SHORTEST_SECRET, SHORTEST_SECRET_WORD = 8, 16
+ORDINARY_SETTINGS = {"DATABASE_URL", *map(str.upper, RuntimeSettings.model_fields)}
 DEFAULT_APP_PORT = 7860
 SIGNS_IN = re.compile(rb"^\s*from space_runtime\.http\.sign_in import", re.MULTILINE)
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
@@ -29,22 +31,28 @@ TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 def read_secrets(folder: Path, names: list[str]) -> dict[str, str]:
     """Return the secrets in SECRETS_FILE; these names may also come from the environment.
 
-    Raise LocalProblem, which names the line and nothing that stands in it, if the file contains
-    anything but secrets: of a key that was pasted without quotes, each line looks like something
-    else, and one may even look like a name.
+    Raise LocalProblem, which tells a place and nothing that stands there, if the file contains
+    anything but secrets, or a name has no value: of a key that was pasted without quotes, each line
+    looks like something else, and the last one, which ends in "=", like a name.
     """
     secrets = {name: os.environ.get(name, "") for name in names}
     for binding in parse_stream(StringIO(text_of(folder / SECRETS_FILE))):
         name, content = binding.key or "", binding.original.string
         if binding.key is None and not binding.error:
             continue  # A comment, or the end.
-        if binding.value is None or not USABLE_NAME.fullmatch(name):
+        if not (binding.value or "").strip("=") or not USABLE_NAME.fullmatch(name):
             blank_lines = content[: len(content) - len(content.lstrip())].count("\n")
             raise LocalProblem(
-                f"{SECRETS_FILE}, line {binding.original.line + blank_lines}: not NAME=value. A"
-                " value of several lines, such as a key, goes into quotes"
+                f"{SECRETS_FILE}, line {binding.original.line + blank_lines}: not NAME=value, or no"
+                " value. A value of several lines, such as a key, goes into quotes"
             )
-        secrets[name] = binding.value
+        secrets[name] = binding.value or ""
+    for number, name in enumerate(names, 1):
+        if not secrets[name] or not USABLE_NAME.fullmatch(name):
+            raise LocalProblem(
+                f"SECRETS, name {number}: it has no value here, or is no name: write NAME=value into"
+                f" {SECRETS_FILE}, and SECRETS=NAME"
+            )
     return secrets
 
 
@@ -62,13 +70,19 @@ def text_of(file: Path) -> str:
         raise LocalProblem(f"{file.name} is not UTF-8: save it as that") from None
 
 
-def secret_values(variables: Mapping[str, str | None]) -> Iterator[tuple[str, str]]:
-    """Yield name and value of each token and password, and of each URL that holds a password."""
+def secret_values(
+    variables: Mapping[str, str | None], secrets: Iterable[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield name and value of each token and password, and of each URL that holds a password.
+
+    Those named in `secrets` are secret whatever their name is, unless it is that of a setting.
+    """
     for name, value in variables.items():
         passwords = PASSWORD_IN_URL.findall(value or "")
-        for secret in [value or "", *passwords] if passwords or SECRET_NAME.search(name) else []:
+        is_secret = SECRET_NAME.search(name) or (name in secrets and name not in ORDINARY_SETTINGS)
+        for secret in [value or "", *passwords] if passwords or is_secret else []:
             # A plain word such as "postgres" occurs in many files without being a secret there.
-            if len(secret) >= SHORTEST_SECRET and not secret.isalpha():
+            if len(secret) >= (SHORTEST_SECRET_WORD if secret.isalpha() else SHORTEST_SECRET):
                 yield name, secret
 
 
@@ -97,17 +111,14 @@ def token_problems(token: str) -> Iterator[str]:
 
 
 def secret_problems(secrets: Mapping[str, str]) -> Iterator[str]:
-    """Check that each secret has a value, and one with which the app can start."""
-    for name, value in secrets.items():
-        if not value:
-            yield f"no value for {name}: write {name}=value into {SECRETS_FILE}"
-    for problem in setting_problems({name: value for name, value in secrets.items() if value}):
+    """Check that the app can start with these."""
+    for problem in setting_problems(secrets):
         yield f"{SECRETS_FILE}: {problem}"
 
 
-def leak_problems(files: Mapping[str, bytes], variables: Mapping[str, str | None]) -> Iterator[str]:
-    """Check that no file holds one of the secrets in these variables."""
-    secrets = [(name, secret.encode()) for name, secret in secret_values(variables)]
+def leak_problems(files: Mapping[str, bytes], values: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Check that no file holds one of these values, which have names."""
+    secrets = [(name, value.encode()) for name, value in values]
     for path, content in files.items():
         for name in sorted({name for name, secret in secrets if secret in content}):
             yield f"{path} holds the value of {name}, which everybody could read"

@@ -164,8 +164,9 @@ class Deploy:
         secrets = checks.read_secrets(ROOT, self.replaced_secrets)
         local = checks.read_local_settings(ROOT)
         token = get_token() or ""
-        confidential = {**local, **secrets, "the token of the Hub": token}
-        self.output.hide(secret for _, secret in checks.secret_values(confidential))
+        variables = {**local, **secrets, "the token of the Hub": token}
+        confidential = list(checks.secret_values(variables, secrets))
+        self.output.hide(secret for _, secret in confidential)
         self.output.hide(secrets.values())
         problems = [
             *checks.space_problems(self.space),
