@@ -198,6 +198,27 @@ def test_python_m_src_main_says_so_too(project: BakedProject) -> None:
     assert done.stdout == f"Port {port} is taken: end what listens there, or choose another with PORT=...\n"
 
 
+# What needs a secret, which the Hub hands to no build, or takes long.
+AT_IMPORT = """
+from src.config.settings import load_settings
+
+raise RuntimeError(f"a client or a model with {load_settings().openai_api_key}")
+"""
+
+
+@pytest.mark.slow
+def test_the_image_is_built_without_running_own_code(project: BakedProject) -> None:
+    (step,) = re.findall(r"^RUN (python -m compileall .*?)\n\n", project.read("Dockerfile"), re.DOTALL | re.MULTILINE)
+    settings = project.path / "src" / "config" / "settings.py"
+    settings.write_text(re.sub(r'("""\n)(\n\ndef load)', r"\1\n    openai_api_key: str\n\2", settings.read_text()))
+    (project.path / "src" / "assistant.py").write_text(AT_IMPORT)
+    main = project.path / "src" / "main.py"
+    main.write_text(f"import src.assistant\n{main.read_text()}")
+    alone = project.run("python", "-c", "import src.main", check=False)
+    assert alone.stdout == "OPENAI_API_KEY is not set; it must be text.\n"
+    project.run("sh", "-ec", step, environ={"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"})
+
+
 def test_no_verb_calls_a_program_that_a_moved_folder_would_not_find(project: BakedProject) -> None:
     called = re.findall(r"\$\(BIN\)/(\S+)", project.read("Makefile"))
     assert set(called) == {"python"}
