@@ -74,6 +74,8 @@ class Builder:
         self.hub = hub
         self.folder = folder
         self.started: list[str] = []
+        # where the packages are that the lock names
+        self.installed: dict[str, str] = {}
         # for who asks seldom
         self.says_nothing_until_it_serves = False
         self._running = ExitStack()
@@ -89,15 +91,21 @@ class Builder:
         self._threads.append(thread)
 
     def build(self, name: str) -> None:
-        """Write the files of the newest commit and serve them with the Space's secrets."""
+        """Write what the Dockerfile copies of the newest commit and serve it with the Space's secrets."""
         repository, space = self.hub.repositories[f"spaces/{name}"], self.hub.spaces[name]
         self.started.append(repository.sha)
         folder = self.folder / f"build-{len(self.started)}"
+        dockerfile = repository.files["Dockerfile"]
+        assert isinstance(dockerfile, bytes)
+        copied = re.findall(r"^COPY --chown=1000:1000 (.*) \S+$", dockerfile.decode(), re.MULTILINE)
+        sources = " ".join(copied).replace("apt.tx[t]", "apt.txt").split()
         for path, content in repository.files.items():
+            if not path.startswith(tuple(sources)):
+                continue
             assert isinstance(content, bytes), path
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(content)
-        environ = {"SPACE_ID": name, **IMPATIENT, **space.secrets}
+        environ = {"SPACE_ID": name, **IMPATIENT, **self.installed, **space.secrets}
         server = self._running.enter_context(serve(folder, environ))
         space.address = server.url
         if self.says_nothing_until_it_serves:
@@ -511,6 +519,49 @@ def test_what_the_image_would_lack_is_said_before_anything_is_sent(hub: Hub, pro
     assert (done.returncode, hub.calls) == (2, [])
     assert "web/dist/index.html is missing: npm --prefix web run build" in done.stdout
     assert "migrations/, which the Dockerfile copies, is empty here" in done.stdout
+
+
+def test_code_that_the_image_would_lack_is_named_before_anything_is_sent(hub: Hub, project: BakedProject) -> None:
+    for name in ("training/fit.py", "helpers.py", "tests/yaml.py", "unused/it.py", "src/voices/__init__.py"):
+        (project.path / name).parent.mkdir(exist_ok=True)
+        (project.path / name).touch()
+    text = (
+        "import os, yaml\nfrom migrations import env\nfrom . import sub\ndef f():\n    from training.fit import fit\n"
+    )
+    (project.path / "src" / "voices" / "router.py").write_text(f"{text}    import helpers.more; '\\d'\n")
+    (project.path / "src" / "broken.py").write_bytes(b"\0 no Python")
+    done = deploy(project, hub)
+    assert (done.returncode, hub.calls) == (2, [])
+    assert [line.strip(" .") for line in done.stdout.splitlines()[1:]] == [
+        f"src/voices/router.py imports {name}, which the Dockerfile does not copy: move it into src/"
+        for name in ("helpers", "training")
+    ]
+    with (project.path / "Dockerfile").open("a") as dockerfile:
+        dockerfile.write('COPY ["./training/", \\\n"helpers.py", "./"]\n')
+    assert deploy(project, hub, "--dry-run").returncode == 0
+
+
+UNLOCKED = """\
+gradio>=5  # a demo
+FastAPI<0.1
+sqlalchemy[asyncio]>=2  # is locked, as are those below
+pydantic_settings; python_version > "3"
+nothing; python_version < "3"
+plotter @ https://packages.example/plotter-1.0-py3-none-any.whl
+--extra-index-url https://packages.example/simple
+-r more.txt
+https://packages.example/another-1.0-py3-none-any.whl
+"""
+
+
+def test_a_package_that_is_not_in_the_lock_is_named_before_anything_is_sent(hub: Hub, project: BakedProject) -> None:
+    (project.path / "requirements.txt").write_text(UNLOCKED)
+    with (project.path / "requirements.lock").open("a") as lock:
+        lock.write("plotter @ https://packages.example/plotter-1.0-py3-none-any.whl --hash=sha256:0\n")
+    done = deploy(project, hub)
+    assert (done.returncode, hub.calls) == (2, [])
+    sentence = "requirements.lock has no gradio, FastAPI such as requirements.txt asks for: make lock"
+    assert done.stdout == f"Nothing was sent: {sentence}.\n"
 
 
 # what the Hub refuses

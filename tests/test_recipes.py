@@ -323,11 +323,19 @@ def test_the_reference_application_works_on_postgresql(
 
 @pytest.mark.thorough
 def test_the_reference_application_is_deployed(reference: BakedProject, tmp_path: Path) -> None:
-    (reference.path / ".env.space").write_text(f"API_TOKEN={TOKEN}\n")
+    project = reference.copy_to(tmp_path)
+    # on a Space, as a package that is installed
+    shutil.rmtree(project.path / STAND_IN)
+    (project.path / ".env.space").write_text(f"API_TOKEN={TOKEN}\n")
     with running_hub() as there:
         builder = Builder(there, tmp_path)
+        builder.installed = {"PYTHONPATH": str(REFERENCE)}
         try:
-            done = deploy(reference, there, *PATIENT)
+            assert "has no torch, transformers such as" in deploy(project, there).stdout
+            # as `make lock` does, where there is an index
+            with (project.path / "requirements.lock").open("a") as lock:
+                lock.write("torch==9.0+cpu\ntransformers==5.0\n")
+            done = deploy(project, there, *PATIENT)
             assert done.returncode == 0, done.stdout
             address = there.spaces["example/my-space"].address
             assert httpx2.post(f"{address}/predict?text=fine").json() == {"label": "POSITIVE", "score": 1.0}

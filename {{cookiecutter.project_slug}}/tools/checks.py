@@ -1,8 +1,11 @@
 """What `make deploy` checks in this folder before it asks the Hub."""
 
+import ast
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 
@@ -11,16 +14,21 @@ from dotenv.parser import parse_stream
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
 
 from space_runtime.settings import RuntimeSettings
 from src.config.settings import setting_problems
 from tools.selection import BUILT_PAGE, LocalProblem
 
 SECRETS_FILE = ".env.space"
+LOCKED = re.compile(r"^([\w.-]+)(?:\[.*\])? ?(?:@|==([^\s;]+))", re.MULTILINE)
 USABLE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASS|KEY|CREDENTIAL|AUTH", re.IGNORECASE)
 PASSWORD_IN_URL = re.compile(r"://[^\s:/@]*:(\S+)@")
-COPIED_FOLDER = re.compile(r"^COPY (?:--chown=\S+ )?([\w.-]+)/ ", re.MULTILINE)
+COPIED = re.compile(r"^(?:COPY|ADD) +(?!--from)(?:--\S+ +)*(.*) \S+$", re.MULTILINE)
+COPIED_WORD = re.compile(r"[^\s\",\[\]]+")
+COPIES_ALL = {"", ".", "*", "*.py"}
 SHORTEST_SECRET, SHORTEST_SECRET_WORD = 8, 16
 ORDINARY_SETTINGS = {"DATABASE_URL", *map(str.upper, RuntimeSettings.model_fields)}
 DEFAULT_APP_PORT = 7860
@@ -137,15 +145,63 @@ def file_problems(files: Mapping[str, bytes]) -> Iterator[str]:
     )
     if readme.encode() != files.get("README.md", b""):
         yield "README.md is not UTF-8: save it as that"
-    for source in COPIED_FOLDER.findall(dockerfile):
-        if not any(path.startswith(f"{source}/") for path in files):
-            yield f"{source}/, which the Dockerfile copies, is empty here, or ignored"
+    lines = COPIED.findall(dockerfile.replace("\\\n", " "))
+    sources = [word.removeprefix("./") for line in lines for word in COPIED_WORD.findall(line)]
+    for source in sources:
+        if source.endswith("/") and not any(path.startswith(source) for path in files):
+            yield f"{source}, which the Dockerfile copies, is empty here, or ignored"
     if b'"build"' in files.get("web/package.json", b"") and f"{BUILT_PAGE}index.html" not in files:
         yield f"{BUILT_PAGE}index.html is missing: npm --prefix web run build"
+    if "requirements.lock" in dockerfile and (unlocked := ", ".join(not_locked(files))):
+        yield f"requirements.lock has no {unlocked} such as requirements.txt asks for: make lock"
+    copied = {source.partition("/")[0] for source in sources}
+    for path, name in imports_of_the_code(files) if copied else ():
+        if not copied & {name, f"{name}.py", *COPIES_ALL}:
+            yield f"{path} imports {name}, which the Dockerfile does not copy: move it into src/"
     code = (content for path, content in files.items() if path.startswith("src/"))
     signs_in = any(SIGNS_IN.search(content) for content in code)
     for problem in front_matter_problems(readme, dockerfile, signs_in=signs_in) if readme else ():
         yield f"README.md, front matter: {problem}"
+
+
+def imports_of_the_code(files: Mapping[str, bytes]) -> list[tuple[str, str]]:
+    """Return which files of src import what stands at the top of this folder, and its name."""
+    here = {path.partition("/")[0].removesuffix(".py") for path in files if path.endswith(".py")}
+    found = set()
+    for path, content in files.items():
+        if not path.startswith("src/") or not path.endswith(".py"):
+            continue
+        with suppress(SyntaxError, ValueError), warnings.catch_warnings(action="ignore"):
+            for node in ast.walk(ast.parse(content)):
+                if isinstance(node, ast.ImportFrom) and not node.level:
+                    found.add((path, str(node.module).partition(".")[0]))
+                elif isinstance(node, ast.Import):
+                    found |= {(path, alias.name.partition(".")[0]) for alias in node.names}
+    return sorted((path, name) for path, name in found if name in here)
+
+
+def not_locked(files: Mapping[str, bytes]) -> Iterator[str]:
+    """Yield what requirements.txt names and requirements.lock, which the image installs, has not.
+
+    A line that is an option or an address alone is left to `make lock`.
+    """
+    requirements, lock = (
+        files.get(f"requirements.{ending}", b"").decode("utf-8", "replace")
+        for ending in ("txt", "lock")
+    )
+    locked = [(canonicalize_name(name), version) for name, version in LOCKED.findall(lock)]
+    for line in requirements.splitlines():
+        try:
+            wanted = Requirement(line.partition(" #")[0])
+        except InvalidRequirement:
+            continue
+        has_it = any(
+            name == canonicalize_name(wanted.name)
+            and (not version or wanted.specifier.contains(version, prereleases=True))
+            for name, version in locked
+        )
+        if not has_it and (wanted.marker is None or wanted.marker.evaluate()):
+            yield wanted.name
 
 
 def front_matter_problems(readme: str, dockerfile: str, *, signs_in: bool = False) -> list[str]:
