@@ -499,7 +499,8 @@ def test_a_built_page_is_sent_although_its_own_gitignore_names_it(hub: Hub, proj
     for name in [*names, "node_modules/react/index.js", "src/app.tsx", "package.json"]:
         (project.path / "web" / name).parent.mkdir(parents=True, exist_ok=True)
         (project.path / "web" / name).write_text("x")
-    (project.path / "src" / "model.db").touch()
+    for name in ("src/model.db", "a.pem", "b.pem", "c.pem", "d.pem"):
+        (project.path / name).touch()
     (project.path / "src" / "linked").symlink_to(project.path / "migrations")
     done = deploy(project, hub)
     files = set(hub.repositories[f"spaces/{SPACE}"].files)
@@ -507,7 +508,7 @@ def test_a_built_page_is_sent_although_its_own_gitignore_names_it(hub: Hub, proj
         ".gitignore", "README.md", "dist/assets/app.js", "dist/index.html", "package.json", "src/app.tsx"
     }  # fmt: skip
     told = next(line for line in done.stdout.splitlines() if "stays here: " in line)
-    named = "server.pem, web/dist/.env, src/model.db, web/dist-ssr/, web/x.local, 3 more"
+    named = "web/dist/.env, src/model.db, web/dist-ssr/, web/x.local, a.pem, 7 more"
     assert told.partition("stays here: ")[2] == f"{named} (LIST=1 says why)"
 
 
@@ -594,6 +595,8 @@ def test_what_the_hub_refuses_is_one_sentence(
     give_secrets(project)
     if refusal.status == 413:
         (project.path / "src" / "big.bin").write_text("x" * 9_000_000)
+        # goes to the storage, not into the request
+        (project.path / "photo.png").write_bytes(b"\x89PNG\0" + os.urandom(10_000_000))
     hub.refusals[call] = refusal
     done = deploy(project, hub)
     assert done.returncode == 1
