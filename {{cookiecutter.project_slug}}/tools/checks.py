@@ -112,7 +112,7 @@ def token_problems(token: str) -> Iterator[str]:
     if not token:
         yield (
             f"no token: create one with write access at {TOKENS_PAGE} and set HF_TOKEN, or "
-            ".venv/bin/hf auth login"
+            ".venv/bin/python -m huggingface_hub.cli.hf auth login"
         )
     elif not token.isascii() or not token.isprintable():
         yield "HF_TOKEN holds characters that no token has: copy it again"
