@@ -129,7 +129,10 @@ def leak_problems(files: Mapping[str, bytes], values: Iterable[tuple[str, str]])
     secrets = [(name, value.encode()) for name, value in values]
     for path, content in files.items():
         for name in sorted({name for name, secret in secrets if secret in content}):
-            yield f"{path} holds the value of {name}, which everybody could read"
+            yield (
+                f"{path} holds the value of {name}, which everybody could read: take it out, or, if"
+                " it is no secret, set it as a variable in the Space's settings"
+            )
 
 
 def file_problems(files: Mapping[str, bytes]) -> Iterator[str]:
