@@ -379,6 +379,13 @@ class Note(Resource, Base):
 
     text: Mapped[str] = mapped_column(String(20), index=True)
 """
+CUSTOMERS = """
+
+class Customer(Resource, Base):
+    __tablename__ = "customers"
+
+    nick: Mapped[str] = mapped_column(String(20))
+"""
 FOREIGN_ON_POSTGRESQL = """
     CREATE EXTENSION vector;
     CREATE TABLE spatial_ref_sys (srid integer PRIMARY KEY);
@@ -423,6 +430,11 @@ def test_what_others_have_in_the_same_database_is_not_mentioned_in_a_migration(
                 server.execute(f"CREATE TABLE foreign_{number} (id integer PRIMARY KEY)".encode())
     models = project.path / "src" / "items" / "models.py"
     before = models.read_text()
+    models.write_text(before + CUSTOMERS)
+    for command in ("check", "revision --autogenerate -m customers"):
+        said = project.run("python", "-c", ALEMBIC, command, environ={"DATABASE_URL": database_url}, check=False)
+        assert said.returncode != 0
+        assert "a table 'customers' that no migration of this project makes" in said.stdout
     models.write_text(before + NOTES)
     written = make_migration(project, database_url, "notes")
     assert 'op.create_table(\n        "notes",' in written
@@ -447,3 +459,39 @@ def test_what_others_have_in_the_same_database_is_not_mentioned_in_a_migration(
     assert upgrade.count("drop_table") == 1
     assert "customers" not in written
     assert "No new upgrade operations" in alembic(project, database_url, "upgrade head", "check")
+
+
+RAW = '''
+import sqlalchemy as sa
+from alembic import op
+
+revision = "raw"
+down_revision = "0001"
+CUSTOMERS = """
+    CREATE TABLE customers (id UUID PRIMARY KEY, nick VARCHAR(20) NOT NULL,
+        created_at TIMESTAMP NOT NULL, updated_at TIMESTAMP NOT NULL)
+"""
+
+
+def upgrade():
+    op.execute(CUSTOMERS)
+    for name in ("note", "other"):
+        op.create_table(f"{name}s", sa.Column("id", sa.Uuid(), primary_key=True))
+
+
+def downgrade():
+    pass
+'''
+
+
+@pytest.mark.thorough
+def test_a_table_is_this_projects_own_however_a_migration_makes_it(project: BakedProject, database_url: str) -> None:
+    (project.path / "migrations" / "versions" / "raw.py").write_text(RAW)
+    add_models(project, CUSTOMERS + NOTES)
+    written = write_migration(project, database_url, "more")
+    upgrade = written.partition("def downgrade")[0]
+    assert 'op.batch_alter_table("notes"' in upgrade
+    assert 'op.batch_alter_table("customers"' in upgrade
+    assert "create_table" not in written
+    assert "others" not in written
+    alembic(project, database_url, "upgrade head", "check")
