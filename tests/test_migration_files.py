@@ -148,6 +148,13 @@ class Second(Base):
 
     number: Mapped[int] = mapped_column(sa.SmallInteger, primary_key=True)
     status: Mapped[Status] = mapped_column(sa.Enum(Status))
+
+
+class Order(Base):
+    __tablename__ = "orders"
+
+    number: Mapped[int] = mapped_column(sa.Sequence("order_numbers", start=1000), primary_key=True)
+    title: Mapped[str]
 '''
 
 WRITE_A_ROW = """
@@ -158,7 +165,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy.orm import Session
 
 from src.database.session import build_engine
-from src.items.models import Everything, Status
+from src.items.models import Everything, Order, Status
 
 one = uuid.UUID(int=1)
 values = dict(
@@ -168,8 +175,9 @@ values = dict(
 )
 engine = build_engine(os.environ["DATABASE_URL"])
 with Session(engine) as session:
-    session.add(Everything(**values))
+    session.add_all([Everything(**values), Order(title="a"), Order(title="b")])
     session.commit()
+    print("orders:", [order.number for order in session.query(Order).order_by(Order.number)])
     row = session.query(Everything).one()
     # objects of the package's own come back
     del values["variant"], values["choice"]
@@ -245,10 +253,15 @@ def test_columns_get_the_type_that_each_database_has_wherever_the_migration_was_
     ]
     for url in (of_sqlite, of_postgresql):
         alembic(project, url, *ROUND_TRIP)
-        assert "differ: []" in project.run("python", "-c", WRITE_A_ROW, environ={"DATABASE_URL": url}).stdout
+        said = project.run("python", "-c", WRITE_A_ROW, environ={"DATABASE_URL": url}).stdout
+        assert "differ: []" in said
+        assert ("orders: [1, 2]" if url == of_sqlite else "orders: [1000, 1001]") in said
     with postgres.connect(of_postgresql) as server:
         assert server.execute(COLUMNS).fetchall() == list(ON_POSTGRESQL.items())
         server.execute("INSERT INTO second VALUES (DEFAULT, 'draft')")
+        numbered = "SELECT column_default FROM information_schema.columns"
+        numbered += " WHERE (table_name, column_name) = ('orders', 'number')"
+        assert server.execute(numbered).fetchall() == [(None,)]
     with closing(sqlite3.connect(of_sqlite.removeprefix("sqlite:///"))) as file:
         declared = file.execute("SELECT name, type FROM pragma_table_info('everything')")
         assert dict(declared.fetchall()) == ON_SQLITE

@@ -23,8 +23,12 @@ from sqlalchemy.types import TypeEngine
 from space_runtime.backends import SQLITE, backend_of
 from space_runtime.backends.errors import DatabaseUnavailable, running_reason
 from space_runtime.migrations import Migrations, around, current_revisions
-from space_runtime.migrations.history import TableName
-from space_runtime.migrations.rendering import add_enum_operations, render_item
+from space_runtime.migrations.history import OwnNames, TableName
+from space_runtime.migrations.rendering import (
+    add_enum_operations,
+    add_sequence_operations,
+    render_item,
+)
 from space_runtime.reasons import REASONS
 
 
@@ -81,7 +85,7 @@ def run(connection: Connection, models: MetaData) -> None:
         include_object=view.include_object,
         compare_type=_compare_type,
         render_item=render_item,
-        process_revision_directives=partial(_complete_scripts, own.enums, on_sqlite.changes),
+        process_revision_directives=partial(_complete_scripts, own, on_sqlite.changes),
     )
     with context.begin_transaction():
         if not _changes_schema():
@@ -192,7 +196,7 @@ def _changed_types(operations: ops.UpgradeOps | None) -> dict[tuple[str, str], o
 
 
 def _complete_scripts(
-    enums: Mapping[str, set[str]],
+    own: OwnNames,
     on_sqlite: Mapping[tuple[str, str], ops.AlterColumnOp],
     migration_context: MigrationContext,
     revision: Any,
@@ -204,7 +208,8 @@ def _complete_scripts(
         if upgrade and downgrade and column not in _changed_types(upgrade):
             upgrade.ops.append(ops.ModifyTableOps(change.table_name, [change]))
             downgrade.ops.insert(0, ops.ModifyTableOps(change.table_name, [change.reverse()]))
-    add_enum_operations(enums, migration_context, scripts)
+    add_sequence_operations(own.sequences, migration_context, scripts[0])
+    add_enum_operations(own.enums, migration_context, scripts)
     if not getattr(context.config.cmd_opts, "autogenerate", False):
         return
     say = context.config.print_stdout
