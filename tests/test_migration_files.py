@@ -137,6 +137,12 @@ class Everything(Base):
     vector: Mapped[Any] = mapped_column(Vector3)
     variant: Mapped[Any] = mapped_column(Vector(3).with_variant(sa.JSON(), "sqlite"))
     tags: Mapped[list[str]] = mapped_column(sa.ARRAY(sa.String(20)).with_variant(sa.JSON(), "sqlite"))
+    moods: Mapped[list[str]] = mapped_column(
+        sa.ARRAY(sa.Enum("sad", "glad", name="mood")).with_variant(sa.JSON(), "sqlite")
+    )
+    signs: Mapped[list[str]] = mapped_column(
+        postgresql.ARRAY(postgresql.ENUM("plus", "minus", name="sign")).with_variant(sa.JSON(), "sqlite")
+    )
     data: Mapped[dict[str, Any]] = mapped_column(PortableJSON)
     at: Mapped[datetime] = mapped_column(UTCDateTime)
     status: Mapped[Status] = mapped_column(sa.Enum(Status))
@@ -170,7 +176,8 @@ from src.items.models import Everything, Order, Status
 one = uuid.UUID(int=1)
 values = dict(
     waited=timedelta(hours=1), guid=one, user_id=one, binary_uuid=one, text_uuid=one, plain_uuid=one, email="a@b.c",
-    choice="a", json={"a": 1}, name="n", vector=[1.0, 2.0, 3.0], variant=[1.0, 2.0, 3.0], tags=["x"], data={"b": None},
+    choice="a", json={"a": 1}, name="n", vector=[1.0, 2.0, 3.0], variant=[1.0, 2.0, 3.0], tags=["x"],
+    moods=["sad"], signs=["plus"], data={"b": None},
     at=datetime(2026, 1, 2, tzinfo=UTC), status=Status.published, short="s",
 )
 engine = build_engine(os.environ["DATABASE_URL"])
@@ -201,6 +208,8 @@ ON_POSTGRESQL = {
     "vector": "vector(3)",
     "variant": "vector(3)",
     "tags": "character varying(20)[]",
+    "moods": "mood[]",
+    "signs": "sign[]",
     "data": "jsonb",
     "at": "timestamp with time zone",
     "status": "status",
@@ -221,6 +230,8 @@ ON_SQLITE = {
     "vector": "TEXT",
     "variant": "JSON",
     "tags": "JSON",
+    "moods": "JSON",
+    "signs": "JSON",
     "data": "JSON",
     "at": "DATETIME",
     "status": "VARCHAR(9)",
@@ -306,6 +317,11 @@ class Other(Base):
     number: Mapped[int] = mapped_column(primary_key=True)
     status: Mapped[Status] = mapped_column(sa.Enum(Status))
 """
+MOODS = """
+    moods: Mapped[list[str] | None] = mapped_column(
+        sa.ARRAY(sa.Enum("sad", "glad", name="mood")).with_variant(sa.JSON(), "sqlite")
+    )
+"""
 STATUS_TYPE = """
 import enum
 
@@ -348,13 +364,14 @@ def test_a_value_that_an_enum_gets_is_added_on_both_databases(
     project: BakedProject, postgres: Postgres, tmp_path: Path
 ) -> None:
     models = project.path / "src" / "items" / "models.py"
-    models.write_text(models.read_text().replace("class Item(", STATUS_TYPE.lstrip()) + STATUS)
+    models.write_text(models.read_text().replace("class Item(", STATUS_TYPE.lstrip()) + STATUS + MOODS)
     of_sqlite, of_postgresql = sqlite_url(tmp_path), postgres.create_database()
     make_migration(project, of_sqlite, "status")
     alembic(project, of_postgresql, "upgrade head")
     add_an_item(of_postgresql)
     # also as the default, which PostgreSQL takes only once the new value is committed
     more = models.read_text().replace('"published"\n', '"published"\n    withdrawn = "withdrawn"\n')
+    more = more.replace('"glad"', '"glad", "calm"')
     models.write_text(more.replace('server_default="draft"', 'server_default="withdrawn"'))
     written = make_migration(project, of_sqlite, "more")
     assert "ALTER TYPE status ADD VALUE IF NOT EXISTS 'withdrawn'" in written
@@ -362,6 +379,7 @@ def test_a_value_that_an_enum_gets_is_added_on_both_databases(
         alembic(project, url, "upgrade head", "check")
     with postgres.connect(of_postgresql) as server:
         server.execute("UPDATE items SET status = 'withdrawn'")
+        server.execute("UPDATE others SET moods = '{calm}'")
 
 
 AN_ITEM = "INSERT INTO items VALUES ('6f1e3a3c6f1e3a3c6f1e3a3c6f1e3a3c', 'one', NULL, '2026-01-01', '2026-01-01')"

@@ -287,6 +287,8 @@ def _flat(container: ops.OpContainer) -> Iterator[Any]:
 def _native_enum(kind: Type) -> dict[str, Enum]:
     """Return the enum that such a column has on PostgreSQL, if any, by its full name."""
     stored = stored_as(kind, _postgresql)
+    if isinstance(stored, types.ARRAY):
+        return _native_enum(stored.item_type)
     if not isinstance(stored, Enum) or not _is_native(stored):
         return {}
     name = f"{stored.schema}.{stored.name}" if stored.schema else str(stored.name)
