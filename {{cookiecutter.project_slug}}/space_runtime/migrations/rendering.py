@@ -113,7 +113,8 @@ def _text(kind: Type, autogen: AutogenContext) -> str:
     if not _is_of_sqlalchemy(kind):
         for base in type(kind).__mro__:
             # such as a subclass of String with a method of its own
-            if base.__module__.startswith("sqlalchemy.") and not issubclass(UserDefinedType, base):
+            is_type = base.__module__.startswith("sqlalchemy.") and issubclass(base, TypeEngine)
+            if is_type and not issubclass(UserDefinedType, base):
                 plain: Type = kind.adapt(base)
                 if _declared(plain, _sqlite) == _declared(kind, _sqlite):
                     return _text(plain, autogen)
