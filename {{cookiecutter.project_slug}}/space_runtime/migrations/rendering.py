@@ -155,6 +155,10 @@ def _is_of_sqlalchemy(kind: Type) -> bool:
 # ---- PostgreSQL's sequences and enums are objects of their own, which outlive tables ----
 
 
+_DATABASE = "op.get_bind().dialect.name"
+_IF_POSTGRESQL = f'if {_DATABASE} == "postgresql":'
+
+
 class LinesOp(ops.MigrateOperation):
     """Lines of a migration about what only PostgreSQL has."""
 
@@ -172,10 +176,9 @@ def _lines(autogen: AutogenContext, operation: LinesOp) -> list[str]:
 
 
 def _on_postgresql(statement: ExecutableDDLElement) -> LinesOp:
-    condition = 'if op.get_bind().dialect.name == "postgresql":'
     line = f"op.execute({str(statement.compile(dialect=_postgresql))!r})"
     # An empty line ends the block.
-    return LinesOp("sequence", str(statement), condition, line, "")
+    return LinesOp("sequence", str(statement), _IF_POSTGRESQL, line, "")
 
 
 def add_sequence_operations(
@@ -207,11 +210,10 @@ def _add_values(kind: Enum, values: list[str]) -> LinesOp:
     name = ".".join(map(_postgresql.identifier_preparer.quote, parts))
     quoted = (value.replace("'", "''") for value in values)
     statements = [f"ALTER TYPE {name} ADD VALUE IF NOT EXISTS '{value}'" for value in quoted]
-    database = "op.get_bind().dialect.name"
     return LinesOp(
         "enum",
         str(kind.name),
-        f'if {database} == "postgresql":',
+        _IF_POSTGRESQL,
         # Such a value can be used only after a COMMIT.
         "with op.get_context().autocommit_block():",
         *(f"op.execute({statement!r})" for statement in statements),
