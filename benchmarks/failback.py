@@ -182,7 +182,7 @@ def move(project: BakedProject, file: Path, url: str, how: str) -> dict[str, flo
         moving = Path(folder) / "app.db"
         shutil.copyfile(file, moving)
         driver_url = url.replace("postgresql", "postgresql+psycopg", 1)
-        done = project.run("python", "move.py", how, str(moving), driver_url)
+        done = project.run("python", "move.py", how, str(moving), driver_url, timeout=1_800)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
