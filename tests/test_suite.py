@@ -4,6 +4,7 @@ import os
 import pty
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from tests.support.bakery import ROOT
 from tests.support.processes import bare_environment
+from tools import flaky
 
 CONFTEST = "from tests.conftest import pytest_configure, pytest_runtest_teardown\n"
 OPTIONS = ["-q", "-rfE", "-p", "no:cacheprovider", "-p", "no:schemathesis", "-p", "no:randomly", "-W", "error"]
@@ -103,3 +105,39 @@ def test_that_comes_later():
     assert "test_example.py::test_that_leaves_a_file_open left something open: [" in shown
     assert "1 error" in shown
     assert "2 passed" in shown
+
+
+@pytest.mark.slow
+def test_a_run_of_make_flaky_that_does_not_end_is_red_and_tidies_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    (tmp_path / "test_example.py").write_text("""
+import pathlib
+import time
+
+import pytest
+
+@pytest.fixture
+def folder():
+    folder = pathlib.Path("something-started")
+    folder.mkdir()
+    yield folder
+    folder.rmdir()
+
+def test_that_never_ends(folder):
+    time.sleep(300)
+""")
+    command = [sys.executable, "-m", "pytest", *OPTIONS, "-n", "1"]
+    environ = bare_environment(tmp_path) | {"PYTHONPATH": str(ROOT)}
+    with (tmp_path / "output").open("wb") as output:
+        run = subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=output, stderr=output, start_new_session=True)  # noqa: S603
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "something-started").exists():
+        assert time.monotonic() < deadline, (tmp_path / "output").read_text()
+        time.sleep(0.02)
+    flaky.end(run)
+    assert not (tmp_path / "something-started").exists()
+    for name, value in {"ROOT": tmp_path, "FOLDER": tmp_path, "SECONDS_FOR_A_RUN": 0.0}.items():
+        monkeypatch.setattr(flaky, name, value)
+    assert not flaky.run(1, [], beside_load=False)
