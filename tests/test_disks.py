@@ -317,5 +317,8 @@ def test_several_workers_share_one_memory_which_ends_with_them(project: BakedPro
             pages = [client.get("/api/items?limit=100") for client in one_client_for_each_process(server, 2)]
             listed = [{item["title"] for item in page.json()["items"]} for page in pages]
             assert listed == [stored] * 2
+            # not those of other tests that run meanwhile
+            files = f"{project.path.name}-*/memory-{server.process.pid}.db"
+            assert list(Path("/dev/shm").glob(files))
             server.stop()
-    assert not list(Path("/dev/shm").glob(f"{project.path.name}-*/memory-*.db"))
+        assert not list(Path("/dev/shm").glob(files))
