@@ -124,10 +124,16 @@ class Postgres:
             shutil.chown(file, self.account)
 
     def _signal_all(self, number: signal.Signals) -> None:
-        """Signal the server and the processes that serve its connections, each of which leads its own session."""
+        """Signal the server and the processes that serve its connections, each of which leads its own session.
+
+        The server first: once it is paused, it has no more children than those that are listed then.
+        """
         assert self.process is not None
         server = psutil.Process(self.process.pid)
-        for process in [server, *server.children()]:
+        server.send_signal(number)
+        while number == signal.SIGSTOP and server.status() != psutil.STATUS_STOPPED:
+            time.sleep(0.001)
+        for process in server.children():
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
 
