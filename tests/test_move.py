@@ -28,7 +28,7 @@ from space_runtime.migrations import Migrations
 from space_runtime.migrations.opening import CannotServe
 from space_runtime.records import failbacks, seeds
 from space_runtime.snapshots.schedule import Snapshots
-from space_runtime.time_limit import within
+from space_runtime.time_limit import start, within
 
 from tests.support.postgres import Postgres
 
@@ -728,12 +728,14 @@ def test_a_row_stays_behind_alone_for_which_a_trigger_writes_what_is_refused_at_
 
 
 @pytest.mark.parametrize(
-    "seconds", [60.0, pytest.param(0.6, marks=pytest.mark.thorough)], ids=["within its limit", "beyond its limit"]
+    ("seconds", "most"),
+    [(4.5, 60.0), pytest.param(30.0, 0.6, marks=pytest.mark.thorough)],
+    ids=["within its limit", "beyond its limit"],
 )
 def test_a_slow_trigger_at_commit_is_no_lost_connection(
-    database: Database, monkeypatch: pytest.MonkeyPatch, seconds: float
+    database: Database, monkeypatch: pytest.MonkeyPatch, seconds: float, most: float
 ) -> None:
-    database.run(in_postgresql(PARENTS), deferred("slow", "parents", "pg_sleep(3.5) IS NULL"))
+    database.run(in_postgresql(PARENTS), deferred("slow", "parents", f"pg_sleep({seconds}) IS NULL"))
     file = names.path(database.folder, "fallback", database.file_id)
     with sqlite3.connect(file) as connection:
         connection.execute(PARENTS)
@@ -742,13 +744,13 @@ def test_a_slow_trigger_at_commit_is_no_lost_connection(
     engine = POSTGRESQL.create_engine(database.engine.url, {}, 1)
     POSTGRESQL.prepare_to_serve(engine, transaction_pooler=False)
     failback = Failback(engine, database.models, Migrations(database.folder), Snapshots(None, 60.0))
-    monkeypatch.setattr(handover, "_SECONDS_OF_SILENCE", 1.5)
+    monkeypatch.setattr(handover, "_SECONDS_OF_SILENCE", 3.0)
     monkeypatch.setattr(target, "_SECONDS_BETWEEN_REPORTS", 0.2)
-    monkeypatch.setattr(target, "_SECONDS_FOR_A_TRIGGER", seconds)
-    with nullcontext() if seconds > 3.5 else pytest.raises(CannotServe):
+    monkeypatch.setattr(target, "_SECONDS_FOR_A_TRIGGER", most)
+    with nullcontext() if seconds < most else pytest.raises(CannotServe):
         failback.move_all([file])
     engine.dispose()
-    assert len(database.run("SELECT name FROM parents")) == (seconds > 3.5)
+    assert len(database.run("SELECT name FROM parents")) == (seconds < most)
 
 
 class TwoHeads(Migrations):
@@ -800,10 +802,12 @@ def test_a_move_waits_for_another_that_takes_long(database: Database, monkeypatc
     assert database.run("SELECT name FROM parents") == [("own",)]
 
 
-def test_two_silent_hosts_keep_nobody_from_the_third(postgres: Postgres) -> None:
+def test_two_silent_hosts_keep_nobody_from_the_third(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(POSTGRESQL, "_attempts_in_vain", 0)
     url = sa.make_url(postgres.create_database())
     with ExitStack() as stack:
-        silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(2)]
+        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        silent = [server.getsockname()[1] for server in servers]
         several = url.set(
             drivername="postgresql+psycopg",
             host=None,
@@ -822,6 +826,12 @@ def test_two_silent_hosts_keep_nobody_from_the_third(postgres: Postgres) -> None
                 pass
             engine.dispose()
 
-        with pytest.raises(TimeoutError):
-            within(3, connect)
-        within(3, connect)
+        first = start(connect)
+        servers[0].settimeout(30)
+        stack.enter_context(servers[0].accept()[0])
+        # While that attempt is at the first host or at the second, another one begins with the second.
+        within(30, connect)
+        servers[0].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            servers[0].accept()
+    first.result(30)
