@@ -268,7 +268,7 @@ def test_it_stops_whenever_it_is_asked_to(image: Image, seconds: float) -> None:
         engine_output(image.engine, "kill", "--signal", "TERM", container.name)
         asked = time.monotonic()
         assert engine_output(image.engine, "wait", container.name).strip() == "0"
-        assert time.monotonic() - asked < 3
+        assert time.monotonic() - asked < 10
 
 
 def until_sigterm_is_heard(container: Container) -> None:
