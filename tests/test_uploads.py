@@ -223,7 +223,8 @@ def test_idle_connections_are_kept_but_not_without_number(server: Server) -> Non
             connection.sendall(head("GET /health/live"))
             received = b""
             while not received.endswith(b"}"):
-                assert (part := connection.recv(65_536)), f"it was closed after {received!r}"
+                part = connection.recv(65_536)
+                assert part, f"it was closed after {received!r}"
                 received += part
 
         connections = []
