@@ -19,7 +19,7 @@ import httpx2
 import pytest
 
 from tests.support.bakery import Bakery
-from tests.support.machine import container_engine
+from tests.support.machine import base_image, need_base_image
 from tests.support.processes import is_listening, reserved
 
 PORT = 7860
@@ -115,28 +115,11 @@ def engine_output(engine: str, *arguments: str) -> str:
     return done.stdout
 
 
-def base_image(version: str) -> str:
-    """The full name of the image's base."""
-    return f"docker.io/library/python:{version}-slim"
-
-
-def has_base_image(engine: str, version: str) -> bool:
-    """Whether the image's base is here, or can be fetched."""
-    return any(
-        subprocess.run([engine, *how, base_image(version)], capture_output=True, check=False).returncode == 0  # noqa: S603
-        for how in (["image", "inspect"], ["pull", "--quiet"])
-    )
-
-
 @pytest.fixture(scope="module", params=IMAGES)
 def image(request: pytest.FixtureRequest, bake: Bakery, tmp_path_factory: pytest.TempPathFactory) -> Image:
     """The image of a project in which somebody has worked, once for each Python that is offered."""
     version = str(request.param)
-    engine = container_engine()
-    if engine is None:
-        pytest.skip("neither docker nor podman works here: no image can be built")
-    if not has_base_image(engine, version):
-        pytest.skip(f"the image python:{version}-slim is not here and cannot be fetched")
+    engine = need_base_image(version)
     project = bake(python_version=version).copy_to(tmp_path_factory.mktemp("image"))
     for name in LEFTOVERS:
         leftover = project.path / name

@@ -177,5 +177,5 @@ def install_gradio(folder: Path) -> None:
         check=False,
     )
     if done.returncode != 0:
-        pytest.skip(f"Gradio cannot be installed: {done.stderr}")
+        pytest.skip(f"Gradio cannot be installed (let uv reach PyPI): {done.stderr}")
     beginning.rename(folder)

@@ -1,5 +1,6 @@
 """The suite itself: a failure is told at once and blamed on the right test, and a skip says what to install."""
 
+import ast
 import os
 import pty
 import re
@@ -16,7 +17,20 @@ from tests.support.processes import bare_environment
 from tools import flaky
 
 CONFTEST = "from tests.conftest import pytest_configure, pytest_runtest_teardown\n"
-OPTIONS = ["-q", "-rfE", "-p", "no:cacheprovider", "-p", "no:schemathesis", "-p", "no:randomly", "-W", "error"]
+OPTIONS = [
+    "-q",
+    "-rfE",
+    "-o",
+    "console_output_style=classic",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "no:schemathesis",
+    "-p",
+    "no:randomly",
+    "-W",
+    "error",
+]
 
 
 def run_suite(folder: Path, tests: str, *options: str) -> str:
@@ -42,11 +56,14 @@ def run_suite(folder: Path, tests: str, *options: str) -> str:
     ids=["one process", "two processes"],
 )
 def test_a_failure_is_named_at_once_and_again_at_the_end(tmp_path: Path, processes: list[str]) -> None:
-    shown = run_suite(tmp_path, "def test_sum():\n    assert 1 + 1 == 3\n", *processes)
+    test = f"test_{'sum' * 30}"
+    shown = run_suite(tmp_path, f"def {test}():\n    assert 1 + 1 == 3\n", *processes)
     at_once, _, later = shown.partition("= FAILURES =")
-    assert "FAILED test_example.py::test_sum (call): assert (1 + 1) == 3" in at_once
+    assert f"FAILED test_example.py::{test} (call): assert (1 + 1) == 3" in at_once
+    assert "[  0%]" not in at_once
     *_, failure, last = later.strip().splitlines()
-    assert failure.startswith("FAILED test_example.py::test_sum")
+    # whole, although longer than a line of a terminal
+    assert failure == f"FAILED test_example.py::{test} - assert (1 + 1) == 3"
     assert last.startswith("1 failed in ")
 
 
@@ -73,6 +90,20 @@ def test_on_a_terminal_one_line_says_what_runs(tmp_path: Path) -> None:
     assert re.search(rb"\r\d:\d\d 0 of 2 \(none ended\); since \d+ s: test_example\.py::test_one", shown), shown
     # written over before pytest says how it ended
     assert b"test_one" not in shown.splitlines()[-1]
+
+
+def test_each_skip_says_what_to_do_about_it() -> None:
+    found = 0
+    for file in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.skip":
+                parts = getattr(node.args[0], "values", [node.args[0]])
+                reason = "".join(str(part.value) if isinstance(part, ast.Constant) else "..." for part in parts)
+                # of which one line for all tests is made
+                lack = reason.partition(": ")[0]
+                assert re.search(r"\(.+\)$", lack), f"{file.name}:{node.lineno}: {reason}"
+                found += 1
+    assert found > 10
 
 
 def test_what_many_tests_lack_is_one_line_that_says_what_to_install(tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ def find_programs() -> Path:
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: float(folder.parent.name))
     found = shutil.which("initdb", path=os.pathsep.join([os.environ["PATH"], *map(str, reversed(debian))]))
     if found is None:
-        pytest.skip("PostgreSQL is not installed: `apt install postgresql`, or put its `initdb` on the path")
+        pytest.skip("PostgreSQL is not installed (apt install postgresql, or put its `initdb` on the path): a database")
     # A link to it elsewhere need not have `postgres` beside it.
     return Path(found).resolve().parent
 
