@@ -4,15 +4,18 @@ import ast
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 import time
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from tests.support.bakery import ROOT
+from tests.support.machine import need
 from tests.support.processes import bare_environment
 from tools import flaky
 
@@ -104,6 +107,43 @@ def test_each_skip_says_what_to_do_about_it() -> None:
                 assert re.search(r"\(.+\)$", lack), f"{file.name}:{node.lineno}: {reason}"
                 found += 1
     assert found > 10
+
+
+def test_make_test_holds_each_promise_and_runs_each_file_that_is_said_to_hold_one() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.partition("| promise | held by |\n| --- | --- |\n")[2].partition("\n\n")[0]
+    for row in table.splitlines():
+        files = [ROOT / "tests" / name for name in re.findall(r"`(test_\w+\.py)`", row)]
+        kept = [marks_in_make_test(file) for file in files]
+        assert all(kept), row
+        assert any("slow" in marks for marks in chain(*kept)), row
+    assert len(table.splitlines()) >= 8
+
+
+def marks_in_make_test(file: Path) -> list[set[str]]:
+    """The marks of each test in this file that `make test` runs. What is slow has processes of its own."""
+    body = ast.parse(file.read_text(encoding="utf-8")).body
+    of_all = {"slow" for node in body if ast.unparse(node) == "pytestmark = pytest.mark.slow"}
+    tests = [node for node in body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+    marks = [{ast.unparse(mark).rpartition(".")[2].lower() for mark in test.decorator_list} | of_all for test in tests]
+    return [of_test for of_test in marks if not of_test & {"thorough", "alone"}]
+
+
+def test_all_tests_are_run_although_some_fail(tmp_path: Path) -> None:
+    make = need("make", "it runs the tests")
+    for file in ("requirements-dev.lock", ".tools/bin/uv", ".venv/bin/python", ".venv/ready"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text('#!/bin/sh\necho "$@" >> asked\nexit 1\n')
+        (tmp_path / file).chmod(0o755)
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    done = subprocess.run([make, "test-all"], cwd=tmp_path, capture_output=True, check=False)  # noqa: S603
+    asked = (tmp_path / "asked").read_text()
+    assert [line.rpartition("-m ")[2] for line in asked.splitlines()] == [
+        "not thorough and not alone",
+        "thorough and not alone",
+        "alone",
+    ]
+    assert done.returncode != 0
 
 
 def test_what_many_tests_lack_is_one_line_that_says_what_to_install(tmp_path: Path) -> None:

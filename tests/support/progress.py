@@ -68,7 +68,7 @@ class Progress:
 
     def pytest_terminal_summary(self) -> None:
         """Name what took longest, what this machine lacks, and last what failed, and why: all in one screen."""
-        if self._total > 10 * SLOWEST:
+        if len(self._seconds) > 10 * SLOWEST:
             self._terminal.write_sep("=", f"slowest {SLOWEST}")
             for test, seconds in nlargest(SLOWEST, self._seconds.items(), key=itemgetter(1)):
                 self._terminal.write_line(f"{seconds:4.0f} s: {test}")
