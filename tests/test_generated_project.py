@@ -137,22 +137,31 @@ def test_every_verb_of_its_makefile_is_listed_by_make_help(project: BakedProject
         assert f"make {verb}" in listed
 
 
-# Notes what it is asked, and makes what a virtual environment begins with.
+# Notes what it is asked, and makes what a virtual environment begins with, unless it should find no Python for that.
 UV = f"""#!/bin/sh
 echo "$@" >> uv-was-asked
+test -z "$FOUND_NOWHERE" || case "$*" in *"$FOUND_NOWHERE"*) exit 2;; esac
 test "$1" = venv && mkdir -p .venv/bin && ln -s {sys.executable} .venv/bin/python
 exit 0
 """
 
 
-def test_the_first_verb_installs_with_uv_where_it_is_there(project: BakedProject, tmp_path: Path) -> None:
+INSTALL = "pip install --quiet --python .venv --requirement requirements-dev.txt"
+
+
+@pytest.fixture
+def with_uv(tmp_path: Path) -> dict[str, str]:
+    """The environment on a machine that has such a uv."""
     programs = tmp_path / "programs"
     programs.mkdir()
     (programs / "uv").write_text(UV)
     (programs / "uv").chmod(0o755)
-    environ = {"PATH": f"{programs}:{os.environ['PATH']}"}
-    install = "pip install --quiet --python .venv --requirement requirements-dev.txt"
-    asked = ["venv --quiet --clear --python >=3.11,<3.15 .venv", install]
+    return {"PATH": f"{programs}:{os.environ['PATH']}"}
+
+
+def test_the_first_verb_installs_with_uv_where_it_is_there(project: BakedProject, with_uv: dict[str, str]) -> None:
+    environ = with_uv
+    asked = ["venv --quiet --clear --python >=3.11,<3.15 .venv", INSTALL]
     for _ in range(2):
         project.run("make", ".venv/ready", environ=environ)
         assert project.read("uv-was-asked").splitlines() == asked
@@ -160,7 +169,23 @@ def test_the_first_verb_installs_with_uv_where_it_is_there(project: BakedProject
     later = (project.path / ".venv" / "ready").stat().st_mtime + 1
     os.utime(project.path / "requirements.txt", (later, later))
     project.run("make", ".venv/ready", environ=environ)
-    assert project.read("uv-was-asked").splitlines() == [*asked, install]
+    assert project.read("uv-was-asked").splitlines() == [*asked, INSTALL]
+
+
+def test_a_python_without_a_package_of_postgresql_is_taken_where_uv_gets_no_other(
+    project: BakedProject, with_uv: dict[str, str]
+) -> None:
+    environ = with_uv | {"FOUND_NOWHERE": "<3.15"}
+    project.run("make", ".venv/ready", environ=environ)
+    newer = "venv --quiet --clear --python >=3.11 .venv"
+    assert project.read("uv-was-asked").splitlines()[1:] == [newer, INSTALL]
+
+
+def test_no_other_python_is_taken_than_the_one_that_is_named(project: BakedProject, with_uv: dict[str, str]) -> None:
+    environ = with_uv | {"FOUND_NOWHERE": "3.13"}
+    done = project.run("make", ".venv/ready", "PYTHON=3.13", environ=environ, check=False)
+    assert done.returncode != 0
+    assert project.read("uv-was-asked").splitlines() == ["venv --quiet --clear --python 3.13 .venv"]
 
 
 @pytest.fixture
