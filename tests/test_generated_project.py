@@ -188,6 +188,23 @@ def test_no_other_python_is_taken_than_the_one_that_is_named(project: BakedProje
     assert project.read("uv-was-asked").splitlines() == ["venv --quiet --clear --python 3.13 .venv"]
 
 
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_make_test_and_make_dev_need_nothing_but_what_they_install(project: BakedProject) -> None:
+    environ = {"PATH": f"{ROOT / '.tools' / 'bin'}:/usr/local/bin:/usr/bin:/bin"}
+    # uv must know how the index is reached from here, and what it has fetched before
+    own = os.environ | environ
+    done = project.run("make", ".venv/ready", f"PYTHON={sys.executable}", environ=own, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"uv cannot install what a project needs (let it reach PyPI): {done.stdout}")
+    tested = project.run("make", "test", environ=environ).stdout
+    assert " passed" in tested
+    assert " skipped" not in tested
+    port = free_port()
+    with project.boot(environ, in_place=True, command=["make", "dev", f"PORT={port}"], port=port) as server:
+        assert server.settled()["status"] == "ok"
+
+
 @pytest.fixture
 def verbs(project: BakedProject, tmp_path: Path) -> Verbs:
     """Run verbs of the Makefile, with the programs of the tests, in a folder with a space in its path."""
