@@ -1,6 +1,7 @@
 """The suite itself: a failure is told at once and blamed on the right test, and a skip says what to install."""
 
 import ast
+import json
 import os
 import pty
 import re
@@ -13,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.support.bakery import ROOT
 from tests.support.machine import need
@@ -127,6 +129,13 @@ def marks_in_make_test(file: Path) -> list[set[str]]:
     tests = [node for node in body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
     marks = [{ast.unparse(mark).rpartition(".")[2].lower() for mark in test.decorator_list} | of_all for test in tests]
     return [of_test for of_test in marks if not of_test & {"thorough", "alone"}]
+
+
+def test_each_python_that_is_offered_and_the_oldest_are_tested_once_a_week() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    questions = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))
+    tested = workflow["jobs"]["pythons"]["strategy"]["matrix"]["python"]
+    assert set(tested) == {"3.11", *questions["python_version"]}
 
 
 def test_all_tests_are_run_although_some_fail(tmp_path: Path) -> None:
