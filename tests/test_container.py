@@ -101,6 +101,13 @@ class Container:
         """All that it printed."""
         return engine_output(self.engine, "logs", self.name)
 
+    def wait_until_it_tells(self, text: str) -> None:
+        """Return when this is in its log, which follows what it tells of."""
+        deadline = time.monotonic() + 30
+        while text not in self.log():
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.05)
+
     def client(self) -> httpx2.Client:
         """A client of its app."""
         return httpx2.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=20, trust_env=False, verify=False)
@@ -216,10 +223,7 @@ def test_requests_that_run_at_sigterm_finish_and_the_exit_code_is_0(image: Image
         requests = [UnfinishedRequest(f"Number {number}") for number in range(5)]
         stop = [image.engine, "stop", "--time", "30", container.name]
         with subprocess.Popen(stop, stdout=subprocess.DEVNULL) as stopping:  # noqa: S603
-            deadline = time.monotonic() + 30
-            while "Shutting down" not in container.log():
-                assert time.monotonic() < deadline, container.log()
-                time.sleep(0.05)
+            container.wait_until_it_tells("Shutting down")
             # it might end without waiting
             time.sleep(0.5)
             assert stopping.poll() is None, "The container stopped although requests were running"
@@ -396,7 +400,7 @@ def test_a_volume_of_somebody_else_is_told_and_what_goes_with_the_container_is_n
         assert (report["status"], report["database"]["reason"]) == ("degraded", "no_writable_path")
         assert report["database"]["persistent"] is False
         assert space.post("/api/items", json={"title": "Elsewhere"}).status_code == 201
-        assert "data cannot be written to: SQLite is kept elsewhere" in container.log()
+        container.wait_until_it_tells("data cannot be written to: SQLite is kept elsewhere")
     volume.chmod(0o777)
     with image.serve(*options) as container, container.client() as space:
         report = settled(space)
