@@ -27,7 +27,7 @@ from space_runtime.files.locations import outlives_container
 from space_runtime.files.sqlite_files import SQLiteFiles
 from space_runtime.lifecycle import state as machine
 from space_runtime.lifecycle.report import DatabaseReport, Status, admission, describe, status
-from space_runtime.lifecycle.state import CHECK_SECONDS, STOP_SECONDS, Observation, State, Step
+from space_runtime.lifecycle.state import STOP_SECONDS, Observation, State, Step
 from space_runtime.migrations import Migrations
 from space_runtime.migrations.opening import (
     MIGRATION_SECONDS,
@@ -51,6 +51,9 @@ from space_runtime.snapshots.schedule import Snapshots
 from space_runtime.time_limit import within
 
 logger = logging.getLogger(__name__)
+
+SECONDS_TO_GIVE_UP = 1.5
+"""How long a stop waits while no database serves: whoever stops it counts on three seconds."""
 
 
 class Lifecycle:
@@ -115,12 +118,17 @@ class Lifecycle:
         self._update(lambda state: machine.stop(state, begun))
         self._wake.set()
         # A connection attempt cannot be interrupted, but its daemon thread ends with the process.
-        self._thread.join(timeout=STOP_SECONDS + 1 if serves else CHECK_SECONDS)
-        if self._thread.is_alive():
-            logger.warning("the database could not be closed in time")
+        self._thread.join(timeout=STOP_SECONDS + 1 if serves else SECONDS_TO_GIVE_UP)
+        if not self._thread.is_alive():
+            log, outcome = logger.info, "the database is closed"
+        elif serves:
+            log, outcome = logger.warning, "the database could not be closed in time"
+        else:
+            log, outcome = logger.info, "no database served"
         taken_at = self._snapshots.taken_at
-        logger.info(
-            "stopped: the database is closed",
+        log(
+            "stopped: %s",
+            outcome,
             extra={
                 "pending_rows": self.report.pending_rows,
                 "snapshot_taken": taken_at is not None and taken_at >= begun,
