@@ -145,6 +145,7 @@ def test_an_sqlite_path_that_cannot_be_written_is_replaced_and_reported(project:
         report = server.settled()
         assert (report["status"], report["database"]["reason"]) == ("degraded", "no_writable_path")
         assert create(server, "elsewhere") == 201
+        server.log_when_it_tells("the path in DATABASE_URL cannot be written to: SQLite is kept elsewhere")
 
 
 @pytest.mark.parametrize(

@@ -64,9 +64,11 @@ class Locations:
             found.append(_MEMORY / own_name)
         return found
 
-    def find(self, file_name: str) -> Location:
-        """Return the first usable path for a file of this name."""
-        passed_over = ""
+    def find(self, file_name: str, passed_over: str = "") -> Location:
+        """Return the first usable path for a file of this name.
+
+        `passed_over` is how its owner calls a better one that was tried before.
+        """
         for directory in self._candidates():
             path = real_path(directory / file_name)
             if is_usable(path):
