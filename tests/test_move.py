@@ -7,9 +7,9 @@ import sqlite3
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,8 +64,12 @@ class Database:
 
         return name
 
-    def move(self, *statements: str, create: bool = False, on_progress: Callable[[], None] = lambda: None) -> Outcome:
+    def move(self, *statements: str, create: bool = False) -> Outcome:
         """Move a file in which these statements were run; return how many rows moved, and how many stay behind."""
+        return self.failback.move(self.write(*statements, create=create))
+
+    def write(self, *statements: str, create: bool = False) -> Path:
+        """Run these statements in the file that waits, and return it."""
         file = names.path(self.folder, "fallback", self.file_id)
         if create:
             engine = sa.create_engine(f"sqlite:///{file}")
@@ -75,7 +79,7 @@ class Database:
             for statement in statements:
                 connection.execute(statement)
         connection.close()
-        return self.failback.move(file, on_progress)
+        return file
 
     def retry(self) -> Outcome:
         """Try again to move what was refused."""
@@ -257,23 +261,6 @@ class Point(sa.types.UserDefinedType[str]):
         return "point"
 
 
-def test_progress_is_made_while_seeds_are_looked_for(database: Database) -> None:
-    table = "CREATE TABLE parents (id serial PRIMARY KEY, name text)"
-    database.run(table, "INSERT INTO parents (name) VALUES ('one'), ('two')")
-    engine = sa.create_engine(f"sqlite:///{names.path(database.folder, 'fallback', database.file_id)}")
-    with engine.begin() as connection, seeds.recording(connection):
-        connection.exec_driver_sql(PARENTS)
-        connection.exec_driver_sql("INSERT INTO parents (name) VALUES ('one'), ('two')")
-    engine.dispose()
-    steps: list[None] = []
-    database.run(f"CREATE TABLE children ({NUMBERED[1]}, more text)")
-    assert database.move(
-        CHILDREN, "INSERT INTO children VALUES (1, 1, NULL)", on_progress=lambda: steps.append(None)
-    ) == (1, 0)
-    # one for each seed, one for the rows
-    assert len(steps) == 3
-
-
 @pytest.mark.filterwarnings("ignore:Did not recognize type")
 def test_every_seed_that_stays_behind_is_kept_though_none_can_be_compared(
     database: Database, monkeypatch: pytest.MonkeyPatch
@@ -381,14 +368,16 @@ def test_refused_rows_leave_nothing_locked_in_the_server(database: Database) -> 
     database.run("CREATE TABLE parents (id int PRIMARY KEY, name text UNIQUE)", "INSERT INTO parents VALUES (0, 'bad')")
     locks: list[int] = []
 
-    def count() -> None:
-        (found,) = database.run("SELECT count(*) FROM pg_locks WHERE locktype = 'transactionid'")
-        locks.append(found[0])
+    @sa.event.listens_for(database.engine, "before_cursor_execute")
+    def count(*called: Any) -> None:
+        if called[2].startswith("INSERT INTO parents"):
+            (found,) = database.run("SELECT count(*) FROM pg_locks WHERE locktype = 'transactionid'")
+            locks.append(found[0])
 
     numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 60)"
     rows = f"{numbers} INSERT INTO parents SELECT i, 'bad' FROM n"
-    assert database.move(PARENTS, rows, on_progress=count) == (0, 60)
-    assert max(locks) < 10
+    assert database.move(PARENTS, rows) == (0, 60)
+    assert 0 < max(locks) < 10
 
 
 def test_a_sequence_that_counts_in_steps_goes_no_further_than_it_must(database: Database) -> None:
@@ -727,28 +716,65 @@ def test_a_row_stays_behind_alone_for_which_a_trigger_writes_what_is_refused_at_
     assert database.reasons() == [("parents", "23514 no_copies")]
 
 
-@pytest.mark.parametrize(
-    "seconds", [60.0, pytest.param(0.6, marks=pytest.mark.thorough)], ids=["within its limit", "beyond its limit"]
-)
-def test_a_slow_trigger_at_commit_is_no_lost_connection(
-    database: Database, monkeypatch: pytest.MonkeyPatch, seconds: float
-) -> None:
-    database.run(in_postgresql(PARENTS), deferred("slow", "parents", "pg_sleep(3.5) IS NULL"))
-    file = names.path(database.folder, "fallback", database.file_id)
-    with sqlite3.connect(file) as connection:
-        connection.execute(PARENTS)
-        connection.execute("INSERT INTO parents VALUES (7, 'own')")
-    connection.close()
-    engine = POSTGRESQL.create_engine(database.engine.url, {}, 1)
+SLOW = """
+    CREATE FUNCTION sleep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(2); RETURN NEW; END $$;
+    CREATE TRIGGER slow BEFORE INSERT ON parents FOR EACH ROW EXECUTE FUNCTION sleep()
+"""
+
+
+@pytest.fixture
+def watched(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Failback]:
+    """A failback that soon asks whether PostgreSQL is still at work, into a database with a table of parents."""
+    database.run(in_postgresql(PARENTS))
+    engine = POSTGRESQL.create_engine(database.engine.url.update_query_dict({"connect_timeout": "2"}), {}, 2)
     POSTGRESQL.prepare_to_serve(engine, transaction_pooler=False)
-    failback = Failback(engine, database.models, Migrations(database.folder), Snapshots(None, 60.0))
-    monkeypatch.setattr(handover, "_SECONDS_OF_SILENCE", 1.5)
-    monkeypatch.setattr(target, "_SECONDS_BETWEEN_REPORTS", 0.2)
-    monkeypatch.setattr(target, "_SECONDS_FOR_A_TRIGGER", seconds)
-    with nullcontext() if seconds > 3.5 else pytest.raises(CannotServe):
-        failback.move_all([file])
+    monkeypatch.setattr(handover, "_SECONDS_BETWEEN_CHECKS", 0.5)
+    yield Failback(engine, database.models, Migrations(database.folder), Snapshots(None, 60.0))
+    for thread in threading.enumerate():
+        if thread.name == "time-limit":  # it may still wait for a server that was silent
+            thread.join(10)
     engine.dispose()
-    assert len(database.run("SELECT name FROM parents")) == (seconds > 3.5)
+
+
+@pytest.mark.parametrize(
+    "slow",
+    [SLOW, pytest.param(deferred("slow", "parents", "pg_sleep(2) IS NULL"), marks=pytest.mark.thorough)],
+    ids=["at each row", "at commit"],
+)
+def test_a_slow_trigger_is_no_lost_connection(database: Database, watched: Failback, slow: str) -> None:
+    database.run(slow)
+    watched.move_all([database.write(PARENTS, "INSERT INTO parents VALUES (7, 'own')")])
+    assert database.run("SELECT name FROM parents") == [("own",)]
+
+
+@pytest.mark.thorough
+def test_a_trigger_that_does_not_end_is_told(
+    database: Database, watched: Failback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target, "_SECONDS_FOR_A_STATEMENT", 0.2)
+    database.run(SLOW)
+    with pytest.raises(CannotServe) as failed:
+        watched.move_all([database.write(PARENTS, "INSERT INTO parents VALUES (7, 'own')")])
+    assert (failed.value.reason, failed.value.detail) == ("timeout", "table parents, error 57014")
+
+
+@pytest.mark.thorough
+def test_a_move_ends_when_postgresql_falls_silent(database: Database, watched: Failback, postgres: Postgres) -> None:
+    database.run(SLOW.replace("pg_sleep(2)", "pg_sleep(60)"))
+    file = database.write(PARENTS, "INSERT INTO parents VALUES (7, 'own')")
+    with ThreadPoolExecutor(1) as thread:
+        moving = thread.submit(watched.move_all, [file])
+        at_work = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        while database.run(at_work) == [(0,)]:
+            assert not moving.done()
+        postgres.pause()
+        try:
+            with pytest.raises(CannotServe) as failed:
+                moving.result(30)
+        finally:
+            postgres.resume()
+    assert failed.value.reason == "connection_lost"
+    assert file.exists()
 
 
 class TwoHeads(Migrations):
@@ -775,11 +801,7 @@ def test_a_file_with_several_heads_is_brought_up_to_date(database: Database) -> 
 
 def test_a_move_waits_for_another_that_takes_long(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     database.run(in_postgresql(PARENTS))
-    file = names.path(database.folder, "fallback", database.file_id)
-    with sqlite3.connect(file) as connection:
-        connection.execute(PARENTS)
-        connection.execute("INSERT INTO parents VALUES (7, 'own')")
-    connection.close()
+    file = database.write(PARENTS, "INSERT INTO parents VALUES (7, 'own')")
     has_waited, ended = threading.Event(), threading.Event()
     began = time.monotonic()
 
@@ -788,14 +810,14 @@ def test_a_move_waits_for_another_that_takes_long(database: Database, monkeypatc
         if time.monotonic() > began + 2 * 1.5:
             has_waited.set()
 
-    monkeypatch.setattr(handover, "_SECONDS_OF_SILENCE", 1.5)
+    monkeypatch.setattr(handover, "_SECONDS_BETWEEN_CHECKS", 1.5)
     monkeypatch.setattr(postgresql, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
     with ThreadPoolExecutor(1) as thread:
         with POSTGRESQL.lock_migrations(database.engine):
             moving = thread.submit(database.failback.move_all, [file])
             assert has_waited.wait(60)
             assert not moving.done()
-            monkeypatch.setattr(handover, "_SECONDS_OF_SILENCE", 20.0)
+            monkeypatch.setattr(handover, "_SECONDS_BETWEEN_CHECKS", 20.0)
         moving.result(60)
     assert database.run("SELECT name FROM parents") == [("own",)]
 
