@@ -4,21 +4,23 @@
 
 import socket
 import sqlite3
+import sys
 import threading
 import time
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
 from space_runtime.backends import POSTGRESQL, postgresql
+from space_runtime.failback import __main__ as command
 from space_runtime.failback import handover, refusals, target
 from space_runtime.failback.handover import Failback
 from space_runtime.failback.outcome import Outcome
@@ -646,6 +648,46 @@ def test_a_refused_row_is_tried_again_with_those_that_refer_to_it_and_no_others(
     parents = "SELECT one.name, parent.name FROM trees one JOIN trees parent ON parent.id = one.parent_id ORDER BY 1"
     assert database.run(parents) == [("child of b", "b"), ("grandchild", "child of b")]
     assert database.retry() == (2, 0)
+
+
+def run_command(database: Database, *options: str) -> int:
+    """Run what `make failback` runs, with the database of this test; return its exit code."""
+    runtime = SimpleNamespace(
+        project=SimpleNamespace(folder=database.folder, metadata=database.models),
+        resolution=SimpleNamespace(url=database.engine.url, backend="postgresql"),
+        snapshots=Snapshots(None, 60.0),
+        configured_engine=lambda: nullcontext(database.engine),
+    )
+    module = ModuleType("of_this_test")
+    module.create_runtime = lambda: runtime  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, module.__name__, module)
+        patch.setattr(sys, "argv", ["failback", f"{module.__name__}:create_runtime", *options])
+        return command.main()
+
+
+def test_what_refers_to_a_refused_row_moves_when_somebody_has_inserted_that_by_hand(
+    database: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database.run(in_postgresql(PARENTS).replace("name text", "name text CHECK (name <> 'bad')"))
+    database.run(in_postgresql(CHILDREN))
+    parents = "INSERT INTO parents VALUES (7, 'bad'), (8, 'bad')"
+    children = "INSERT INTO children VALUES (1, 7, 'moves'), (2, 8, 'stays')"
+    assert database.move(PARENTS, CHILDREN, parents, children) == (0, 4)
+    keys = {
+        (table, key): n
+        for n, table, key in database.run("SELECT number, table_name, key FROM space_runtime_refused_rows")
+    }
+    number = str(keys["parents", "7"])
+    database.run("INSERT INTO parents VALUES (7, 'good')")
+    assert run_command(database, "--found", number) == 1
+    assert "YES=1 says yes" in capsys.readouterr().out
+    assert run_command(database, "--found", number, "--yes") == 0
+    assert "1 moved, 0 refused again" in capsys.readouterr().out
+    assert database.run("SELECT parent_id, name, more FROM children JOIN parents ON parents.id = parent_id") == [
+        (7, "good", "moves")
+    ]
+    assert database.reasons() == [("parents", "23514 parents_name_check"), ("children", "refers_to_refused")]
 
 
 ORDERS = "CREATE TABLE orders (id integer PRIMARY KEY AUTOINCREMENT, name text)"
