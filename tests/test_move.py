@@ -138,6 +138,22 @@ def test_what_two_files_have_differently_is_not_doubled_when_it_is_tried_again(d
     assert database.run("SELECT * FROM notes ORDER BY id") == [(7, "hello"), (8, "new")]
 
 
+@pytest.mark.parametrize("is_first", ["original", "copy"])
+def test_what_was_refused_in_two_files_moves_once(database: Database, is_first: str) -> None:
+    database.run("CREATE TABLE notes (id serial PRIMARY KEY, text text CHECK (text <> 'bad'))")
+    rows = "INSERT INTO notes VALUES (1073741900, 'bad')"
+    assert database.move(NOTES, rows) == (0, 1)
+    assert database.move(NOTES, f"{rows}, (1073741901, 'of the copy')") == (1, 1)
+    database.run("ALTER TABLE notes DROP CONSTRAINT notes_text_check")
+    if is_first == "copy":
+        assert database.failback.retry_refused(names.copy_of(database.file_id)) == (1, 0)
+        assert database.retry() == (0, 0)
+    else:
+        assert database.retry() == (1, 0)
+    assert database.run("SELECT * FROM notes ORDER BY id") == [(1073741900, "bad"), (1073741901, "of the copy")]
+    assert database.reasons() == []
+
+
 REFUSING = """
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
