@@ -572,6 +572,34 @@ CITEXT = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("right", "table"),
+    [
+        ("SELECT", "space_runtime_failbacks"),
+        pytest.param("INSERT", "space_runtime_failbacks", marks=pytest.mark.thorough),
+        pytest.param("SELECT", "space_runtime_refused_rows", marks=pytest.mark.thorough),
+        ("INSERT", "space_runtime_new_keys"),
+    ],
+)
+def test_a_move_without_a_right_to_the_tables_for_failbacks_says_to_which(
+    database: Database, right: str, table: str
+) -> None:
+    database.run(in_postgresql(PARENTS), "INSERT INTO parents VALUES (1, 'a stranger')")
+    database.run("GRANT USAGE ON SEQUENCE parents_id_seq TO PUBLIC")
+    with database.engine.begin() as connection:
+        failbacks.create_tables(connection)
+    before = sa.create_engine(database.engine.url)
+    name = database.act_as_another()
+    with before.begin() as connection:
+        connection.exec_driver_sql(f"REVOKE {right} ON {table} FROM {name}")
+    before.dispose()
+    file = database.write(PARENTS, "INSERT INTO parents VALUES (1, 'own')")
+    with pytest.raises(CannotServe) as failed:
+        database.failback.move_all([file])
+    assert (failed.value.reason, failed.value.detail) == ("rows_not_moved", f"table {table}, error 42501")
+    assert file.exists()
+
+
 def test_a_reference_that_differs_in_case_leads_to_no_stranger(database: Database) -> None:
     database.run(
         *CITEXT,

@@ -90,7 +90,7 @@ class Failback:
             # The rows may have been moved. Only PostgreSQL knows, so SQLite must not serve them.
             raise CannotServe("connection_lost", is_there=True) from None
         except MoveFailed as failed:
-            logger.error("rows could not be moved: %s", failed.detail)
+            logger.error("rows could not be moved: %s", failed.detail or failed.reason)
             raise
         except DatabaseUnavailable as error:
             reason = error.reason or "rows_not_moved"
@@ -181,10 +181,7 @@ class Failback:
         moved by this call.
         """
         with _transaction(self._target) as connection:
-            try:
-                failbacks.create_tables(connection)
-            except DBAPIError as error:
-                raise MoveFailed(failbacks.moved_files.name, error) from None
+            failbacks.create_tables(connection)
             if file_id in failbacks.moved_ids(connection):
                 raise AlreadyMoved
             outcome = Outcome()
@@ -233,9 +230,12 @@ class Failback:
 
 
 def is_moved(target: Engine, file_id: UUID) -> bool:
-    """Return whether the rows of the file with this id are in PostgreSQL."""
-    with target.connect() as connection:
-        return file_id in failbacks.moved_ids(connection)
+    """Return whether the rows of the file with this id are in PostgreSQL; or raise MoveFailed."""
+    try:
+        with target.connect() as connection:
+            return file_id in failbacks.moved_ids(connection)
+    except DBAPIError as error:
+        raise MoveFailed(error) from None
 
 
 def begin(file: Path, target: Engine) -> Path:
@@ -271,7 +271,7 @@ def finish(file: Path) -> Path:
 def _transaction(target: Engine) -> Iterator[Connection]:
     """Yield a connection that holds the migrations' lock; commit at the end.
 
-    Raise OutcomeUnknown if the connection is lost during COMMIT.
+    Raise MoveFailed, or OutcomeUnknown if the connection is lost during COMMIT.
     """
     is_committing = False
     try:
@@ -284,4 +284,6 @@ def _transaction(target: Engine) -> Iterator[Connection]:
         was_refused = isinstance(error, DBAPIError) and not error.connection_invalidated
         if is_committing and not was_refused:
             raise OutcomeUnknown("It is unknown whether the rows were moved.") from error
+        if isinstance(error, DBAPIError) and not isinstance(error.orig, sqlite3.Error):
+            raise MoveFailed(error) from None
         raise

@@ -112,7 +112,7 @@ class Move:
         except DBAPIError as error:
             if isinstance(error.orig, sqlite3.Error):
                 raise
-            raise MoveFailed(self._at_work, error) from None
+            raise MoveFailed(error, self._at_work) from None
         return Outcome(self._moved, self._refusals.count)
 
     def undo(self) -> None:
