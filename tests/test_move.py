@@ -710,6 +710,40 @@ def run_command(database: Database, *options: str) -> int:
         return command.main()
 
 
+def number_of(database: Database, table: str, key: str) -> str:
+    """Return the number of a refused row."""
+    condition = f"table_name = '{table}' AND key = '{key}'"
+    ((number,),) = database.run(f"SELECT number FROM space_runtime_refused_rows WHERE {condition}")
+    return str(number)
+
+
+@pytest.mark.thorough
+def test_what_refers_to_a_seed_that_somebody_renamed_moves_when_that_is_said(database: Database) -> None:
+    database.run(in_postgresql(PARENTS), in_postgresql(CHILDREN), "INSERT INTO parents (name) VALUES ('renamed')")
+    engine = sa.create_engine(f"sqlite:///{names.path(database.folder, 'fallback', database.file_id)}")
+    with engine.begin() as connection, seeds.recording(connection):
+        connection.exec_driver_sql(PARENTS)
+        connection.exec_driver_sql("INSERT INTO parents (name) VALUES ('a seed')")
+    engine.dispose()
+    assert database.move(CHILDREN, "INSERT INTO children VALUES (7, 1, 'own')") == (0, 2)
+    assert database.reasons() == [("parents", "seed_missing"), ("children", "refers_to_refused")]
+    assert run_command(database, "--found", number_of(database, "parents", "1"), "--yes") == 0
+    assert database.run("SELECT * FROM children") == [(7, 1, "own")]
+    assert database.run("SELECT * FROM parents") == [(1, "renamed")]
+
+
+@pytest.mark.thorough
+def test_a_refused_row_of_a_renamed_table_moves_when_it_is_renamed_too(database: Database) -> None:
+    database.run("CREATE TABLE elders (id serial PRIMARY KEY, title text)")
+    assert database.move(PARENTS, "INSERT INTO parents VALUES (7, 'own')") == (0, 1)
+    database.run(
+        "UPDATE space_runtime_refused_rows SET table_name = 'elders',"
+        " content = replace(content::text, '\"name\":', '\"title\":')::json WHERE table_name = 'parents'"
+    )
+    assert database.retry() == (1, 0)
+    assert database.run("SELECT * FROM elders") == [(7, "own")]
+
+
 def test_what_refers_to_a_refused_row_moves_when_somebody_has_inserted_that_by_hand(
     database: Database, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -718,11 +752,7 @@ def test_what_refers_to_a_refused_row_moves_when_somebody_has_inserted_that_by_h
     parents = "INSERT INTO parents VALUES (7, 'bad'), (8, 'bad')"
     children = "INSERT INTO children VALUES (1, 7, 'moves'), (2, 8, 'stays')"
     assert database.move(PARENTS, CHILDREN, parents, children) == (0, 4)
-    keys = {
-        (table, key): n
-        for n, table, key in database.run("SELECT number, table_name, key FROM space_runtime_refused_rows")
-    }
-    number = str(keys["parents", "7"])
+    number = number_of(database, "parents", "7")
     database.run("INSERT INTO parents VALUES (7, 'good')")
     assert run_command(database, "--found", number) == 1
     assert "YES=1 says yes" in capsys.readouterr().out

@@ -38,7 +38,7 @@ REFUSALS: dict[str, str] = {
     "already_there": "PostgreSQL has a row with this key that differs",
     "seed_changed": "a migration inserted it, and it was changed on SQLite",
     "seed_deleted": "a migration inserted it, and it was deleted on SQLite",
-    "seed_missing": "a migration inserted it, and PostgreSQL no longer has it",
+    "seed_missing": "a migration inserted it, and PostgreSQL has none like it any more",
 }
 """Why a row stayed behind: the codes in the table, and a clause for people."""
 
