@@ -158,9 +158,7 @@ class SQLite(Backend):
         connection.execute(text(f"PRAGMA user_version = {int(version)}"))
 
     @contextlib.contextmanager
-    def lock_migrations(
-        self, engine: Engine, on_wait: Callable[[], None] = lambda: None
-    ) -> Iterator[Connection]:
+    def lock_migrations(self, engine: Engine) -> Iterator[Connection]:
         """Hold a lock on a file beside the database, which is removed at the end."""
         with contextlib.ExitStack() as stack:
             is_in_memory = _is_in_memory(engine.url)
