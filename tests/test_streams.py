@@ -3,19 +3,17 @@
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from tests.support.bakery import ROOT, TEMPLATE_FOLDER, BakedProject, Bakery
-from tests.support.processes import bare_environment, free_port
+from tests.support.bakery import BakedProject
+from tests.support.processes import free_port
 from tests.support.server import Server, one_client_for_each_process
 
 pytestmark = pytest.mark.slow
@@ -225,34 +223,3 @@ def test_make_dev_reloads_although_streams_are_open(project: BakedProject) -> No
                 stream.rest()
         # what comes meanwhile waits for the new process
         assert server.get("/health").headers["X-Request-ID"].partition("-")[0] != before
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("seconds", [tenths / 10 for tenths in range(1, 21)])
-def test_outside_a_container_it_stops_whenever_it_is_asked_to(bake: Bakery, tmp_path: Path, seconds: float) -> None:
-    command = [sys.executable, "-m", "uvicorn", "src.main:app", "--port", str(free_port())]
-    environ = bare_environment("/nowhere") | {"SQLITE_DIR": str(tmp_path)}
-    with subprocess.Popen(command, cwd=bake().path, env=environ, stderr=subprocess.DEVNULL) as process:  # noqa: S603
-        time.sleep(seconds)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(10) in (0, -signal.SIGTERM)
-
-
-# A library that, while it is imported, is asked to stop, and lets no exception pass.
-STUBBORN = """
-import os, signal
-try:
-    os.kill(os.getpid(), signal.SIGTERM)
-except BaseException:
-    pass
-print("went on", flush=True)
-"""
-
-
-def test_a_stop_during_the_imports_is_heard_whatever_the_libraries_do_with_exceptions(tmp_path: Path) -> None:
-    (tmp_path / "uvicorn").mkdir()
-    (tmp_path / "uvicorn" / "__init__.py").write_text(STUBBORN)
-    command = [sys.executable, "-m", "space_runtime.entrypoint", "uvicorn", "src.main:app"]
-    environ = bare_environment(tmp_path) | {"PYTHONPATH": f"{tmp_path}:{ROOT / TEMPLATE_FOLDER}"}
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)  # noqa: S603
-    assert (done.returncode, done.stdout) == (0, "")

@@ -6,7 +6,8 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -241,6 +242,25 @@ def test_idle_connections_are_kept_but_not_without_number(server: Server) -> Non
         assert connections[0] not in opened
         for connection in opened:
             ask(connection)
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_a_connection_that_was_idle_for_longer_than_uvicorn_would_keep_it_still_answers(
+    bake: Bakery, tmp_path: Path
+) -> None:
+    with bake().boot({"SQLITE_DIR": str(tmp_path)}) as server:
+        connection = HTTPConnection("127.0.0.1", server.port, timeout=20)
+        with closing(connection):
+            connection.connect()
+            first = connection.sock
+            for seconds in (0, 6):
+                # how long it is idle is what is tested
+                time.sleep(seconds)
+                connection.request("GET", "/health/live")
+                with connection.getresponse() as answer:
+                    assert (answer.status, len(answer.read()) > 0) == (200, True)
+            assert connection.sock is first
 
 
 @pytest.mark.slow
