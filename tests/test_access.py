@@ -58,6 +58,12 @@ async def check_if_given(
         raise HTTPException(403, "not mine")
 
 
+async def user_or_nobody(
+    given: Annotated[Credentials | None, Depends(HTTPBearer(auto_error=False))],
+) -> str | None:
+    return "me" if given and given.credentials == "own" else None
+
+
 class Session(SecurityBase):
     """A scheme that also works for WebSockets."""
 
@@ -84,6 +90,7 @@ login = APIRouter(prefix="/login", dependencies=[anybody])
 @app.post("/own", dependencies=own)
 @app.post("/own-and-public", dependencies=own, **public)
 @app.post("/if-given", dependencies=[Depends(check_if_given)])
+@app.post("/nobody-too", dependencies=[Depends(user_or_nobody)])
 @app.post("/by-cookie", dependencies=[Depends(APIKeyCookie(name="session", auto_error=False))])
 @router.post("/models/{name}/never-reached", **public)
 @router.post("/models/{name}/{verb}")
@@ -160,6 +167,7 @@ anybody       ok       ok      ok      ok      ok      ok      ok      ok
 token         closed   closed  opened  opened  closed  opened  closed  closed
 own           401      401     401     403     ok      ok      401     401
 own-if-given  asked    asked   given   403     ok      ok      asked   asked
+own-or-any    asked    asked   given   ok      ok      ok      asked   asked
 own-cookie    asked    asked   given   given   asked   given   asked   ok
 own-ws        403      403     403     403     ok      ok      403     403
 """
@@ -180,6 +188,7 @@ POST /login                         anybody       200
 POST /own                           own           200
 POST /own-and-public                own           200
 POST /if-given                      own-if-given  200
+POST /nobody-too                    own-or-any    200
 POST /by-cookie                     own-cookie    200
 POST /unknown                       token         404
 DELETE /public                      token         405
@@ -351,7 +360,8 @@ def test_make_routes_lists_who_may_call_what(kinds: BakedProject) -> None:
         "POST /v1/api/models/{name}/predict anybody, limited",
         "POST /own its own check (HTTPBearer)",
         "POST /own-and-public its own check (HTTPBearer), limited",
-        "POST /if-given API token, or its own check (HTTPBearer)",
+        "POST /if-given API token, or any credentials that its own check (HTTPBearer) lets pass",
+        "its own check: that of the route alone decides, about right and wrong credentials.",
         "WebSocket /ws API token",
         "WebSocket /login/ws anybody, limited",
         "writes below /closed API token",
