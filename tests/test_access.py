@@ -64,6 +64,11 @@ async def user_or_nobody(
     return "me" if given and given.credentials == "own" else None
 
 
+async def check_by_hand(request: Request) -> None:
+    if request.cookies.get("session") != "own":
+        raise HTTPException(403, "not mine")
+
+
 class Session(SecurityBase):
     """A scheme that also works for WebSockets."""
 
@@ -91,6 +96,8 @@ login = APIRouter(prefix="/login", dependencies=[anybody])
 @app.post("/own-and-public", dependencies=own, **public)
 @app.post("/if-given", dependencies=[Depends(check_if_given)])
 @app.post("/nobody-too", dependencies=[Depends(user_or_nobody)])
+@app.post("/by-hand", dependencies=[Depends(check_by_hand)])
+@app.post("/by-hand-and-public", dependencies=[Depends(check_by_hand)], **public)
 @app.post("/by-cookie", dependencies=[Depends(APIKeyCookie(name="session", auto_error=False))])
 @router.post("/models/{name}/never-reached", **public)
 @router.post("/models/{name}/{verb}")
@@ -159,6 +166,7 @@ WORDS = {
     "closed": ["ok", "401", "403", "401"],
     "opened": ["ok", "ok", "403", "ok"],
     "asked": ["ok", "401", "401", "401"],
+    "shut": ["403", "401", "403", "401"],
     "given": ["ok", "ok", "401", "ok"],
 }
 RIGHTS = """
@@ -169,6 +177,8 @@ own           401      401     401     403     ok      ok      401     401
 own-if-given  asked    asked   given   403     ok      ok      asked   asked
 own-or-any    asked    asked   given   ok      ok      ok      asked   asked
 own-cookie    asked    asked   given   given   asked   given   asked   ok
+by-hand       shut     shut    403     403     shut    403     shut    closed
+public-hand   403      403     403     403     403     403     403     ok
 own-ws        403      403     403     403     ok      ok      403     403
 """
 # Each route, who has a right to it, and what it answers to those; 101 is a WebSocket that opens.
@@ -189,6 +199,8 @@ POST /own                           own           200
 POST /own-and-public                own           200
 POST /if-given                      own-if-given  200
 POST /nobody-too                    own-or-any    200
+POST /by-hand                       by-hand       200
+POST /by-hand-and-public            public-hand   200
 POST /by-cookie                     own-cookie    200
 POST /unknown                       token         404
 DELETE /public                      token         405

@@ -9,7 +9,8 @@ A write needs the API token, unless its route says otherwise:
 
 or it has a security dependency of its own (HTTPBearer, OAuth2PasswordBearer, ...), which then
 decides. One with auto_error=False only decides about requests that have credentials, and what
-depends on it has to refuse wrong ones.
+depends on it has to refuse wrong ones. A check that FastAPI knows nothing of (`request.session`, a
+header read by hand) is not seen here: mark its route as public, and the check alone decides.
 """
 
 import inspect
