@@ -76,6 +76,9 @@ def check_gradio(server: Server, hub: OpenIDProvider) -> None:
     assert [part["props"]["label"] for part in config["components"] if part["type"] == "textbox"] == ["Name", "Answer"]
     event = server.post("/ui/gradio_api/call/greet", json={"data": ["you"]}).json()["event_id"]
     assert "Hello you" in server.get(f"/ui/gradio_api/call/greet/{event}").text
+    photo = {"files": ("photo.jpg", b"x" * 5 * 1024**2)}
+    uploaded = server.post("/ui/gradio_api/upload", files=photo)
+    assert uploaded.status_code == 200, uploaded.text
 
 
 def check_upload(server: Server, hub: OpenIDProvider) -> None:
