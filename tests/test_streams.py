@@ -59,6 +59,11 @@ def events_of_a_thread() -> StreamingResponse:
     return StreamingResponse(slow_ticks(), media_type="text/event-stream")
 
 
+@app.get("/camera")
+async def camera() -> StreamingResponse:
+    return StreamingResponse(ticks(), media_type="multipart/x-mixed-replace; boundary=frame")
+
+
 @app.get("/fastapi-events", response_class=EventSourceResponse)
 async def fastapi_events() -> AsyncIterator[dict[str, int]]:
     while True:
@@ -97,7 +102,7 @@ async def deaf(socket: WebSocket) -> None:
     await socket.accept()
     await asyncio.sleep(3600)
 """
-STREAMS = ("/events", "/events-of-a-thread", "/fastapi-events")
+STREAMS = ("/events", "/events-of-a-thread", "/fastapi-events", "/camera")
 SOCKETS = ("/echo", "/tells", "/deaf")
 
 
