@@ -98,6 +98,8 @@ login = APIRouter(prefix="/login", dependencies=[anybody])
 @app.post("/public", **public)
 @app.post("/plain", openapi_extra={"security": []})
 @app.api_route("/both", methods=["GET", "PUT"])
+@app.post("/slash/")
+@app.post("/slash/public/", **public)
 @app.post("/own", dependencies=own)
 @app.post("/own-and-public", dependencies=own, **public)
 @app.post("/if-given", dependencies=[Depends(check_if_given)])
@@ -232,6 +234,8 @@ POST /v1/api/models/a/predict       anybody       200
 POST /v1/api/models/a/train         token         200
 POST /v1/api/models/a/never-reached token         200
 POST /login                         anybody       200
+POST /slash                         token         307
+POST /slash/public                  anybody       307
 POST /own                           own           200
 POST /own-and-public                own           200
 POST /if-given                      own-if-given  200

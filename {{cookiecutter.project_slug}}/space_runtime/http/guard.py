@@ -48,6 +48,9 @@ class WriteGuard:
         if self._token is not None and hmac.compare_digest(_token_in(scope), self._token):
             return None
         target = self._targets.find(scope)
+        if target.kind == "nothing":
+            # Redirected there, if that is a route (pages.py).
+            target = self._targets.find({**scope, "path": f"{scope['path']}/"})
         if target.access.is_public:
             return self._refusal_of_many(scope)
         if target.access.is_left_to_its_own_check(scope):
