@@ -117,6 +117,13 @@ def test_a_page_is_shown_as_soon_as_it_is_there(project: BakedProject) -> None:
         assert server.get("/").text == "mine"
         assert 'id="state"' in server.get("/status").text
         assert server.get("/README.md").status_code == 200
+        missing = project.path / "web" / "404.html"
+        missing.write_text("nothing of mine")
+        for path, text in (("/some/where", "nothing of mine"), ("/api/nothing", '{"detail":"Not Found"}')):
+            answer = server.get(path, headers={"Accept": "*/*"})
+            assert (answer.status_code, answer.text) == (404, text)
+        assert server.get("/some/where", headers=BROWSER).text == "nothing of mine"
+        missing.unlink()
         (project.path / "web" / "index.html").unlink()
         assert 'id="state"' in server.get("/").text
         assert server.get("/README.md").status_code == 404
