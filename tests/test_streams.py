@@ -21,15 +21,24 @@ pytestmark = pytest.mark.slow
 # One place, which nobody else would get for a minute.
 APP = """
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
-from fastapi import WebSocket
+from fastapi import Request, WebSocket
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse
 from space_runtime.http import middleware
 
 middleware.PLACES, middleware.HOLD_SECONDS = 1, 60
 from src.main import app
+
+
+async def seen_by_the_owner(request: Request, call_next):
+    return await call_next(request)
+
+
+if "WITH_MIDDLEWARE" in os.environ:
+    app.middleware("http")(seen_by_the_owner)
 
 
 async def ticks() -> AsyncIterator[str]:
@@ -55,6 +64,11 @@ async def events() -> StreamingResponse:
 @app.get("/events-of-a-thread")
 def events_of_a_thread() -> StreamingResponse:
     return StreamingResponse(slow_ticks(), media_type="text/event-stream")
+
+
+@app.get("/camera")
+async def camera() -> StreamingResponse:
+    return StreamingResponse(ticks(), media_type="multipart/x-mixed-replace; boundary=frame")
 
 
 @app.get("/fastapi-events", response_class=EventSourceResponse)
@@ -95,7 +109,7 @@ async def deaf(socket: WebSocket) -> None:
     await socket.accept()
     await asyncio.sleep(3600)
 """
-STREAMS = ("/events", "/events-of-a-thread", "/fastapi-events")
+STREAMS = ("/events", "/events-of-a-thread", "/fastapi-events", "/camera")
 SOCKETS = ("/echo", "/tells", "/deaf")
 
 
@@ -147,8 +161,11 @@ def close_code(connection: ClientConnection) -> int | None:
         return closed.rcvd.code if closed.rcvd else None
 
 
-def test_open_streams_hold_no_place_and_all_are_told_of_the_stop(project: BakedProject) -> None:
-    with project.boot(in_place=True, app="streaming:app") as server, ExitStack() as stack:
+@pytest.mark.parametrize("environ", [{}, pytest.param({"WITH_MIDDLEWARE": "1"}, marks=pytest.mark.thorough)])
+def test_open_streams_hold_no_place_and_all_are_told_of_the_stop(
+    project: BakedProject, environ: dict[str, str]
+) -> None:
+    with project.boot(environ, in_place=True, app="streaming:app") as server, ExitStack() as stack:
         server.settled()
         streams = [Stream(server.port, path) for path in STREAMS]
         sockets = [stack.enter_context(conversation(server, path)) for path in SOCKETS]

@@ -29,7 +29,7 @@ MEBIBYTE = 1024**2
 # There is one place at the entrance, and a test may say how many seconds it has to wait for what.
 APP = """
 from collections.abc import Iterator
-from fastapi import Request, UploadFile
+from fastapi import FastAPI, Request, UploadFile
 from space_runtime.http import middleware, request_body, server
 
 middleware.PLACES = 1
@@ -56,6 +56,11 @@ async def store(file: UploadFile) -> int | None:
 @app.post("/small", max_body_size=2000)
 async def take(request: Request) -> int:
     return len(await request.body())
+
+
+mounted = FastAPI(max_body_size=3 * 1024**2)
+mounted.post("/take")(take)
+app.mount("/mounted", mounted)
 
 
 @app.get("/body")
@@ -165,7 +170,7 @@ def test_a_slow_sender_keeps_nobody_waiting(server: Server) -> None:
 
 
 @pytest.mark.slow
-def test_the_413_names_the_setting_and_a_route_may_have_its_own(server: Server) -> None:
+def test_the_413_names_the_setting_and_what_may_have_a_limit_of_its_own(server: Server) -> None:
     body = b"x" * (2 * MEBIBYTE)
     for answer in (server.post("/api/items", content=body), server.post("/api/items", content=iter([body]))):
         assert answer.status_code == 413
@@ -177,6 +182,8 @@ def test_the_413_names_the_setting_and_a_route_may_have_its_own(server: Server) 
         assert (answer.status_code, answer.json()["detail"]) == (413, detail)
         assert answer.headers["X-Request-ID"]
     assert server.post("/small", content=b"x" * 2000).json() == 2000
+    assert server.post("/mounted/take", content=body).json() == len(body)
+    assert server.post("/mounted/take", content=body * 2).status_code == 413
 
 
 @pytest.mark.slow
