@@ -1,7 +1,5 @@
 """Rows that migrations inserted: PostgreSQL has its own, to which references lead instead."""
 
-from collections.abc import Callable
-
 from space_runtime.failback.references import References, Row
 from space_runtime.failback.references import Target as Referred
 from space_runtime.failback.refusals import Refusals
@@ -21,9 +19,8 @@ class Seeds:
         target: Target,
         references: References,
         refusals: Refusals,
-        on_progress: Callable[[], None],
     ) -> None:
-        self._source, self._target, self._on_progress = source, target, on_progress
+        self._source, self._target = source, target
         self._references, self._refusals = references, refusals
         self._missing: dict[Referred, StoredRow] = {}
         """Seeds that PostgreSQL does not have, by what refers to them."""
@@ -36,7 +33,6 @@ class Seeds:
         matched = set()
         is_referred_to = bool(self._references.columns(schema.name))
         for seed in self._source.seeds(schema.name):
-            self._on_progress()
             key = as_text(pick(schema.key, seed.now))
             stored = StoredRow(schema.name, seed.locator, key, seed.inserted)
             try:
