@@ -77,6 +77,14 @@ class Database:
         connection.close()
         return self.failback.move(file, on_progress)
 
+    def seed(self, *statements: str) -> None:
+        """Run these statements as a migration of the file that is to be moved."""
+        engine = sa.create_engine(f"sqlite:///{names.path(self.folder, 'fallback', self.file_id)}")
+        with engine.begin() as connection, seeds.recording(connection):
+            for statement in statements:
+                connection.exec_driver_sql(statement)
+        engine.dispose()
+
     def retry(self) -> Outcome:
         """Try again to move what was refused."""
         with self.engine.connect() as connection:
@@ -260,11 +268,7 @@ class Point(sa.types.UserDefinedType[str]):
 def test_progress_is_made_while_seeds_are_looked_for(database: Database) -> None:
     table = "CREATE TABLE parents (id serial PRIMARY KEY, name text)"
     database.run(table, "INSERT INTO parents (name) VALUES ('one'), ('two')")
-    engine = sa.create_engine(f"sqlite:///{names.path(database.folder, 'fallback', database.file_id)}")
-    with engine.begin() as connection, seeds.recording(connection):
-        connection.exec_driver_sql(PARENTS)
-        connection.exec_driver_sql("INSERT INTO parents (name) VALUES ('one'), ('two')")
-    engine.dispose()
+    database.seed(PARENTS, "INSERT INTO parents (name) VALUES ('one'), ('two')")
     steps: list[None] = []
     database.run(f"CREATE TABLE children ({NUMBERED[1]}, more text)")
     assert database.move(
@@ -294,13 +298,70 @@ def test_every_seed_that_stays_behind_is_kept_though_none_can_be_compared(
 def test_a_seed_with_a_high_number_does_not_move_postgresqls_numbering_on(database: Database) -> None:
     database.run("CREATE TABLE parents (id serial PRIMARY KEY, name text)")
     database.run("INSERT INTO parents VALUES (500000, 'a seed')")
-    engine = sa.create_engine(f"sqlite:///{names.path(database.folder, 'fallback', database.file_id)}")
-    with engine.begin() as connection, seeds.recording(connection):
-        connection.exec_driver_sql(PARENTS)
-        connection.exec_driver_sql("INSERT INTO parents VALUES (500000, 'a seed')")
-    engine.dispose()
+    database.seed(PARENTS, "INSERT INTO parents VALUES (500000, 'a seed')")
     assert database.move("INSERT INTO parents VALUES (3, 'low'), (1500000000, 'high')") == (2, 0)
     assert database.run("INSERT INTO parents (name) VALUES ('next') RETURNING id") == [(4,)]
+
+
+SEATS = "CREATE TABLE seats (id integer PRIMARY KEY AUTOINCREMENT, status text)"
+BOOKINGS = "CREATE TABLE bookings (id integer PRIMARY KEY AUTOINCREMENT, seat_id int REFERENCES seats, who text)"
+THREE_SEATS = "INSERT INTO seats (status) VALUES ('free'), ('free'), ('free')"
+
+
+def test_seeds_that_differ_only_in_their_numbers_are_not_mistaken_for_each_other(database: Database) -> None:
+    database.run(in_postgresql(SEATS), in_postgresql(BOOKINGS), THREE_SEATS)
+    database.seed(SEATS, BOOKINGS, THREE_SEATS)
+    database.run("UPDATE seats SET status = 'sold' WHERE id = 2")
+    assert database.move("INSERT INTO bookings VALUES (7, 3, 'Ann'), (8, 2, 'Bob'), (9, 1, 'Cleo')") == (2, 2)
+    assert database.run("SELECT seat_id, who FROM bookings ORDER BY 1") == [(1, "Cleo"), (3, "Ann")]
+    assert set(database.reasons()) == {("seats", "seed_alike"), ("bookings", "refers_to_refused")}
+    # one that could be any of them, though it is the only one now
+    database.run("UPDATE seats SET status = 'sold' WHERE id = 1")
+    database.run("UPDATE seats SET status = 'free' WHERE id = 2")
+    assert database.retry() == (1, 0)
+    assert database.run("SELECT seat_id FROM bookings WHERE who = 'Bob'") == [(2,)]
+
+
+def test_seeds_that_differ_only_in_their_numbers_lead_nowhere_if_those_differ(database: Database) -> None:
+    database.run(in_postgresql(SEATS), in_postgresql(BOOKINGS), "SELECT setval('seats_id_seq', 10)", THREE_SEATS)
+    database.run("UPDATE seats SET status = 'sold' WHERE id < 13")
+    database.seed(SEATS, BOOKINGS, THREE_SEATS)
+    assert database.move("INSERT INTO bookings VALUES (8, 2, 'Bob')") == (0, 2)
+    # It is no row of PostgreSQL's, so it becomes one.
+    assert database.retry() == (2, 0)
+    assert database.run("SELECT status, who FROM bookings JOIN seats ON seats.id = seat_id") == [("free", "Bob")]
+    assert database.run("SELECT count(*) FROM seats") == [(4,)]
+
+
+def test_a_seed_may_have_nothing_but_a_number(database: Database) -> None:
+    slots = "CREATE TABLE slots (id integer PRIMARY KEY AUTOINCREMENT)"
+    uses = "CREATE TABLE uses (id integer PRIMARY KEY AUTOINCREMENT, slot_id int REFERENCES slots)"
+    database.run(in_postgresql(slots), in_postgresql(uses), "INSERT INTO slots VALUES (1), (2)")
+    database.seed(slots, uses, "INSERT INTO slots VALUES (1), (2)")
+    assert database.move("INSERT INTO uses VALUES (7, 2)") == (1, 0)
+    assert database.run("SELECT slot_id FROM uses") == [(2,)]
+
+
+@pytest.mark.parametrize("table", ["cats", "dogs"], ids=["one table", "two tables"])
+def test_seeds_may_refer_to_each_other_whatever_their_keys_are(database: Database, table: str) -> None:
+    def tables(key: str) -> list[str]:
+        parent = "" if table == "cats" else f"CREATE TABLE dogs (id {key} PRIMARY KEY, best_id {key}, name text)"
+        cats = f"CREATE TABLE cats (id {key} PRIMARY KEY, parent_id {key} REFERENCES {table}, name text)"
+        uses = f"CREATE TABLE uses (id integer PRIMARY KEY, cat_id {key} REFERENCES cats)"
+        return [*filter(None, [parent]), cats, uses]
+
+    def rows(root: int, child: int) -> list[str]:
+        return [
+            f"INSERT INTO {table} VALUES ('{UUID(int=root).hex}', NULL, 'root')",
+            f"INSERT INTO cats VALUES ('{UUID(int=child).hex}', '{UUID(int=root).hex}', 'child')",
+        ]
+
+    # with the second table, both refer to each other
+    both = [] if table == "cats" else ["ALTER TABLE dogs ADD FOREIGN KEY (best_id) REFERENCES cats"]
+    database.run(*tables("uuid"), *both, *rows(50, 51))
+    database.seed(*tables("text"), *rows(9, 3))
+    assert database.move(f"INSERT INTO uses VALUES (7, '{UUID(int=3).hex}')") == (1, 0)
+    assert database.run("SELECT cat_id FROM uses") == [(UUID(int=51),)]
 
 
 PARENTS = "CREATE TABLE parents (id integer PRIMARY KEY AUTOINCREMENT, name text)"

@@ -21,7 +21,6 @@ from space_runtime.failback.numbering import Numbering
 from space_runtime.failback.order import parents_first
 from space_runtime.failback.outcome import MoveFailed, Outcome
 from space_runtime.failback.references import References, Row
-from space_runtime.failback.references import Target as Referred
 from space_runtime.failback.refusals import Refusals
 from space_runtime.failback.schema import (
     TableSchema,
@@ -166,12 +165,13 @@ class Move:
     # tables
 
     def _move_group(self, group: Sequence[TableSchema]) -> None:
+        self._at_work = group[0].name
+        seeds = self._seeds.match(group)
         for schema in group:
             self._at_work = schema.name
-            seeds = self._seeds.match(schema)
-            self._staying[schema.name] |= seeds
+            self._staying[schema.name] |= seeds[schema.name]
             if schema.sequence:
-                self._numbering[schema.name] = self._continued(schema, seeds)
+                self._numbering[schema.name] = self._continued(schema, seeds[schema.name])
         names = {schema.name for schema in group}
         if any(one.table in names for schema in group for one in schema.references):
             self._move_in_order(group)
@@ -194,7 +194,8 @@ class Move:
 
     def _move_in_order(self, group: Sequence[TableSchema]) -> None:
         """Move rows that may refer to each other; those that form a circle go together."""
-        order = parents_first(self._parents(group))
+        rows = chain.from_iterable(self._rows(schema) for schema in group)
+        order = parents_first(self._references.parents(rows))
         tables = groupby(order, key=lambda circle: (len(circle) > 1, circle[0][0]))
         for (is_circle, name), circles in tables:
             if is_circle:
@@ -204,15 +205,6 @@ class Move:
                 locators = (locator for ((_, locator),) in circles)
                 for batch in batches(self._source.fetch(name, locators)):
                     self._move_rows(self._tables[name], batch)
-
-    def _parents(self, group: Sequence[TableSchema]) -> dict[Node, list[Node]]:
-        """Return for each row of these tables the rows of these tables that it refers to."""
-        named: dict[Referred, Node] = {}
-        referring: dict[Node, list[Referred]] = {}
-        for row in chain.from_iterable(self._rows(schema) for schema in group):
-            named |= dict.fromkeys(self._references.names(row), row.node)
-            referring[row.node] = [referred for _, referred in self._references.of(row)]
-        return {node: [named[one] for one in of if one in named] for node, of in referring.items()}
 
     # rows
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from space_runtime.failback.schema import Reference, TableSchema
-from space_runtime.failback.sources import Columns, StoredRow, Values, pick
+from space_runtime.failback.sources import Columns, Node, StoredRow, Values, pick
 from space_runtime.failback.values import as_raw
 from space_runtime.records.stored import Raw
 
@@ -61,6 +61,15 @@ class References:
             if None not in values:
                 found.append((one, self._target(one.table, one.to, values)))
         return found
+
+    def parents(self, rows: Iterable[StoredRow]) -> dict[Node, list[Node]]:
+        """Return for each of these rows those of them that it refers to."""
+        named: dict[Target, Node] = {}
+        referring: dict[Node, list[Target]] = {}
+        for row in rows:
+            named |= dict.fromkeys(self.names(row), row.node)
+            referring[row.node] = [target for _, target in self.of(row)]
+        return {node: [named[one] for one in of if one in named] for node, of in referring.items()}
 
     def refuse(self, row: StoredRow) -> None:
         """Let the rows that refer to this one stay behind."""
