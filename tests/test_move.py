@@ -194,6 +194,29 @@ def test_numbers_of_a_table_without_a_model_do_not_disturb_postgresqls(database:
     assert database.run("INSERT INTO parents (name) VALUES ('next') RETURNING id") == [(1,)]
 
 
+@pytest.mark.parametrize(
+    ("key", "last", "kept"),
+    [("serial", 1_200_000_000, 1_100_000_000), ("smallserial", 20_000, 19_000)],
+    ids=["int", "smallint"],
+)
+def test_postgresqls_numbering_does_not_meet_rows_that_moved_though_it_is_in_their_range(
+    database: Database, key: str, last: int, kept: int
+) -> None:
+    database.run(f"CREATE TABLE parents (id {key} PRIMARY KEY, name text)", f"SELECT setval('parents_id_seq', {last})")
+    rows = f"INSERT INTO parents VALUES (3, 'low'), ({kept}, 'kept'), ({last + 2}, 'met'), ({last + 100}, 'met, too')"
+    assert database.move(PARENTS, rows) == (4, 0)
+    assert database.run("INSERT INTO parents (name) VALUES ('next') RETURNING id") == [(last + 3,)]
+    found = database.run("SELECT id FROM parents ORDER BY id")
+    assert found == [(3,), (kept,), (last + 1,), (last + 2,), (last + 3,)]
+
+
+def test_postgresqls_numbering_may_begin_in_the_range_of_rows_that_move(database: Database) -> None:
+    key = "id int GENERATED ALWAYS AS IDENTITY (START 2000000000) PRIMARY KEY"
+    database.run(f"CREATE TABLE parents ({key}, name text)")
+    assert database.move(PARENTS, "INSERT INTO parents VALUES (1100000000, 'kept'), (2000000000, 'met')") == (2, 0)
+    assert database.run("INSERT INTO parents (name) VALUES ('next') RETURNING id") == [(2_000_000_001,)]
+
+
 def test_whatever_a_trigger_raises_is_about_its_row(database: Database) -> None:
     database.run("CREATE TABLE parents (id serial PRIMARY KEY, name text)", REFUSING)
     assert database.move(PARENTS, "INSERT INTO parents VALUES (1, 'bad'), (2, 'good')") == (1, 1)
