@@ -248,7 +248,7 @@ class Sealed(sa.TypeDecorator[str]):
         """Raise an error of its own."""
         if value == "broken":
             raise RuntimeError("the seal is broken")
-        return value
+        return value and value[::-1]
 
 
 def test_a_value_that_the_owners_type_cannot_read_keeps_no_other_row_back(database: Database) -> None:
@@ -256,6 +256,42 @@ def test_a_value_that_the_owners_type_cannot_read_keeps_no_other_row_back(databa
     table.create(database.engine)
     assert database.move("INSERT INTO letters VALUES (1, 'broken'), (2, 'whole')", create=True) == (1, 1)
     assert database.reasons() == [("letters", "unstorable")]
+
+
+class Hashed(sa.TypeDecorator[str]):
+    """A type that cannot be undone, and says that it reads what is stored."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        """Hash it."""
+        return None if value is None else f"hash({value})"
+
+    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        """Return it as it is."""
+        return value
+
+
+class Digest(sa.TypeDecorator[Any]):
+    """A type that cannot be undone, and says nothing about reading."""
+
+    impl = sa.LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> bytes | None:
+        """Digest text."""
+        return None if value is None else value.encode()[:2]
+
+
+def test_what_the_owners_type_does_to_a_value_once_is_not_done_twice(database: Database) -> None:
+    columns = [sa.Column("name", Hashed, unique=True), sa.Column("digest", Digest)]
+    sa.Table("users", database.models, _key(), *columns).create(database.engine)
+    rows = "INSERT INTO users VALUES (7, 'hash(x)', x'ff00'), (8, NULL, NULL)"
+    assert database.move(rows, create=True) == (2, 0)
+    assert database.run("SELECT * FROM users ORDER BY id") == [(7, "hash(x)", b"\xff\0"), (8, None, None)]
+    # another machine went on with the same snapshot
+    assert database.move(rows, "INSERT INTO users VALUES (9, 'hash(y)', NULL)", create=True) == (1, 0)
 
 
 def test_a_model_may_have_other_names_for_its_columns(database: Database) -> None:

@@ -58,6 +58,17 @@ class Sealed(TypeDecorator[str]):
         return value.removeprefix(f"{dialect.name}<").removesuffix(">")[::-1]
 
 
+class Hashed(TypeDecorator[str]):
+    """Text that cannot be read again once it is stored."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        """Hash it."""
+        return None if value is None else f"hash({value})"
+
+
 class Kind:
     """A type, and values of it; None is NULL, and JSON_NULL is the null of JSON."""
 
@@ -121,6 +132,7 @@ KINDS: dict[str, Kind] = {
     "python enum": Kind(lambda name: sa.Enum(Colour, name=name), list(Colour)),
     "guid": Kind(lambda _: GUID(), [UUID(int=10**30), UUID(int=7)]),
     "sealed": Kind(lambda _: Sealed(), ["secret", ""]),
+    "hashed": Kind(lambda _: Hashed(), [Stored("password", "hash(password)"), Stored("hash()", "hash(hash())")]),
 }
 
 

@@ -3,6 +3,7 @@
 from decimal import Decimal
 from uuid import UUID
 
+from tests.support.oracle.kinds import KINDS
 from tests.support.oracle.schemas import Reference, Schema, Seed, Table
 from tests.support.oracle.stories import Change, Create, Delete, NewRow, Operation, Outage, Story
 
@@ -86,6 +87,10 @@ ONCE_FAILED = {
     "JSON that is a number": _story(
         [Table("apples", "uuid", columns={"value0": "json", "value1": "portable json"})],
         [_create("apples", 1, id=UUID(int=1), value0=0, value1=1.5)],
+    ),
+    "a password that is hashed when it is written": _story(
+        [Table("apples", "uuid", columns={"value0": "hashed"})],
+        [_create("apples", 1, id=UUID(int=1), value0=KINDS["hashed"].values[0])],
     ),
     "a decimal, without a rowid": _story(
         [Table("apples", "uuid", columns={"value0": "numeric"}, without_rowid=True)],
