@@ -102,6 +102,11 @@ class References:
                     changed.update(one.columns)
         if changed:
             self.replace(row.stored, row.values, changed)
+            table, content = row.stored.table, row.stored.content
+            row.has_new_key = row.has_new_key or any(
+                self._as_stored(table, name, row.values[name]) != content[name]
+                for name in changed.intersection(self._tables[table].key)
+            )
 
     def settled(self, row: StoredRow) -> StoredRow:
         """Return a row that stays behind, with what it refers to in PostgreSQL.
