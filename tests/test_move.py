@@ -575,6 +575,25 @@ def test_references_follow_a_number_that_a_trigger_gave(database: Database) -> N
     assert {(5,), (6,)} < set(database.run("SELECT id FROM owners"))
 
 
+def test_references_follow_a_number_that_a_trigger_gave_to_a_row_in_a_circle(database: Database) -> None:
+    owners = "CREATE TABLE owners (id integer PRIMARY KEY AUTOINCREMENT, slug text UNIQUE, boss text REFERENCES owners"
+    pets = "CREATE TABLE pets (id integer PRIMARY KEY, owner_id int REFERENCES owners)"
+    database.run(
+        in_postgresql(f"{owners} (slug))"),
+        pets,
+        "INSERT INTO owners (slug) VALUES ('a stranger'), ('another')",
+        "CREATE FUNCTION number() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN NEW.id := nextval('owners_id_seq'); RETURN NEW; END $$",
+        "CREATE TRIGGER number BEFORE INSERT ON owners FOR EACH ROW EXECUTE FUNCTION number()",
+    )
+    rows = ("INSERT INTO owners VALUES (1, 'a', 'b'), (2, 'b', 'a')", "INSERT INTO pets VALUES (1, 1), (2, 2)")
+    assert database.move(f"{owners} (slug))", pets, *rows) == (4, 0)
+    whose = "SELECT pets.id, slug FROM pets JOIN owners ON owners.id = owner_id ORDER BY 1"
+    assert database.run(whose) == [(1, "a"), (2, "b")]
+    recorded = "SELECT old_key, slug FROM space_runtime_new_keys JOIN owners ON id::text = new_key ORDER BY 1"
+    assert database.run(recorded) == [("1", "a"), ("2", "b")]
+
+
 TREES = "CREATE TABLE trees (id integer PRIMARY KEY AUTOINCREMENT, parent_id int REFERENCES trees, name text)"
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from functools import partial
 from itertools import chain, groupby
 from types import MappingProxyType
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, MetaData
@@ -281,9 +282,13 @@ class Move:
         # A trigger makes keys itself. One by one it is known which row has which.
         if len(rows) > 1:
             raise Refused
-        (row,), (values,) = rows, inserted
-        row.values.update(zip(columns, values, strict=True))
-        row.has_new_key = True
+        self._let_be(rows[0], dict(zip(columns, inserted[0], strict=True)))
+
+    def _let_be(self, row: Row, values: Mapping[str, Any]) -> None:
+        """Let references follow what a trigger made of the columns that they point to."""
+        key = self._tables[row.stored.table].key
+        row.has_new_key = row.has_new_key or pick(key, row.values) != pick(key, values)
+        row.values.update(values)
         self._references.replace(row.stored, row.values)
 
     def _move_circle(self, circle: Sequence[Node]) -> None:
@@ -297,11 +302,10 @@ class Move:
             self._references.follow(row)
         self._on_progress()
         moving = self._followed(rows)
-        together = [(self._tables[row.stored.table], row.values) for row in moving]
         refusal: Refusal = ("refers_to_refused", None)
         if len(moving) == len(circle):
             try:
-                self._target.attempt(partial(self._target.insert_together, together))
+                self._target.attempt(partial(self._insert_circle, moving))
                 self._count_moved(moving)
                 moving = []
             except Refused as refused:
@@ -309,6 +313,21 @@ class Move:
         for row in moving:
             self._refusals.refuse(row.stored, *refusal)
         self._record_batch()
+
+    def _insert_circle(self, rows: Sequence[Row]) -> None:
+        schemas = [self._tables[row.stored.table] for row in rows]
+        values = [row.values for row in rows]
+        self._target.insert_together(list(zip(schemas, values, strict=True)))
+        # By what they refer to each other, a trigger has not changed.
+        inside = {target for row in rows for _, target in self._references.of(row.stored)}
+        for row, schema in zip(rows, schemas, strict=True):
+            if schema.has_trigger:
+                known = next(one for one in self._references.names(row.stored) if one in inside)
+                found = self._target.find(schema, {name: row.values[name] for name in known[1]})
+                if len(found) != 1:
+                    raise Refused
+                referred = [*schema.key, *chain(*self._references.columns(schema.name))]
+                self._let_be(row, {name: found[0][name] for name in referred})
 
     def _count_moved(self, rows: Sequence[Row]) -> None:
         self._moved += len(rows)
