@@ -121,6 +121,21 @@ ONCE_FAILED = {
             Change("bird1", {}, {"parent": "apple2"}),
         ],
     ),
+    "a row refers to itself, and its key follows a number that PostgreSQL has": _story(
+        [
+            Table("apples", "integer"),
+            Table(
+                "birds",
+                "lines",
+                references=[
+                    Reference("owner", ("owner_id",), "apples", ("id",), nullable=False, in_key=True),
+                    Reference("parent", ("parent_owner_id", "parent_line"), "birds", ("owner_id", "line")),
+                ],
+            ),
+        ],
+        [_create("apples", 2), _create("birds", 3, {"owner": "apple2", "parent": "bird3"}, line=1)],
+        elsewhere=[_taken("apples", 4, "apple2")],
+    ),
     "a row that PostgreSQL would refuse only at the end": _story(
         [Table("apples", "integer", odd="late trigger"), Table("birds", "integer", references=[_reference("apples")])],
         [_create("apples", 1, odd="bad"), _create("birds", 2, {"parent": "apple1"}), _create("apples", 3, odd="good")],

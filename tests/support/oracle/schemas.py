@@ -1,6 +1,6 @@
 """What tables there are. A schema says it in words of its own, and is then written for SQLAlchemy."""
 
-import itertools
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
+from space_runtime.columns import portable_metadata
 
 from tests.support.oracle.choosing import Choose
 from tests.support.oracle.kinds import KINDS, given
@@ -174,6 +175,8 @@ class Schema:
     """Some tables; the references of each may lead to any."""
 
     tables: dict[str, Table]
+    portable: bool = False
+    """Whether the models are made with what a project's Base gives them, or with plain SQLAlchemy."""
 
     @property
     def seeds(self) -> Iterator[tuple[Table, Seed]]:
@@ -182,7 +185,7 @@ class Schema:
 
     def metadata(self, *, models: bool) -> sa.MetaData:
         """The tables as the models know them, or as the migration makes them."""
-        metadata = sa.MetaData()
+        metadata = portable_metadata() if self.portable else sa.MetaData()
         for table in self.tables.values():
             if table.has_model or not models:
                 self._write(table, metadata, models)
@@ -262,7 +265,7 @@ class Schema:
             for statement in self._oddities():
                 connection.exec_driver_sql(statement)
         keys: dict[str, dict[str, Any]] = {}
-        drawn = itertools.count(draw * 1000 + 10**6)
+        drawn = random.Random(draw)  # noqa: S311
         for table, seed in self.seeds:
             columns = {name: given(value) for name, value in seed.values.items()}
             for one in table.references:
@@ -270,7 +273,7 @@ class Schema:
                 for own, name in zip(one.columns, one.target_columns, strict=True):
                     columns.setdefault(own, target.get(name))
             if table.key == "uuid" and seed.key == "drawn":
-                columns["id"] = UUID(int=next(drawn))
+                columns["id"] = UUID(int=drawn.getrandbits(128))
             written = metadata.tables[table.name]
             returned = connection.execute(written.insert().values(columns).returning(*written.primary_key.columns))
             keys[seed.marker] = columns | dict(returned.mappings().one())
@@ -304,7 +307,8 @@ class Schema:
 
     def __str__(self) -> str:
         """All tables."""
-        return "\n".join(map(str, self.tables.values()))
+        base = ["made with Base:"] if self.portable else []
+        return "\n".join([*base, *map(str, self.tables.values())])
 
 
 def shown(values: dict[str, Any], refs: dict[str, str | None]) -> str:
@@ -322,7 +326,7 @@ def short(value: Any) -> str:
 def draw_schema(choose: Choose) -> Schema:
     """Choose some tables."""
     names = NAMES[: choose.number(1, len(NAMES))]
-    schema = Schema({})
+    schema = Schema({}, portable=choose.chance(50))
     for name in names:
         schema.tables[name] = _draw_table(choose, name, list(schema.tables.values()))
     for table in schema.tables.values():

@@ -95,18 +95,20 @@ class References:
     def follow(self, row: Row) -> None:
         """Let the row refer to what the rows that it refers to have become."""
         changed = set(row.stored.settled)
-        if self._replaced:
-            for one, target in self.of(row.stored):
+        # One that refers to itself may have got another key by the first time.
+        for _ in range(2):
+            for one, target in self.of(row.stored) if self._replaced else ():
                 if (new := self._replaced.get(target)) is not None:
                     row.values.update(zip(one.columns, new, strict=True))
                     changed.update(one.columns)
-        if changed:
+            if not changed:
+                return
             self.replace(row.stored, row.values, changed)
-            table, content = row.stored.table, row.stored.content
-            row.has_new_key = row.has_new_key or any(
-                self._as_stored(table, name, row.values[name]) != content[name]
-                for name in changed.intersection(self._tables[table].key)
-            )
+        table, content = row.stored.table, row.stored.content
+        row.has_new_key = row.has_new_key or any(
+            self._as_stored(table, name, row.values[name]) != content[name]
+            for name in changed.intersection(self._tables[table].key)
+        )
 
     def settled(self, row: StoredRow) -> StoredRow:
         """Return a row that stays behind, with what it refers to in PostgreSQL.
