@@ -1,5 +1,6 @@
 """Stories in which rows lost their meaning once, or would if one step were left out; as short as they can be."""
 
+from dataclasses import replace
 from decimal import Decimal
 from uuid import UUID
 
@@ -67,6 +68,18 @@ ONCE_FAILED = {
             Table("birds", "integer", references=[_reference("apples", nullable=False)]),
         ],
         [_create("birds", 1, {"parent": "seed0-apples"})],
+    ),
+    "a reference leads to the seed of the same number among those that are equal otherwise": _story(
+        [
+            Table(
+                "apples",
+                "integer",
+                seeds=[replace(_seed("apples", number, "drawn"), values={"marker": "seed"}) for number in range(3)],
+            ),
+            Table("birds", "integer", references=[_reference("apples", nullable=False)]),
+        ],
+        [_create("birds", number, {"parent": f"seed{number}-apples"}) for number in range(3)],
+        elsewhere=[Delete("seed1-apples")],
     ),
     "a seed that somebody changed is told, and references lead to PostgreSQL's": _story(
         [

@@ -16,7 +16,7 @@ from tests.support.oracle.kinds import KINDS, given
 NAMES = ("apples", "birds", "cats", "dogs")
 # Generated integers are the commonest, and the hardest.
 KEYS = ("uuid", "integer", "text", "composite", "integer")
-KEYS_OF_PARTS = ("lines", "shared")
+KEYS_OF_PARTS = ("lines", "shared", "pair")
 NUMBERINGS = ("serial", "identity", "always", "sequence")
 BEGINNINGS = {16: 2**14, 32: 2**30, 64: 2**52}
 INTEGERS: dict[int, type[sa.types.TypeEngine[Any]]] = {16: sa.SmallInteger, 32: sa.Integer, 64: sa.BigInteger}
@@ -68,7 +68,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Seed:
-    """A row that the migration inserts."""
+    """A row that the migration inserts; the marker among its values is that of all that are equal to it."""
 
     marker: str
     values: dict[str, Any]
@@ -114,6 +114,7 @@ class Table:
             "composite": ("area", "number"),
             "lines": ("line",),
             "shared": (),
+            "pair": (),
         }[self.key]
         return (*(column for one in self.references if one.in_key for column in one.columns), *own)
 
@@ -347,11 +348,11 @@ def _draw_table(choose: Choose, name: str, before: list[Table]) -> Table:
         table.width = choose.one_of((32, 64, 16))
         table.numbering = choose.one_of(NUMBERINGS)
         table.autoincrement = choose.chance(30)
-    if key in ("lines", "shared"):
-        target = choose.one_of(before)
-        columns = tuple(f"owner_{column}" for column in target.key_columns)
-        owner = Reference("owner", columns, target.name, target.key_columns, nullable=False, in_key=True)
-        table.references.append(owner)
+    if key in KEYS_OF_PARTS:
+        for name in ("owner", "partner") if key == "pair" else ("owner",):
+            target = choose.one_of(before)
+            columns = tuple(f"{name}_{column}" for column in target.key_columns)
+            table.references.append(Reference(name, columns, target.name, target.key_columns, False, in_key=True))
     if choose.chance(40):
         table.unique = choose.one_of(("not null", "null"))
     if choose.chance(25):
@@ -360,8 +361,10 @@ def _draw_table(choose: Choose, name: str, before: list[Table]) -> Table:
     table.without_rowid = key != "integer" and choose.chance(20)
     # The model is where a named sequence is known from.
     table.has_model = not (choose.chance(10) and table.numbering != "sequence")
-    if key in ("lines", "shared") and not (table.has_model and target.has_model):
-        table.references[0] = replace(owner, known_to="database")
+    with_models = {one.name for one in before if one.has_model and table.has_model}
+    table.references = [
+        one if one.target in with_models else replace(one, known_to="database") for one in table.references
+    ]
     kinds = [kind for kind, one in KINDS.items() if table.has_model or not one.needs_model]
     for number in range(choose.number(0, 2)):
         table.columns[f"value{number}"] = choose.one_of(kinds)
@@ -420,7 +423,10 @@ def _is_given(schema: Schema, *tables: Table) -> bool:
     """Whether a client knows the keys of these before it writes a row."""
     return all(
         table.key in ("uuid", "text", "composite")
-        or (table.key in ("lines", "shared") and _is_given(schema, schema.tables[table.references[0].target]))
+        or (
+            table.key in KEYS_OF_PARTS
+            and _is_given(schema, *(schema.tables[one.target] for one in table.references if one.in_key))
+        )
         for table in tables
     )
 
@@ -436,7 +442,7 @@ def _draw_seeds(choose: Choose, schema: Schema, table: Table) -> None:
             if one.is_to_sibling:
                 targets = []
             refs[one.name] = choose.one_of([*([None] if one.nullable else []), *targets])
-        if table.key == "shared" and number:
+        if table.key in ("shared", "pair") and number:
             # The second would need an owner of its own.
             return
         values = draw_values(choose, table, marker, 900 + number)
@@ -446,6 +452,11 @@ def _draw_seeds(choose: Choose, schema: Schema, table: Table) -> None:
         elif table.key == "uuid":
             values.pop("id")
         table.seeds.append(Seed(marker, values, refs, "drawn" if drawn else "fixed"))
+    if len(table.seeds) > 1 and table.is_numbered and len(table.uniques) == 1 and choose.chance(60):
+        # They have everything in common but their numbers.
+        for number, seed in enumerate(table.seeds):
+            values = table.seeds[0].values | {"marker": f"seed-{table.name}"}
+            table.seeds[number] = replace(seed, values=values, refs=table.seeds[0].refs)
 
 
 def draw_values(choose: Choose, table: Table, marker: str, number: int) -> dict[str, Any]:
