@@ -76,9 +76,10 @@ COPY --chown={USER}:{USER} space_runtime/ space_runtime/
 COPY --chown={USER}:{USER} web/ web/
 COPY --chown={USER}:{USER} src/ src/
 # Bytecode belongs in the image: a container with a read-only root could not keep it, and each start would compile.
-# The import is for what a start needs of the standard library, of which the official image brings none.
+# The import is for what a start needs of the standard library, of which the official image brings none. Not of src:
+# what that does when it is imported may take secrets, which no build has, or a model.
 RUN python -m compileall -q migrations space_runtime src \\
-    && python -c "import alembic.command, encodings.idna, glob, src.main, uvicorn"
+    && python -c "import alembic.command, encodings.idna, glob, space_runtime.http.application, uvicorn"
 
 ENV HOME={HOME} \\
     PATH={HOME}/.local/bin:$PATH \\

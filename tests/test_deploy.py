@@ -74,6 +74,8 @@ class Builder:
         self.hub = hub
         self.folder = folder
         self.started: list[str] = []
+        # where the packages are that the lock names
+        self.installed: dict[str, str] = {}
         # for who asks seldom
         self.says_nothing_until_it_serves = False
         self._running = ExitStack()
@@ -89,15 +91,21 @@ class Builder:
         self._threads.append(thread)
 
     def build(self, name: str) -> None:
-        """Write the files of the newest commit and serve them with the Space's secrets."""
+        """Write what the Dockerfile copies of the newest commit and serve it with the Space's secrets."""
         repository, space = self.hub.repositories[f"spaces/{name}"], self.hub.spaces[name]
         self.started.append(repository.sha)
         folder = self.folder / f"build-{len(self.started)}"
+        dockerfile = repository.files["Dockerfile"]
+        assert isinstance(dockerfile, bytes)
+        copied = re.findall(r"^COPY --chown=1000:1000 (.*) \S+$", dockerfile.decode(), re.MULTILINE)
+        sources = " ".join(copied).replace("apt.tx[t]", "apt.txt").split()
         for path, content in repository.files.items():
+            if not path.startswith(tuple(sources)):
+                continue
             assert isinstance(content, bytes), path
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(content)
-        environ = {"SPACE_ID": name, **IMPATIENT, **space.secrets}
+        environ = {"SPACE_ID": name, **IMPATIENT, **self.installed, **space.secrets}
         server = self._running.enter_context(serve(folder, environ))
         space.address = server.url
         if self.says_nothing_until_it_serves:
@@ -438,7 +446,25 @@ def test_a_secret_without_a_value_is_refused(hub: Hub, project: BakedProject) ->
     give_secrets(project, "API_TOKEN=\n")
     done = deploy(project, hub)
     assert (done.returncode, hub.calls) == (2, [])
-    assert "API_TOKEN" in last_line(done)
+    assert last_line(done).startswith("Nothing was sent: .env.space, line 1: ")
+
+
+SECRETS_OF_ANY_NAME = {
+    "STRIPE": "sk_live_4eC39HqLyjWDarjtT1zdp7dc",
+    "SENTRY_DSN": "https://4eC39HqLyj@o1.ingest.example/5",
+    "API_TOKEN": "correcthorsebatterystaple",
+}
+
+
+def test_a_secret_of_any_name_is_found_in_the_code(hub: Hub, project: BakedProject) -> None:
+    # settings of the runtime, whose values stand in .env.example, are no secrets
+    ordinary = "PUBLIC_LIMIT=120/minute\nCORS_ORIGINS=https://example.com\nDATABASE_URL=sqlite:///data/app.db\nPLAIN=migrations\n"
+    give_secrets(project, ordinary + "".join(f"{name}={value}\n" for name, value in SECRETS_OF_ANY_NAME.items()))
+    (project.path / "src" / "x.py").write_text(repr(SECRETS_OF_ANY_NAME))
+    done = deploy(project, hub)
+    assert (done.returncode, hub.calls) == (2, [])
+    told = [line.strip().partition(", ")[0] for line in done.stdout.splitlines()[1:]]
+    assert told == [f"src/x.py holds the value of {name}" for name in sorted(SECRETS_OF_ANY_NAME)]
 
 
 def test_a_secret_with_which_the_app_would_not_start_is_refused(hub: Hub, project: BakedProject) -> None:
@@ -473,7 +499,8 @@ def test_a_built_page_is_sent_although_its_own_gitignore_names_it(hub: Hub, proj
     for name in [*names, "node_modules/react/index.js", "src/app.tsx", "package.json"]:
         (project.path / "web" / name).parent.mkdir(parents=True, exist_ok=True)
         (project.path / "web" / name).write_text("x")
-    (project.path / "src" / "model.db").touch()
+    for name in ("src/model.db", "a.pem", "b.pem", "c.pem", "d.pem"):
+        (project.path / name).touch()
     (project.path / "src" / "linked").symlink_to(project.path / "migrations")
     done = deploy(project, hub)
     files = set(hub.repositories[f"spaces/{SPACE}"].files)
@@ -481,7 +508,7 @@ def test_a_built_page_is_sent_although_its_own_gitignore_names_it(hub: Hub, proj
         ".gitignore", "README.md", "dist/assets/app.js", "dist/index.html", "package.json", "src/app.tsx"
     }  # fmt: skip
     told = next(line for line in done.stdout.splitlines() if "stays here: " in line)
-    named = "server.pem, web/dist/.env, src/model.db, web/dist-ssr/, web/x.local, 3 more"
+    named = "web/dist/.env, src/model.db, web/dist-ssr/, web/x.local, a.pem, 7 more"
     assert told.partition("stays here: ")[2] == f"{named} (LIST=1 says why)"
 
 
@@ -493,6 +520,49 @@ def test_what_the_image_would_lack_is_said_before_anything_is_sent(hub: Hub, pro
     assert (done.returncode, hub.calls) == (2, [])
     assert "web/dist/index.html is missing: npm --prefix web run build" in done.stdout
     assert "migrations/, which the Dockerfile copies, is empty here" in done.stdout
+
+
+def test_code_that_the_image_would_lack_is_named_before_anything_is_sent(hub: Hub, project: BakedProject) -> None:
+    for name in ("training/fit.py", "helpers.py", "tests/yaml.py", "unused/it.py", "src/voices/__init__.py"):
+        (project.path / name).parent.mkdir(exist_ok=True)
+        (project.path / name).touch()
+    text = (
+        "import os, yaml\nfrom migrations import env\nfrom . import sub\ndef f():\n    from training.fit import fit\n"
+    )
+    (project.path / "src" / "voices" / "router.py").write_text(f"{text}    import helpers.more; '\\d'\n")
+    (project.path / "src" / "broken.py").write_bytes(b"\0 no Python")
+    done = deploy(project, hub)
+    assert (done.returncode, hub.calls) == (2, [])
+    assert [line.strip(" .") for line in done.stdout.splitlines()[1:]] == [
+        f"src/voices/router.py imports {name}, which the Dockerfile does not copy: move it into src/"
+        for name in ("helpers", "training")
+    ]
+    with (project.path / "Dockerfile").open("a") as dockerfile:
+        dockerfile.write('COPY ["./training/", \\\n"helpers.py", "./"]\n')
+    assert deploy(project, hub, "--dry-run").returncode == 0
+
+
+UNLOCKED = """\
+gradio>=5  # a demo
+FastAPI<0.1
+sqlalchemy[asyncio]>=2  # is locked, as are those below
+pydantic_settings; python_version > "3"
+nothing; python_version < "3"
+plotter @ https://packages.example/plotter-1.0-py3-none-any.whl
+--extra-index-url https://packages.example/simple
+-r more.txt
+https://packages.example/another-1.0-py3-none-any.whl
+"""
+
+
+def test_a_package_that_is_not_in_the_lock_is_named_before_anything_is_sent(hub: Hub, project: BakedProject) -> None:
+    (project.path / "requirements.txt").write_text(UNLOCKED)
+    with (project.path / "requirements.lock").open("a") as lock:
+        lock.write("plotter @ https://packages.example/plotter-1.0-py3-none-any.whl --hash=sha256:0\n")
+    done = deploy(project, hub)
+    assert (done.returncode, hub.calls) == (2, [])
+    sentence = "requirements.lock has no gradio, FastAPI such as requirements.txt asks for: make lock"
+    assert done.stdout == f"Nothing was sent: {sentence}.\n"
 
 
 # what the Hub refuses
@@ -525,6 +595,8 @@ def test_what_the_hub_refuses_is_one_sentence(
     give_secrets(project)
     if refusal.status == 413:
         (project.path / "src" / "big.bin").write_text("x" * 9_000_000)
+        # goes to the storage, not into the request
+        (project.path / "photo.png").write_bytes(b"\x89PNG\0" + os.urandom(10_000_000))
     hub.refusals[call] = refusal
     done = deploy(project, hub)
     assert done.returncode == 1

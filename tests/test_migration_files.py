@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.support.bakery import BakedProject
+from tests.support.bakery import BakedProject, Bakery
 from tests.support.postgres import Postgres
 
 pytestmark = pytest.mark.slow
@@ -137,6 +137,12 @@ class Everything(Base):
     vector: Mapped[Any] = mapped_column(Vector3)
     variant: Mapped[Any] = mapped_column(Vector(3).with_variant(sa.JSON(), "sqlite"))
     tags: Mapped[list[str]] = mapped_column(sa.ARRAY(sa.String(20)).with_variant(sa.JSON(), "sqlite"))
+    moods: Mapped[list[str]] = mapped_column(
+        sa.ARRAY(sa.Enum("sad", "glad", name="mood")).with_variant(sa.JSON(), "sqlite")
+    )
+    signs: Mapped[list[str]] = mapped_column(
+        postgresql.ARRAY(postgresql.ENUM("plus", "minus", name="sign")).with_variant(sa.JSON(), "sqlite")
+    )
     data: Mapped[dict[str, Any]] = mapped_column(PortableJSON)
     at: Mapped[datetime] = mapped_column(UTCDateTime)
     status: Mapped[Status] = mapped_column(sa.Enum(Status))
@@ -148,6 +154,13 @@ class Second(Base):
 
     number: Mapped[int] = mapped_column(sa.SmallInteger, primary_key=True)
     status: Mapped[Status] = mapped_column(sa.Enum(Status))
+
+
+class Order(Base):
+    __tablename__ = "orders"
+
+    number: Mapped[int] = mapped_column(sa.Sequence("order_numbers", start=1000), primary_key=True)
+    title: Mapped[str]
 '''
 
 WRITE_A_ROW = """
@@ -158,18 +171,20 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy.orm import Session
 
 from src.database.session import build_engine
-from src.items.models import Everything, Status
+from src.items.models import Everything, Order, Status
 
 one = uuid.UUID(int=1)
 values = dict(
     waited=timedelta(hours=1), guid=one, user_id=one, binary_uuid=one, text_uuid=one, plain_uuid=one, email="a@b.c",
-    choice="a", json={"a": 1}, name="n", vector=[1.0, 2.0, 3.0], variant=[1.0, 2.0, 3.0], tags=["x"], data={"b": None},
+    choice="a", json={"a": 1}, name="n", vector=[1.0, 2.0, 3.0], variant=[1.0, 2.0, 3.0], tags=["x"],
+    moods=["sad"], signs=["plus"], data={"b": None},
     at=datetime(2026, 1, 2, tzinfo=UTC), status=Status.published, short="s",
 )
 engine = build_engine(os.environ["DATABASE_URL"])
 with Session(engine) as session:
-    session.add(Everything(**values))
+    session.add_all([Everything(**values), Order(title="a"), Order(title="b")])
     session.commit()
+    print("orders:", [order.number for order in session.query(Order).order_by(Order.number)])
     row = session.query(Everything).one()
     # objects of the package's own come back
     del values["variant"], values["choice"]
@@ -193,6 +208,8 @@ ON_POSTGRESQL = {
     "vector": "vector(3)",
     "variant": "vector(3)",
     "tags": "character varying(20)[]",
+    "moods": "mood[]",
+    "signs": "sign[]",
     "data": "jsonb",
     "at": "timestamp with time zone",
     "status": "status",
@@ -213,6 +230,8 @@ ON_SQLITE = {
     "vector": "TEXT",
     "variant": "JSON",
     "tags": "JSON",
+    "moods": "JSON",
+    "signs": "JSON",
     "data": "JSON",
     "at": "DATETIME",
     "status": "VARCHAR(9)",
@@ -245,15 +264,80 @@ def test_columns_get_the_type_that_each_database_has_wherever_the_migration_was_
     ]
     for url in (of_sqlite, of_postgresql):
         alembic(project, url, *ROUND_TRIP)
-        assert "differ: []" in project.run("python", "-c", WRITE_A_ROW, environ={"DATABASE_URL": url}).stdout
+        said = project.run("python", "-c", WRITE_A_ROW, environ={"DATABASE_URL": url}).stdout
+        assert "differ: []" in said
+        assert ("orders: [1, 2]" if url == of_sqlite else "orders: [1000, 1001]") in said
     with postgres.connect(of_postgresql) as server:
         assert server.execute(COLUMNS).fetchall() == list(ON_POSTGRESQL.items())
         server.execute("INSERT INTO second VALUES (DEFAULT, 'draft')")
+        numbered = "SELECT column_default FROM information_schema.columns"
+        numbered += " WHERE (table_name, column_name) = ('orders', 'number')"
+        assert server.execute(numbered).fetchall() == [(None,)]
     with closing(sqlite3.connect(of_sqlite.removeprefix("sqlite:///"))) as file:
         declared = file.execute("SELECT name, type FROM pragma_table_info('everything')")
         assert dict(declared.fetchall()) == ON_SQLITE
         file.execute("INSERT INTO second (status) VALUES ('draft')")
         assert file.execute("SELECT number FROM second").fetchall() == [(1,)]
+
+
+OF_PACKAGES = '''
+import sqlalchemy as sa
+import sqlalchemy_utils
+from alembic.autogenerate.api import AutogenContext
+from alembic.runtime.migration import MigrationContext
+from fastapi_users_db_sqlalchemy.generics import TIMESTAMPAware
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.mutable import MutableDict
+
+from space_runtime.migrations.rendering import render_item
+
+
+class Password(sa.types.TypeDecorator):
+    """Chooses its type as sqlalchemy_utils.PasswordType does, which needs another package."""
+
+    impl = sa.VARBINARY(1024)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect):
+        kind = postgresql.BYTEA(60) if dialect.name == "postgresql" else sa.VARBINARY(60)
+        return dialect.type_descriptor(kind)
+
+
+def declared(kind, dialect):
+    try:
+        return kind.compile(dialect)
+    except sa.exc.CompileError:
+        return None
+
+
+for kind in (
+    TIMESTAMPAware(timezone=True),
+    Password(),
+    MutableDict.as_mutable(sa.JSON(none_as_null=True)),
+    sqlalchemy_utils.ArrowType(timezone=True),
+    sqlalchemy_utils.ChoiceType([(1, "one")], impl=sa.SmallInteger()),
+    sqlalchemy_utils.CountryType(),
+    sqlalchemy_utils.IPAddressType(),
+    sqlalchemy_utils.LtreeType(),
+    sqlalchemy_utils.ScalarListType(int),
+    sqlalchemy_utils.StringEncryptedType(sa.Unicode(300), "key"),
+    sqlalchemy_utils.TSVectorType("title"),
+    sqlalchemy_utils.TimezoneType(backend="zoneinfo"),
+    sqlalchemy_utils.URLType(),
+):
+    context = AutogenContext(MigrationContext.configure(dialect_name="postgresql"))
+    names = {"sa": sa}
+    written = render_item("type", kind, context)
+    exec("\\n".join(context.imports), names)
+    for dialect in (postgresql.dialect(), sqlite.dialect()):
+        here, there = declared(eval(written, names), dialect), declared(kind, dialect)
+        assert here == there, (kind, here, there)
+print("all are written")
+'''
+
+
+def test_a_type_of_another_package_is_written_as_what_each_database_stores(bake: Bakery) -> None:
+    assert "all are written" in bake().run("python", "-c", OF_PACKAGES).stdout
 
 
 PRICE = """
@@ -292,6 +376,11 @@ class Other(Base):
 
     number: Mapped[int] = mapped_column(primary_key=True)
     status: Mapped[Status] = mapped_column(sa.Enum(Status))
+"""
+MOODS = """
+    moods: Mapped[list[str] | None] = mapped_column(
+        sa.ARRAY(sa.Enum("sad", "glad", name="mood")).with_variant(sa.JSON(), "sqlite")
+    )
 """
 STATUS_TYPE = """
 import enum
@@ -335,13 +424,14 @@ def test_a_value_that_an_enum_gets_is_added_on_both_databases(
     project: BakedProject, postgres: Postgres, tmp_path: Path
 ) -> None:
     models = project.path / "src" / "items" / "models.py"
-    models.write_text(models.read_text().replace("class Item(", STATUS_TYPE.lstrip()) + STATUS)
+    models.write_text(models.read_text().replace("class Item(", STATUS_TYPE.lstrip()) + STATUS + MOODS)
     of_sqlite, of_postgresql = sqlite_url(tmp_path), postgres.create_database()
     make_migration(project, of_sqlite, "status")
     alembic(project, of_postgresql, "upgrade head")
     add_an_item(of_postgresql)
     # also as the default, which PostgreSQL takes only once the new value is committed
     more = models.read_text().replace('"published"\n', '"published"\n    withdrawn = "withdrawn"\n')
+    more = more.replace('"glad"', '"glad", "calm"')
     models.write_text(more.replace('server_default="draft"', 'server_default="withdrawn"'))
     written = make_migration(project, of_sqlite, "more")
     assert "ALTER TYPE status ADD VALUE IF NOT EXISTS 'withdrawn'" in written
@@ -349,6 +439,7 @@ def test_a_value_that_an_enum_gets_is_added_on_both_databases(
         alembic(project, url, "upgrade head", "check")
     with postgres.connect(of_postgresql) as server:
         server.execute("UPDATE items SET status = 'withdrawn'")
+        server.execute("UPDATE others SET moods = '{calm}'")
 
 
 AN_ITEM = "INSERT INTO items VALUES ('6f1e3a3c6f1e3a3c6f1e3a3c6f1e3a3c', 'one', NULL, '2026-01-01', '2026-01-01')"
@@ -378,6 +469,13 @@ class Note(Resource, Base):
     __tablename__ = "notes"
 
     text: Mapped[str] = mapped_column(String(20), index=True)
+"""
+CUSTOMERS = """
+
+class Customer(Resource, Base):
+    __tablename__ = "customers"
+
+    nick: Mapped[str] = mapped_column(String(20))
 """
 FOREIGN_ON_POSTGRESQL = """
     CREATE EXTENSION vector;
@@ -423,6 +521,11 @@ def test_what_others_have_in_the_same_database_is_not_mentioned_in_a_migration(
                 server.execute(f"CREATE TABLE foreign_{number} (id integer PRIMARY KEY)".encode())
     models = project.path / "src" / "items" / "models.py"
     before = models.read_text()
+    models.write_text(before + CUSTOMERS)
+    for command in ("check", "revision --autogenerate -m customers"):
+        said = project.run("python", "-c", ALEMBIC, command, environ={"DATABASE_URL": database_url}, check=False)
+        assert said.returncode != 0
+        assert "a table 'customers' that no migration of this project makes" in said.stdout
     models.write_text(before + NOTES)
     written = make_migration(project, database_url, "notes")
     assert 'op.create_table(\n        "notes",' in written
@@ -447,3 +550,39 @@ def test_what_others_have_in_the_same_database_is_not_mentioned_in_a_migration(
     assert upgrade.count("drop_table") == 1
     assert "customers" not in written
     assert "No new upgrade operations" in alembic(project, database_url, "upgrade head", "check")
+
+
+RAW = '''
+import sqlalchemy as sa
+from alembic import op
+
+revision = "raw"
+down_revision = "0001"
+CUSTOMERS = """
+    CREATE TABLE customers (id UUID PRIMARY KEY, nick VARCHAR(20) NOT NULL,
+        created_at TIMESTAMP NOT NULL, updated_at TIMESTAMP NOT NULL)
+"""
+
+
+def upgrade():
+    op.execute(CUSTOMERS)
+    for name in ("note", "other"):
+        op.create_table(f"{name}s", sa.Column("id", sa.Uuid(), primary_key=True))
+
+
+def downgrade():
+    pass
+'''
+
+
+@pytest.mark.thorough
+def test_a_table_is_this_projects_own_however_a_migration_makes_it(project: BakedProject, database_url: str) -> None:
+    (project.path / "migrations" / "versions" / "raw.py").write_text(RAW)
+    add_models(project, CUSTOMERS + NOTES)
+    written = write_migration(project, database_url, "more")
+    upgrade = written.partition("def downgrade")[0]
+    assert 'op.batch_alter_table("notes"' in upgrade
+    assert 'op.batch_alter_table("customers"' in upgrade
+    assert "create_table" not in written
+    assert "others" not in written
+    alembic(project, database_url, "upgrade head", "check")

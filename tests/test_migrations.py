@@ -57,10 +57,11 @@ def add_migration(project: BakedProject, body: str, name: str = "more") -> None:
 def test_tables_are_this_projects_own_if_its_migrations_made_and_kept_them(tmp_path: Path) -> None:
     (tmp_path / "b.py").write_text(SECOND_HISTORY)
     (tmp_path / "c.py").write_text(FIRST_HISTORY)
-    tables, indexes, enums = own_names(tmp_path)
+    tables, indexes, enums, sequences = own_names(tmp_path)
     assert tables == {(None, "new"), ("other", "kept"), (None, "last")}
     assert indexes == {"ix_new_a", "ix_new_b"}
     assert enums == {"status": {"draft", "published", "it's over", "last"}}
+    assert sequences == {"orders", "raw", "of_a_column"}
 
 
 FIRST_HISTORY = """
@@ -71,7 +72,7 @@ down_revision = None
 def upgrade():
     op.create_table("old", sa.Column("a"))
     sa.Enum("draft", "published", name="status").create(op.get_bind(), checkfirst=True)
-    op.create_table("kept", sa.Column("a"), schema="other")
+    op.create_table("kept", sa.Column("a", sa.Integer(), sa.Sequence("of_a_column")), schema="other")
     op.create_table("gone", sa.Column("a"))
     op.create_table(f"{prefix}_computed", sa.Column("a"))
     with op.batch_alter_table("old") as batch_op:
@@ -90,6 +91,8 @@ def upgrade():
     op.drop_table("gone")
     op.execute("ALTER TYPE status ADD VALUE IF NOT EXISTS 'it''s over'")
     op.execute(sa.text('alter type public."status" add value ' "'last'"))
+    op.execute(sa.schema.CreateSequence(sa.Sequence(name="orders")))
+    op.execute('CREATE SEQUENCE IF NOT EXISTS public."raw" START WITH 5')
     op.rename_table("old", "new")
     op.create_table(table_name="last")
     op.create_index(index_name="ix_new_b", table_name="new", columns=["b"])

@@ -323,11 +323,19 @@ def test_the_reference_application_works_on_postgresql(
 
 @pytest.mark.thorough
 def test_the_reference_application_is_deployed(reference: BakedProject, tmp_path: Path) -> None:
-    (reference.path / ".env.space").write_text(f"API_TOKEN={TOKEN}\n")
+    project = reference.copy_to(tmp_path)
+    # on a Space, as a package that is installed
+    shutil.rmtree(project.path / STAND_IN)
+    (project.path / ".env.space").write_text(f"API_TOKEN={TOKEN}\n")
     with running_hub() as there:
         builder = Builder(there, tmp_path)
+        builder.installed = {"PYTHONPATH": str(REFERENCE)}
         try:
-            done = deploy(reference, there, *PATIENT)
+            assert "has no torch, transformers such as" in deploy(project, there).stdout
+            # as `make lock` does, where there is an index
+            with (project.path / "requirements.lock").open("a") as lock:
+                lock.write("torch==9.0+cpu\ntransformers==5.0\n")
+            done = deploy(project, there, *PATIENT)
             assert done.returncode == 0, done.stdout
             address = there.spaces["example/my-space"].address
             assert httpx2.post(f"{address}/predict?text=fine").json() == {"label": "POSITIVE", "score": 1.0}
@@ -347,18 +355,27 @@ def test_make_lock_pins_what_the_indexes_of_the_recipe_have_and_names_them(
     write_wheel(tmp_path / "cpu", "helper", "1.0")
     (packages,) = [block for block in recipes_of(project)[MODEL] if "torch" in block.text]
     index = (tmp_path / "cpu").as_uri()
-    lines = ["helper>=2", packages.text.replace("https://download.pytorch.org/whl/cpu", index)]
+    write_wheel(tmp_path, "found", "1.0")
+    links = (tmp_path / "found" / "index.html").as_uri()
+    lines = ["helper>=2", f"-f {links}", "-r more/base.txt"]
     (project.path / "requirements.txt").write_text("\n".join(lines))
+    (project.path / "more").mkdir()
+    (project.path / "more" / "base.txt").write_text(
+        "found\n" + packages.text.replace("https://download.pytorch.org/whl/cpu", index)
+    )
     (project.path / "requirements.lock").write_text("helper==2.0\n")
     # an index of this machine, whose address may hold a password
     environ = {"UV_DEFAULT_INDEX": (tmp_path / "pypi").as_uri()}
     for _ in range(2):
         run_verbs(project, "make lock", environ)
     lock = project.read("requirements.lock")
-    assert lock.splitlines()[0] == f"--extra-index-url {index}"
-    assert lock.count("index") == 1
-    assert re.findall(r"^\w+==\S+", lock, re.MULTILINE) == ["helper==2.0", "torch==9.0+cpu", "transformers==5.0"]
-    assert lock.count("--hash=sha256:") == 3
+    assert lock.splitlines()[:2] == [f"-f {links}", f"--extra-index-url {index}"]
+    assert lock.count("--extra-index-url") == lock.count("-f ") == 1
+    assert str(tmp_path / "pypi") not in lock
+    assert re.findall(r"^\w+==\S+", lock, re.MULTILINE) == [
+        "found==1.0", "helper==2.0", "torch==9.0+cpu", "transformers==5.0"
+    ]  # fmt: skip
+    assert lock.count("--hash=sha256:") == 4
 
 
 def write_wheel(index: Path, name: str, version: str, *needs: str) -> None:

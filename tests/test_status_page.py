@@ -390,6 +390,17 @@ def test_the_theme_is_the_hubs_or_the_browsers(server: Server, theme: str, schem
     assert f'<meta name="color-scheme" content="{scheme}">' in page
 
 
+def test_the_page_shows_the_colors_of_the_card_and_a_first_request_that_works(bake: Bakery, server: Server) -> None:
+    page = server.get("/").text
+    assert '<div class="card from-blue to-green"></div>' in page
+    for end, question in (("from", "color_from"), ("to", "color_to")):
+        styled = re.findall(rf"\.{end}-(\w+) {{ --{end}: #", page)
+        assert sorted(styled) == sorted(bake.questions[question])
+    (url,) = re.findall(r"<code>curl (\S+)</code>", page)
+    assert url == f"http://localhost:{server.port}/api/items"
+    assert server.get(url).status_code == 200
+
+
 def test_every_reason_has_a_remedy() -> None:
     about_the_url = {"auth_failed", "database_missing", "dns", "not_postgres", "tls"}
     assert {code for code, reason in REASONS.items() if not reason.remedy} == about_the_url

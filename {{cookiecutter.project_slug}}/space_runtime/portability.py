@@ -51,6 +51,7 @@ _NOT_REFLECTED = {
     ),
 }
 _COLLATIONS = (None, "BINARY", "NOCASE", "RTRIM")
+_COMPUTED = re.compile(r"\w\(|CURRENT_(DATE|TIME)", re.IGNORECASE)
 _CURRENT_TIME = re.compile(r"CURRENT_(DATE|TIME)|\bnow\(", re.IGNORECASE)
 
 
@@ -73,10 +74,13 @@ def find_obstacles(metadata: sa.MetaData) -> list[str]:
 def find_differences(metadata: sa.MetaData, sqlite: sa.Engine, postgresql: sa.Engine) -> list[str]:
     """Return a sentence for each rule about the models' tables that only one database has.
 
-    Rules are defaults, NOT NULL, constraints and triggers; both databases must be migrated.
+    Rules are defaults, NOT NULL, constraints and triggers; both databases must be migrated. What
+    a default computes is not compared, nor what a trigger does, ON UPDATE, NULLS NOT DISTINCT, the
+    condition of an index, and whether a constraint is deferrable.
     """
     with sqlite.connect() as ours, postgresql.connect() as theirs:
         here, there = _rules(metadata, ours), _rules(metadata, theirs)
+        conditions = list(_differing_checks(metadata, ours, theirs))
     # PostgreSQL's own types, such as enums, check what a CHECK constraint checks on SQLite.
     implied = {
         (table.name, f"CHECK constraint {check.name}")
@@ -88,7 +92,7 @@ def find_differences(metadata: sa.MetaData, sqlite: sa.Engine, postgresql: sa.En
         f"{table}: only {name} has the {rule}"
         for name, rules, others in (("SQLite", here, there), ("PostgreSQL", there, here))
         for table, rule in sorted(rules - others - implied)
-    ]
+    ] + conditions
 
 
 def _obstacles_in_table(table: sa.Table, connection: sa.Connection) -> Iterator[str]:
@@ -253,13 +257,18 @@ def _rules(metadata: sa.MetaData, connection: sa.Connection) -> set[tuple[str, s
     others = connection.exec_driver_sql(_NOT_REFLECTED[connection.dialect.name])
     rules = {(table, rule) for table, rule in others if table in metadata.tables}
     for name in set(inspector.get_table_names()) & set(metadata.tables):
-        found = (*_rules_of_columns(inspector, name), *_rules_of_constraints(inspector, name))
+        found = (
+            *_rules_of_columns(inspector, metadata.tables[name], connection),
+            *_rules_of_constraints(inspector, name),
+        )
         rules |= {(name, rule) for rule in ("table", *found)}
     return rules
 
 
-def _rules_of_columns(inspector: sa.Inspector, table: str) -> Iterator[str]:
-    for column in inspector.get_columns(table):
+def _rules_of_columns(
+    inspector: sa.Inspector, table: sa.Table, connection: sa.Connection
+) -> Iterator[str]:
+    for column in inspector.get_columns(table.name):
         name, default = column["name"], column["default"]
         yield f"column {name}"
         if not column["nullable"]:
@@ -267,7 +276,49 @@ def _rules_of_columns(inspector: sa.Inspector, table: str) -> Iterator[str]:
         if column.get("computed"):
             yield f"GENERATED of {name}"
         elif default is not None and not default.startswith("nextval("):
-            yield f"default of {name}"
+            is_computed = name not in table.columns or _COMPUTED.search(default)
+            value = "" if is_computed else f" {_stored(default, table.columns[name], connection)!r}"
+            yield f"default{value} of {name}"
+
+
+def _stored(default: str, column: sa.Column[Any], connection: sa.Connection) -> object:
+    """Return what the application reads from a row that got the default."""
+    nothing = sa.select(sa.table(column.table.name, sa.column(column.name))).where(sa.text("1 = 0"))
+    connection.exec_driver_sql(f"CREATE TEMP TABLE probe AS {nothing.compile(connection)}")
+    probe = sa.table("probe", sa.column(column.name, column.type))
+    connection.execute(probe.insert().values({column.name: sa.literal_column(default)}))
+    value = connection.scalar(sa.select(probe.c[column.name]))
+    connection.exec_driver_sql("DROP TABLE probe")
+    return value
+
+
+def _differing_checks(
+    metadata: sa.MetaData, ours: sa.Connection, theirs: sa.Connection
+) -> Iterator[str]:
+    """Compare conditions as PostgreSQL understands them; leave out those that only SQLite knows."""
+    here, there = sa.inspect(ours), sa.inspect(theirs)
+    for table in sorted(set(here.get_table_names()) & metadata.tables.keys()):
+        if not there.has_table(table):
+            continue
+        conditions = {one["name"]: one["sqltext"] for one in there.get_check_constraints(table)}
+        for check in here.get_check_constraints(table):
+            name, condition = check["name"], conditions.get(check["name"])
+            understood = condition and _understood(check["sqltext"], table, theirs)
+            if understood and understood != condition:
+                where = f"{table}: the CHECK constraint {name} is"
+                yield f"{where} {understood} on SQLite, and {condition} on PostgreSQL"
+
+
+def _understood(condition: str, table: str, postgresql: sa.Connection) -> str | None:
+    """Return how PostgreSQL writes a condition, or None if it does not understand it."""
+    like = f"LIKE {postgresql.dialect.identifier_preparer.quote(table)}"
+    statement = f"CREATE TEMP TABLE probe ({like}, CHECK ({condition}))".replace("%", "%%")
+    with suppress(DBAPIError), postgresql.begin_nested():
+        postgresql.exec_driver_sql(statement)
+        (check,) = sa.inspect(postgresql).get_check_constraints("probe")
+        postgresql.exec_driver_sql("DROP TABLE probe")
+        return check["sqltext"]
+    return None
 
 
 def _rules_of_constraints(inspector: sa.Inspector, table: str) -> Iterator[str]:

@@ -1,8 +1,11 @@
 """What `make deploy` checks in this folder before it asks the Hub."""
 
+import ast
 import os
 import re
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 
@@ -11,16 +14,23 @@ from dotenv.parser import parse_stream
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
 
+from space_runtime.settings import RuntimeSettings
 from src.config.settings import setting_problems
 from tools.selection import BUILT_PAGE, LocalProblem
 
 SECRETS_FILE = ".env.space"
+LOCKED = re.compile(r"^([\w.-]+)(?:\[.*\])? ?(?:@|==([^\s;]+))", re.MULTILINE)
 USABLE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASS|KEY|CREDENTIAL|AUTH", re.IGNORECASE)
 PASSWORD_IN_URL = re.compile(r"://[^\s:/@]*:(\S+)@")
-COPIED_FOLDER = re.compile(r"^COPY (?:--chown=\S+ )?([\w.-]+)/ ", re.MULTILINE)
-SHORTEST_SECRET = 8
+COPIED = re.compile(r"^(?:COPY|ADD) +(?!--from)(?:--\S+ +)*(.*) \S+$", re.MULTILINE)
+COPIED_WORD = re.compile(r"[^\s\",\[\]]+")
+COPIES_ALL = {"", ".", "*", "*.py"}
+SHORTEST_SECRET, SHORTEST_SECRET_WORD = 8, 16
+ORDINARY_SETTINGS = {"DATABASE_URL", *map(str.upper, RuntimeSettings.model_fields)}
 DEFAULT_APP_PORT = 7860
 SIGNS_IN = re.compile(rb"^\s*from space_runtime\.http\.sign_in import", re.MULTILINE)
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
@@ -29,22 +39,28 @@ TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 def read_secrets(folder: Path, names: list[str]) -> dict[str, str]:
     """Return the secrets in SECRETS_FILE; these names may also come from the environment.
 
-    Raise LocalProblem, which names the line and nothing that stands in it, if the file contains
-    anything but secrets: of a key that was pasted without quotes, each line looks like something
-    else, and one may even look like a name.
+    Raise LocalProblem, which tells a place and nothing that stands there, if the file contains
+    anything but secrets, or a name has no value: of a key that was pasted without quotes, each line
+    looks like something else, and the last one, which ends in "=", like a name.
     """
     secrets = {name: os.environ.get(name, "") for name in names}
     for binding in parse_stream(StringIO(text_of(folder / SECRETS_FILE))):
         name, content = binding.key or "", binding.original.string
         if binding.key is None and not binding.error:
             continue  # A comment, or the end.
-        if binding.value is None or not USABLE_NAME.fullmatch(name):
+        if not (binding.value or "").strip("=") or not USABLE_NAME.fullmatch(name):
             blank_lines = content[: len(content) - len(content.lstrip())].count("\n")
             raise LocalProblem(
-                f"{SECRETS_FILE}, line {binding.original.line + blank_lines}: not NAME=value. A"
-                " value of several lines, such as a key, goes into quotes"
+                f"{SECRETS_FILE}, line {binding.original.line + blank_lines}: not NAME=value, or no"
+                " value. A value of several lines, such as a key, goes into quotes"
             )
-        secrets[name] = binding.value
+        secrets[name] = binding.value or ""
+    for number, name in enumerate(names, 1):
+        if not secrets[name] or not USABLE_NAME.fullmatch(name):
+            raise LocalProblem(
+                f"SECRETS, name {number}: it has no value here, or is no name: write NAME=value into"
+                f" {SECRETS_FILE}, and SECRETS=NAME"
+            )
     return secrets
 
 
@@ -62,13 +78,19 @@ def text_of(file: Path) -> str:
         raise LocalProblem(f"{file.name} is not UTF-8: save it as that") from None
 
 
-def secret_values(variables: Mapping[str, str | None]) -> Iterator[tuple[str, str]]:
-    """Yield name and value of each token and password, and of each URL that holds a password."""
+def secret_values(
+    variables: Mapping[str, str | None], secrets: Iterable[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield name and value of each token and password, and of each URL that holds a password.
+
+    Those named in `secrets` are secret whatever their name is, unless it is that of a setting.
+    """
     for name, value in variables.items():
         passwords = PASSWORD_IN_URL.findall(value or "")
-        for secret in [value or "", *passwords] if passwords or SECRET_NAME.search(name) else []:
+        is_secret = SECRET_NAME.search(name) or (name in secrets and name not in ORDINARY_SETTINGS)
+        for secret in [value or "", *passwords] if passwords or is_secret else []:
             # A plain word such as "postgres" occurs in many files without being a secret there.
-            if len(secret) >= SHORTEST_SECRET and not secret.isalpha():
+            if len(secret) >= (SHORTEST_SECRET_WORD if secret.isalpha() else SHORTEST_SECRET):
                 yield name, secret
 
 
@@ -90,27 +112,27 @@ def token_problems(token: str) -> Iterator[str]:
     if not token:
         yield (
             f"no token: create one with write access at {TOKENS_PAGE} and set HF_TOKEN, or "
-            ".venv/bin/hf auth login"
+            ".venv/bin/python -m huggingface_hub.cli.hf auth login"
         )
     elif not token.isascii() or not token.isprintable():
         yield "HF_TOKEN holds characters that no token has: copy it again"
 
 
 def secret_problems(secrets: Mapping[str, str]) -> Iterator[str]:
-    """Check that each secret has a value, and one with which the app can start."""
-    for name, value in secrets.items():
-        if not value:
-            yield f"no value for {name}: write {name}=value into {SECRETS_FILE}"
-    for problem in setting_problems({name: value for name, value in secrets.items() if value}):
+    """Check that the app can start with these."""
+    for problem in setting_problems(secrets):
         yield f"{SECRETS_FILE}: {problem}"
 
 
-def leak_problems(files: Mapping[str, bytes], variables: Mapping[str, str | None]) -> Iterator[str]:
-    """Check that no file holds one of the secrets in these variables."""
-    secrets = [(name, secret.encode()) for name, secret in secret_values(variables)]
+def leak_problems(files: Mapping[str, bytes], values: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Check that no file holds one of these values, which have names."""
+    secrets = [(name, value.encode()) for name, value in values]
     for path, content in files.items():
         for name in sorted({name for name, secret in secrets if secret in content}):
-            yield f"{path} holds the value of {name}, which everybody could read"
+            yield (
+                f"{path} holds the value of {name}, which everybody could read: take it out, or, if"
+                " it is no secret, set it as a variable in the Space's settings"
+            )
 
 
 def file_problems(files: Mapping[str, bytes]) -> Iterator[str]:
@@ -126,15 +148,63 @@ def file_problems(files: Mapping[str, bytes]) -> Iterator[str]:
     )
     if readme.encode() != files.get("README.md", b""):
         yield "README.md is not UTF-8: save it as that"
-    for source in COPIED_FOLDER.findall(dockerfile):
-        if not any(path.startswith(f"{source}/") for path in files):
-            yield f"{source}/, which the Dockerfile copies, is empty here, or ignored"
+    lines = COPIED.findall(dockerfile.replace("\\\n", " "))
+    sources = [word.removeprefix("./") for line in lines for word in COPIED_WORD.findall(line)]
+    for source in sources:
+        if source.endswith("/") and not any(path.startswith(source) for path in files):
+            yield f"{source}, which the Dockerfile copies, is empty here, or ignored"
     if b'"build"' in files.get("web/package.json", b"") and f"{BUILT_PAGE}index.html" not in files:
         yield f"{BUILT_PAGE}index.html is missing: npm --prefix web run build"
+    if "requirements.lock" in dockerfile and (unlocked := ", ".join(not_locked(files))):
+        yield f"requirements.lock has no {unlocked} such as requirements.txt asks for: make lock"
+    copied = {source.partition("/")[0] for source in sources}
+    for path, name in imports_of_the_code(files) if copied else ():
+        if not copied & {name, f"{name}.py", *COPIES_ALL}:
+            yield f"{path} imports {name}, which the Dockerfile does not copy: move it into src/"
     code = (content for path, content in files.items() if path.startswith("src/"))
     signs_in = any(SIGNS_IN.search(content) for content in code)
     for problem in front_matter_problems(readme, dockerfile, signs_in=signs_in) if readme else ():
         yield f"README.md, front matter: {problem}"
+
+
+def imports_of_the_code(files: Mapping[str, bytes]) -> list[tuple[str, str]]:
+    """Return which files of src import what stands at the top of this folder, and its name."""
+    here = {path.partition("/")[0].removesuffix(".py") for path in files if path.endswith(".py")}
+    found = set()
+    for path, content in files.items():
+        if not path.startswith("src/") or not path.endswith(".py"):
+            continue
+        with suppress(SyntaxError, ValueError), warnings.catch_warnings(action="ignore"):
+            for node in ast.walk(ast.parse(content)):
+                if isinstance(node, ast.ImportFrom) and not node.level:
+                    found.add((path, str(node.module).partition(".")[0]))
+                elif isinstance(node, ast.Import):
+                    found |= {(path, alias.name.partition(".")[0]) for alias in node.names}
+    return sorted((path, name) for path, name in found if name in here)
+
+
+def not_locked(files: Mapping[str, bytes]) -> Iterator[str]:
+    """Yield what requirements.txt names and requirements.lock, which the image installs, has not.
+
+    A line that is an option or an address alone is left to `make lock`.
+    """
+    requirements, lock = (
+        files.get(f"requirements.{ending}", b"").decode("utf-8", "replace")
+        for ending in ("txt", "lock")
+    )
+    locked = [(canonicalize_name(name), version) for name, version in LOCKED.findall(lock)]
+    for line in requirements.splitlines():
+        try:
+            wanted = Requirement(line.partition(" #")[0])
+        except InvalidRequirement:
+            continue
+        has_it = any(
+            name == canonicalize_name(wanted.name)
+            and (not version or wanted.specifier.contains(version, prereleases=True))
+            for name, version in locked
+        )
+        if not has_it and (wanted.marker is None or wanted.marker.evaluate()):
+            yield wanted.name
 
 
 def front_matter_problems(readme: str, dockerfile: str, *, signs_in: bool = False) -> list[str]:

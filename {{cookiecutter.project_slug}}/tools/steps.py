@@ -164,8 +164,9 @@ class Deploy:
         secrets = checks.read_secrets(ROOT, self.replaced_secrets)
         local = checks.read_local_settings(ROOT)
         token = get_token() or ""
-        confidential = {**local, **secrets, "the token of the Hub": token}
-        self.output.hide(secret for _, secret in checks.secret_values(confidential))
+        variables = {**local, **secrets, "the token of the Hub": token}
+        confidential = list(checks.secret_values(variables, secrets))
+        self.output.hide(secret for _, secret in confidential)
         self.output.hide(secrets.values())
         problems = [
             *checks.space_problems(self.space),
@@ -187,6 +188,7 @@ class Deploy:
         """Print how much stays here; name what git does not ignore, or what stands by the code."""
         stay = list(ignored(ROOT, selected))
         names = [*selected.withheld, *(path for path in stay if path.startswith(CODE_FOLDERS))]
+        names.sort(key=lambda path: not path.startswith(CODE_FOLDERS))
         named = [shown(name) for name in names[:NAMED]]
         if others := len(selected.withheld) + len(stay) - len(named):
             named.append(f"{others} more" if named else f"{others} ignored")
@@ -270,7 +272,13 @@ class Deploy:
             if error.response.status_code != 413:
                 raise
             self.output.hub(error.server_message or "")
-            largest = max(files, key=lambda path: len(files[path]))
+            # The storage has taken the others, and the Hub has what has not changed.
+            in_the_request = [
+                addition.path_in_repo
+                for addition in additions
+                if addition._upload_mode == "regular" and addition.path_in_repo in changed
+            ]
+            largest = max(in_the_request or files, key=lambda path: len(files[path]))
             raise DeployError(
                 f"The Hub refuses files of this size (413): the largest is {largest},"
                 f" {len(files[largest]) / 1e6:.1f} MB. Load it when the app starts, or list it in"

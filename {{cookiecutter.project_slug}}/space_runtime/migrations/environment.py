@@ -1,21 +1,21 @@
 """What migrations/env.py runs: Alembic, told which tables are this project's own.
 
 Other applications, extensions and the runtime may have tables in the same database. Alembic would
-drop what no model describes, so it is only shown what a model or an own migration has named.
+drop what no model describes, so it is only shown what an own migration has made.
 """
 
 import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from alembic import context
 from alembic.autogenerate import produce_migrations
 from alembic.operations import Operations, ops
 from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
-from sqlalchemy import Column, Connection, Engine, MetaData, make_url
+from sqlalchemy import Column, Connection, Engine, MetaData, inspect, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.schema import SchemaItem
 from sqlalchemy.types import TypeEngine
@@ -23,8 +23,12 @@ from sqlalchemy.types import TypeEngine
 from space_runtime.backends import SQLITE, backend_of
 from space_runtime.backends.errors import DatabaseUnavailable, running_reason
 from space_runtime.migrations import Migrations, around, current_revisions
-from space_runtime.migrations.history import OwnNames
-from space_runtime.migrations.rendering import add_enum_operations, render_item
+from space_runtime.migrations.history import OwnNames, TableName
+from space_runtime.migrations.rendering import (
+    add_enum_operations,
+    add_sequence_operations,
+    render_item,
+)
 from space_runtime.reasons import REASONS
 
 
@@ -59,10 +63,16 @@ def run(connection: Connection, models: MetaData) -> None:
     """Run the Alembic command that is under way."""
     migrations = _migrations()
     own = migrations.own_names()
-    view = _OwnPart(own, models, connection.dialect.default_schema_name)
+    default_schema = connection.dialect.default_schema_name
+    tables = {(_schema(schema, default_schema), name) for schema, name in own.tables}
+    unnamed = set() if _changes_schema() else _present(connection, models) - tables
     autogenerates = getattr(context.config.cmd_opts, "autogenerate", False)
     is_elsewhere = backend_of(connection.engine) is not SQLITE
-    on_sqlite = _changed_on_sqlite(models) if autogenerates and is_elsewhere else {}
+    on_sqlite = _OnSQLite(set(), {})
+    if unnamed or (autogenerates and is_elsewhere):
+        on_sqlite = _try_on_sqlite(models)
+    foreign = unnamed - on_sqlite.tables
+    view = _OwnPart(tables | (unnamed - foreign), own.indexes, foreign)
     context.configure(
         connection=connection,
         target_metadata=models,
@@ -75,7 +85,7 @@ def run(connection: Connection, models: MetaData) -> None:
         include_object=view.include_object,
         compare_type=_compare_type,
         render_item=render_item,
-        process_revision_directives=partial(_complete_scripts, own.enums, on_sqlite),
+        process_revision_directives=partial(_complete_scripts, own, on_sqlite.changes),
     )
     with context.begin_transaction():
         if not _changes_schema():
@@ -89,11 +99,8 @@ def run(connection: Connection, models: MetaData) -> None:
 class _OwnPart:
     """Which part of a database Alembic is shown."""
 
-    def __init__(self, own: OwnNames, models: MetaData, default_schema: str | None) -> None:
-        named = own.tables | {(table.schema, table.name) for table in models.tables.values()}
-        # Alembic says None for the default schema.
-        self._tables = {(None if at == default_schema else at, name) for at, name in named}
-        self._indexes = own.indexes
+    def __init__(self, tables: set[TableName], indexes: set[str], foreign: set[TableName]) -> None:
+        self._tables, self._indexes, self._foreign = tables, indexes, foreign
 
     def include_name(self, name: str | None, kind: str, parents: Mapping[Any, str | None]) -> bool:
         """Leave out the tables and schemas of others."""
@@ -104,7 +111,13 @@ class _OwnPart:
     def include_object(
         self, item: SchemaItem, name: str | None, kind: str, reflected: bool, other: Any
     ) -> bool:
-        """Keep an index that somebody added by hand."""
+        """Keep an index that somebody added by hand; refuse a model of a foreign table."""
+        if kind == "table" and any(name == foreign for _, foreign in self._foreign):
+            raise CommandError(
+                f"The database has a table {name!r} that no migration of this project makes. Give"
+                " your model another __tablename__; if the table is this project's own, write"
+                f" op.create_table({name!r}, ..., if_not_exists=True) into a migration."
+            )
         is_to_be_dropped = kind == "index" and reflected and other is None
         return not is_to_be_dropped or name in self._indexes
 
@@ -124,11 +137,34 @@ def _compare_type(
     return False if backend.is_stored_the_same(connection, existing, wanted) else None
 
 
-def _changed_on_sqlite(models: MetaData) -> dict[tuple[str, str], ops.AlterColumnOp]:
-    """Return the columns whose types differ on SQLite, where the migrations are tried for that.
+def _schema(name: str | None, default: str | None) -> str | None:
+    """Return a schema as Alembic calls it: None for the default one."""
+    return None if name == default else name
+
+
+def _present(connection: Connection, models: MetaData) -> set[TableName]:
+    """Return those of the models' tables that the database has."""
+    inspector, default = inspect(connection), connection.dialect.default_schema_name
+    names = {(_schema(one.schema, default), one.name) for one in models.tables.values()}
+    present = {(schema, name) for schema, name in names if inspector.has_table(name, schema)}
+    connection.rollback()  # Alembic begins its own transactions.
+    return present
+
+
+class _OnSQLite(NamedTuple):
+    """What the migrations make on SQLite."""
+
+    tables: set[TableName]
+    """Also those whose names are computed, or in raw SQL."""
+    changes: dict[tuple[str, str], ops.AlterColumnOp]
+    """Of columns whose types differ from the models'.
 
     PostgreSQL shows no difference between a Numeric and a LongNumeric, for example.
     """
+
+
+def _try_on_sqlite(models: MetaData) -> _OnSQLite:
+    """Run all migrations on a database in memory."""
     engine = SQLITE.create_engine(make_url("sqlite://"), {}, 1)
 
     def upgrade(heads: Any, _context: MigrationContext) -> Any:
@@ -142,8 +178,11 @@ def _changed_on_sqlite(models: MetaData) -> dict[tuple[str, str], ops.AlterColum
                 on_sqlite.run_migrations()
         except Exception as error:  # A migration is the owner's code, which may raise anything.
             context.config.print_stdout("The migrations do not run on SQLite: %s", error)
-            return {}
-        return _changed_types(produce_migrations(on_sqlite, models).upgrade_ops)
+            return _OnSQLite(set(), {})
+        changes = _changed_types(produce_migrations(on_sqlite, models).upgrade_ops)
+        inspector = inspect(connection)
+        names = [*inspector.get_table_names(), *inspector.get_view_names()]
+        return _OnSQLite({(None, name) for name in names}, changes)
 
 
 def _changed_types(operations: ops.UpgradeOps | None) -> dict[tuple[str, str], ops.AlterColumnOp]:
@@ -157,7 +196,7 @@ def _changed_types(operations: ops.UpgradeOps | None) -> dict[tuple[str, str], o
 
 
 def _complete_scripts(
-    enums: Mapping[str, set[str]],
+    own: OwnNames,
     on_sqlite: Mapping[tuple[str, str], ops.AlterColumnOp],
     migration_context: MigrationContext,
     revision: Any,
@@ -169,7 +208,8 @@ def _complete_scripts(
         if upgrade and downgrade and column not in _changed_types(upgrade):
             upgrade.ops.append(ops.ModifyTableOps(change.table_name, [change]))
             downgrade.ops.insert(0, ops.ModifyTableOps(change.table_name, [change.reverse()]))
-    add_enum_operations(enums, migration_context, scripts)
+    add_sequence_operations(own.sequences, migration_context, scripts[0])
+    add_enum_operations(own.enums, migration_context, scripts)
     if not getattr(context.config.cmd_opts, "autogenerate", False):
         return
     say = context.config.print_stdout

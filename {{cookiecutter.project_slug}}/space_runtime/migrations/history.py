@@ -16,6 +16,9 @@ _ADDED_VALUE = re.compile(
     r"'(?P<value>(?:[^']|'')+)'",
     re.IGNORECASE,
 )
+_CREATED_SEQUENCE = re.compile(
+    r"CREATE\s+SEQUENCE\s+(?:IF\s+NOT\s+EXISTS\s+)?(?:[\w\"]+\.)?\"?(?P<name>\w+)", re.IGNORECASE
+)
 
 TableName = tuple[str | None, str]
 """A schema, None for the default one, and a name."""
@@ -28,6 +31,7 @@ class OwnNames(NamedTuple):
     indexes: set[str]
     enums: dict[str, set[str]]
     """The values of each enum that are written there."""
+    sequences: set[str]
 
 
 def read_revisions(folder: Path) -> dict[str, set[str]]:
@@ -36,13 +40,13 @@ def read_revisions(folder: Path) -> dict[str, set[str]]:
 
 
 def own_names(folder: Path) -> OwnNames:
-    """Return the tables and indexes that exist after the newest revision.
+    """Return what exists after the newest revision, and the enums and sequences that are named.
 
     Names that are computed, and those in raw SQL, are not found.
     """
     scripts = list(_read(folder))
     modules = {revision: module for revision, _, module in scripts}
-    names = OwnNames(set(), set(), {})
+    names = OwnNames(set(), set(), {}, set())
     for revision in TopologicalSorter({one: before for one, before, _ in scripts}).static_order():
         if revision in modules:
             for call in _calls(modules[revision]):
@@ -85,7 +89,12 @@ def _follow(call: ast.Call, names: OwnNames) -> None:
     for added in (match for text in texts for match in _ADDED_VALUE.finditer(text)):
         value = added["value"].replace("''", "'")
         names.enums.setdefault(added["enum"], set()).add(value)
+    names.sequences.update(
+        one["name"] for text in texts for one in _CREATED_SEQUENCE.finditer(text)
+    )
     match call.func.attr, *arguments, *keywords.values():
+        case "Sequence", str(name), *_:
+            names.sequences.add(name)
         case "create_table", str(name), *_:
             names.tables.add((schema, name))
         case "drop_table", str(name), *_:

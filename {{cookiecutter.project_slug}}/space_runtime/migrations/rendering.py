@@ -14,12 +14,14 @@ from typing import Any, Literal
 
 from alembic.autogenerate import renderers
 from alembic.autogenerate.api import AutogenContext
+from alembic.autogenerate.render import _render_column
 from alembic.ddl.postgresql import PostgresqlImpl
 from alembic.operations import ops
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import DATETIME, Column, DateTime, DefaultClause, Dialect, Enum, types
+from sqlalchemy import DATETIME, Column, DateTime, DefaultClause, Dialect, Enum, Sequence, types
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import CompileError
+from sqlalchemy.schema import CreateSequence, DropSequence, ExecutableDDLElement
 from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
 Type = TypeEngine[Any]
@@ -39,6 +41,8 @@ _alembic = PostgresqlImpl(_postgresql, None, False, None, None, {})
 
 def render_item(kind: str, value: object, autogen: AutogenContext) -> str | Literal[False]:
     """Render a type for both databases; return False for what Alembic renders as it should be."""
+    if kind == "column" and isinstance(value, Column) and isinstance(value.default, Sequence):
+        return False if value.default.optional else _with_sequence(value, value.default, autogen)
     if kind == "server_default" and isinstance(value, DefaultClause):
         # PostgreSQL reports its own casts, as in 'draft'::status.
         cast = _CAST_LITERAL.fullmatch(str(getattr(value.arg, "text", "")))
@@ -51,6 +55,15 @@ def render_item(kind: str, value: object, autogen: AutogenContext) -> str | Lite
     if _declared(everywhere, _postgresql) == _declared(on_postgresql, _postgresql):
         return text
     return f'{text}.with_variant({_text(on_postgresql, autogen)}, "postgresql")'
+
+
+def _with_sequence(column: Column[Any], sequence: Sequence, autogen: AutogenContext) -> str:
+    """Render the sequence, without which PostgreSQL would number the rows by one of its own."""
+    plain: Column[Any] = column._copy()
+    plain.default = None
+    schema = f", schema={sequence.schema!r}" if sequence.schema else ""
+    text = _render_column(plain, autogen).removesuffix(")")
+    return f"{text}, default=sa.Sequence({sequence.name!r}{schema}))"
 
 
 def stored_as(kind: Type, database: Dialect) -> Type:
@@ -100,7 +113,8 @@ def _text(kind: Type, autogen: AutogenContext) -> str:
     if not _is_of_sqlalchemy(kind):
         for base in type(kind).__mro__:
             # such as a subclass of String with a method of its own
-            if base.__module__.startswith("sqlalchemy.") and not issubclass(UserDefinedType, base):
+            is_type = base.__module__.startswith("sqlalchemy.") and issubclass(base, TypeEngine)
+            if is_type and not issubclass(UserDefinedType, base):
                 plain: Type = kind.adapt(base)
                 if _declared(plain, _sqlite) == _declared(kind, _sqlite):
                     return _text(plain, autogen)
@@ -138,45 +152,68 @@ def _is_of_sqlalchemy(kind: Type) -> bool:
     return type(kind).__module__.startswith("sqlalchemy.")
 
 
-# ---- PostgreSQL's enums are types of their own, which outlive columns and tables ----
+# ---- PostgreSQL's sequences and enums are objects of their own, which outlive tables ----
 
 
-class EnumOp(ops.MigrateOperation):
-    """Lines of a migration about an enum's type, for the databases that have such types."""
+_DATABASE = "op.get_bind().dialect.name"
+_IF_POSTGRESQL = f'if {_DATABASE} == "postgresql":'
 
-    def __init__(self, kind: Enum, *lines: str) -> None:
-        self.kind = kind
-        self.lines = list(lines)
+
+class LinesOp(ops.MigrateOperation):
+    """Lines of a migration about what only PostgreSQL has."""
+
+    def __init__(self, what: str, name: str, *lines: str) -> None:
+        self.what, self.name, self.lines = what, name, list(lines)
 
     def to_diff_tuple(self) -> tuple[str, str]:
         """Return what `alembic check` says."""
-        return "enum", str(self.kind.name)
+        return self.what, self.name
 
 
-@renderers.dispatch_for(EnumOp)
-def _lines(autogen: AutogenContext, operation: EnumOp) -> list[str]:
+@renderers.dispatch_for(LinesOp)
+def _lines(autogen: AutogenContext, operation: LinesOp) -> list[str]:
     return operation.lines
 
 
-def _create(kind: Enum) -> EnumOp:
-    return EnumOp(kind, f"sa.{Enum.__repr__(kind)}.create(op.get_bind(), checkfirst=True)")
+def _on_postgresql(statement: ExecutableDDLElement) -> LinesOp:
+    line = f"op.execute({str(statement.compile(dialect=_postgresql))!r})"
+    # An empty line ends the block.
+    return LinesOp("sequence", str(statement), _IF_POSTGRESQL, line, "")
 
 
-def _drop(kind: Enum) -> EnumOp:
+def add_sequence_operations(
+    known: Set[str], migration_context: MigrationContext, script: ops.MigrationScript
+) -> None:
+    """Create the models' sequences before the tables, but for those that migrations name."""
+    for sequence in migration_context.opts["target_metadata"]._sequences.values():
+        if sequence.name not in known and not sequence.optional:
+            create = CreateSequence(sequence, if_not_exists=True)
+            drop = DropSequence(sequence, if_exists=True)
+            script.upgrade_ops_list[0].ops.insert(0, _on_postgresql(create))
+            script.downgrade_ops_list[0].ops.append(_on_postgresql(drop))
+
+
+def _create(kind: Enum) -> LinesOp:
+    line = f"sa.{Enum.__repr__(kind)}.create(op.get_bind(), checkfirst=True)"
+    return LinesOp("enum", str(kind.name), line)
+
+
+def _drop(kind: Enum) -> LinesOp:
     schema = f", schema={kind.schema!r}" if kind.schema else ""
     name = str(kind.name)
-    return EnumOp(kind, f"sa.Enum(name={name!r}{schema}).drop(op.get_bind(), checkfirst=True)")
+    line = f"sa.Enum(name={name!r}{schema}).drop(op.get_bind(), checkfirst=True)"
+    return LinesOp("enum", name, line)
 
 
-def _add_values(kind: Enum, values: list[str]) -> EnumOp:
+def _add_values(kind: Enum, values: list[str]) -> LinesOp:
     parts = filter(None, [kind.schema, kind.name])
     name = ".".join(map(_postgresql.identifier_preparer.quote, parts))
     quoted = (value.replace("'", "''") for value in values)
     statements = [f"ALTER TYPE {name} ADD VALUE IF NOT EXISTS '{value}'" for value in quoted]
-    database = "op.get_bind().dialect.name"
-    return EnumOp(
-        kind,
-        f'if {database} == "postgresql":',
+    return LinesOp(
+        "enum",
+        str(kind.name),
+        _IF_POSTGRESQL,
         # Such a value can be used only after a COMMIT.
         "with op.get_context().autocommit_block():",
         *(f"op.execute({statement!r})" for statement in statements),
@@ -253,6 +290,8 @@ def _flat(container: ops.OpContainer) -> Iterator[Any]:
 def _native_enum(kind: Type) -> dict[str, Enum]:
     """Return the enum that such a column has on PostgreSQL, if any, by its full name."""
     stored = stored_as(kind, _postgresql)
+    if isinstance(stored, types.ARRAY):
+        return _native_enum(stored.item_type)
     if not isinstance(stored, Enum) or not _is_native(stored):
         return {}
     name = f"{stored.schema}.{stored.name}" if stored.schema else str(stored.name)

@@ -199,9 +199,12 @@ def record_new_keys(
 ) -> None:
     """Record the table, the old and the new key of moved rows."""
     if keys:
-        columns = new_keys.columns.keys()
-        values = [dict(zip(columns, (file_id, *key), strict=True)) for key in keys]
-        connection.execute(new_keys.insert(), values)
+        # Arrays, because a thousand parameters take several times as long.
+        names = ("table_name", "old_key", "new_key")
+        arrays = (literal(list(values), ARRAY(Text)) for values in zip(*keys, strict=True))
+        rows = func.unnest(*arrays).table_valued(*names).render_derived()
+        query = select(literal(file_id, Uuid), *(rows.c[name] for name in names))
+        connection.execute(new_keys.insert().from_select(["file_id", *names], query))
 
 
 def read_new_keys(

@@ -19,7 +19,8 @@ class Settings(runtime_settings.RuntimeSettings):
 
     It is read from MAX_TOKENS. With a bad value the application stops at startup and says
     "MAX_TOKENS must be a whole number."; `Field(256, description=...)` says
-    what follows "must be" in other words.
+    what follows "must be" in other words. A secret is `openai_api_key: SecretStr | None = None`:
+    without a default, `make test`, `routes` and `migration` need it, too, and read no `.env`.
     """
 
 
