@@ -81,7 +81,7 @@ COPY --chown={USER}:{USER} src/ src/
 RUN python -m compileall -q migrations space_runtime src \\
     && python -c "import alembic.command, encodings.idna, glob, space_runtime.http.application, uvicorn"
 
-ENV HOME={HOME} \\
+ENV HOME={HOME} container=oci \\
     PATH={HOME}/.local/bin:$PATH \\
     PYTHONUNBUFFERED=1 \\
     UVICORN_TIMEOUT_GRACEFUL_SHUTDOWN=15

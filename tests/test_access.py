@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import gc
+import json
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -15,12 +16,15 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.security import HTTPBearer
 from space_runtime.http.access import anybody, public
 from space_runtime.http.guard import WriteGuard, refuse_websocket
+from space_runtime.http.openid import User, read_provider
 from space_runtime.http.rate_limit import MAX_CLIENTS, RateLimit
+from space_runtime.http.sign_in import SignInService
 from starlette.responses import JSONResponse
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from tests.support.bakery import BakedProject, Bakery
+from tests.support.browser import ARTIFACTS
 from tests.support.processes import free_port
 from tests.support.server import Server
 
@@ -41,6 +45,8 @@ from starlette.responses import PlainTextResponse
 from starlette.websockets import WebSocketClose
 
 from space_runtime.http.access import anybody, public, public_mount
+from space_runtime.http.sign_in import CurrentUser, SpaceOwner
+from space_runtime.http.sign_in_pages import attach_sign_in
 from src.main import app
 
 Credentials = HTTPAuthorizationCredentials
@@ -55,6 +61,17 @@ async def check_if_given(
     given: Annotated[Credentials | None, Depends(HTTPBearer(auto_error=False))],
 ) -> None:
     if given and given.credentials != "own":
+        raise HTTPException(403, "not mine")
+
+
+async def user_or_nobody(
+    given: Annotated[Credentials | None, Depends(HTTPBearer(auto_error=False))],
+) -> str | None:
+    return "me" if given and given.credentials == "own" else None
+
+
+async def check_by_hand(request: Request) -> None:
+    if request.cookies.get("session") != "own":
         raise HTTPException(403, "not mine")
 
 
@@ -81,9 +98,14 @@ login = APIRouter(prefix="/login", dependencies=[anybody])
 @app.post("/public", **public)
 @app.post("/plain", openapi_extra={"security": []})
 @app.api_route("/both", methods=["GET", "PUT"])
+@app.post("/slash/")
+@app.post("/slash/public/", **public)
 @app.post("/own", dependencies=own)
 @app.post("/own-and-public", dependencies=own, **public)
 @app.post("/if-given", dependencies=[Depends(check_if_given)])
+@app.post("/nobody-too", dependencies=[Depends(user_or_nobody)])
+@app.post("/by-hand", dependencies=[Depends(check_by_hand)])
+@app.post("/by-hand-and-public", dependencies=[Depends(check_by_hand)], **public)
 @app.post("/by-cookie", dependencies=[Depends(APIKeyCookie(name="session", auto_error=False))])
 @router.post("/models/{name}/never-reached", **public)
 @router.post("/models/{name}/{verb}")
@@ -98,6 +120,26 @@ login = APIRouter(prefix="/login", dependencies=[anybody])
 @login.post("")
 async def answer() -> str:
     return "done"
+
+
+@app.get("/user")
+@app.post("/user")
+async def answer_user(user: CurrentUser) -> str:
+    return user.username
+
+
+@app.post("/owner")
+async def answer_owner(user: SpaceOwner) -> str:
+    return user.username
+
+
+@app.websocket("/ws/user")
+async def talk_to_user(websocket: WebSocket, user: CurrentUser) -> None:
+    await talk(websocket)
+
+
+async def answer_plainly(request: Request) -> PlainTextResponse:
+    return PlainTextResponse("done")
 
 
 @app.websocket("/ws")
@@ -117,9 +159,11 @@ async def opaque(scope, receive, send) -> None:
         await PlainTextResponse("done")(scope, receive, send)
 
 
+app.add_route("/plainly", answer_plainly, methods=["POST"])
 app.include_router(router, prefix="/v1")
 app.include_router(login)
 inner.mount("/nested", nested)
+inner.mount("/opaque", opaque)
 public_mount(app, "/open")
 app.mount("/closed", opaque)
 app.mount("/open", opaque)
@@ -127,6 +171,7 @@ app.mount("/inner", inner)
 app.mount("/rooted", rooted)
 app.mount("/inner-open", inner)
 public_mount(app, "/inner-open/")
+attach_sign_in(app, app.state.runtime)
 '''
 
 # What a request brings along.
@@ -140,11 +185,13 @@ CREDENTIALS: dict[str, dict[str, str]] = {
     "basic": {"Authorization": "Basic own"},
     "cookie": {"Cookie": "session=own"},
 }
-PLACES = {
+# As the Hub sets them for a Space whose users may sign in. It is not asked here.
+OAUTH = {"OAUTH_CLIENT_ID": "id", "OAUTH_CLIENT_SECRET": "a-secret-of-the-hub", "OPENID_PROVIDER_URL": "http://hub"}
+PLACES: dict[str, dict[str, str]] = {
     "laptop": {},
-    "laptop, token": {"API_TOKEN": TOKEN},
-    "Space": SPACE,
-    "Space, token": SPACE | {"API_TOKEN": TOKEN},
+    "laptop, token": OAUTH | {"API_TOKEN": TOKEN},
+    "Space": OAUTH | SPACE,
+    "Space, token": OAUTH | SPACE | {"API_TOKEN": TOKEN},
 }
 THOROUGH = {"laptop, token": pytest.mark.thorough}
 # The status in each of these places; what the route itself answers is "ok".
@@ -152,34 +199,49 @@ WORDS = {
     "closed": ["ok", "401", "403", "401"],
     "opened": ["ok", "ok", "403", "ok"],
     "asked": ["ok", "401", "401", "401"],
+    "shut": ["403", "401", "403", "401"],
     "given": ["ok", "ok", "401", "ok"],
 }
 RIGHTS = """
-              nothing  wrong   token   bearer  own     both    basic   cookie
-anybody       ok       ok      ok      ok      ok      ok      ok      ok
-token         closed   closed  opened  opened  closed  opened  closed  closed
-own           401      401     401     403     ok      ok      401     401
-own-if-given  asked    asked   given   403     ok      ok      asked   asked
-own-cookie    asked    asked   given   given   asked   given   asked   ok
-own-ws        403      403     403     403     ok      ok      403     403
+              nothing wrong   token   bearer  own     both    basic   cookie  user    owner
+anybody       ok      ok      ok      ok      ok      ok      ok      ok      ok      ok
+token         closed  closed  opened  opened  closed  opened  closed  closed  closed  closed
+own           401     401     401     403     ok      ok      401     401     401     401
+own-if-given  asked   asked   given   403     ok      ok      asked   asked   asked   asked
+own-or-any    asked   asked   given   ok      ok      ok      asked   asked   asked   asked
+own-cookie    asked   asked   given   given   asked   given   asked   ok      asked   asked
+by-hand       shut    shut    403     403     shut    403     shut    closed  shut    shut
+public-hand   403     403     403     403     403     403     403     ok      403     403
+own-ws        403     403     403     403     ok      ok      403     403     403     403
+user          401     401     401     401     401     401     401     401     ok      ok
+owner         401     401     401     401     401     401     401     401     403     ok
 """
 # Each route, who has a right to it, and what it answers to those; 101 is a WebSocket that opens.
 ROUTES = """
 GET /read                           anybody       200
+GET /user                           user          200
+POST /user                          user          200
+POST /owner                         owner         200
 GET /both                           anybody       200
 OPTIONS /write                      anybody       405
 POST /write                         token         200
 PUT /both                           token         200
 POST /api/items                     token         422
+POST /plainly                       token         200
 POST /public                        anybody       200
 POST /plain                         anybody       200
 POST /v1/api/models/a/predict       anybody       200
 POST /v1/api/models/a/train         token         200
 POST /v1/api/models/a/never-reached token         200
 POST /login                         anybody       200
+POST /slash                         token         307
+POST /slash/public                  anybody       307
 POST /own                           own           200
 POST /own-and-public                own           200
 POST /if-given                      own-if-given  200
+POST /nobody-too                    own-or-any    200
+POST /by-hand                       by-hand       200
+POST /by-hand-and-public            public-hand   200
 POST /by-cookie                     own-cookie    200
 POST /unknown                       token         404
 DELETE /public                      token         405
@@ -191,17 +253,31 @@ POST /inner/public                  anybody       200
 POST /inner/own                     own           200
 POST /inner/nested/write            token         200
 POST /inner/nested/public           anybody       200
+POST /inner/opaque/x                token         200
 POST /rooted/write                  token         200
 POST /inner-open/write              anybody       200
 POST /inner-open/own                own           200
 WS /ws                              token         101
 WS /ws/public                       anybody       101
 WS /ws/own                          own-ws        101
+WS /ws/user                         user          101
 WS /login/ws                        anybody       101
 WS /inner/ws                        token         101
 WS /unknown                         token         403
 WS /open/x                          anybody       403
 """
+
+# What the answer to a stranger tells the owner.
+MARK = "its route is marked with **public, as in @router.post(..., **public)"
+REMEDIES = {
+    "/write": f"{MARK}.",
+    "/unknown": "its route is marked with **public.",
+    "/plainly": "it is added with add_api_route(..., **public).",
+    "/closed/x": 'the application opens it with public_mount(app, "/closed").',
+    "/inner/write": f'{MARK}, or all below /inner with public_mount(app, "/inner").',
+    "/inner/unknown": 'the application opens it with public_mount(app, "/inner").',
+    "/ws": "its route is marked with dependencies=[anybody].",
+}
 
 
 LINK = """
@@ -238,6 +314,18 @@ def server(kinds: BakedProject, place: str) -> Iterator[Server]:
         assert "Traceback" not in server.log()
 
 
+def credentials(server: Server, place: str) -> dict[str, dict[str, str]]:
+    """CREDENTIALS, and the cookies of those who have signed in, sent by a page of the app itself."""
+    scheme, cookie = ("https", "__Host-user") if place.startswith("Space") else ("http", "user")
+    service = SignInService(read_provider(PLACES[place]), "", RateLimit("off"), "")
+
+    def signed_in(name: str) -> dict[str, str]:
+        user = User(id=name, username=name, name=name, picture=None, is_owner=name == "owner")
+        return {"Origin": f"{scheme}://127.0.0.1:{server.port}", "Cookie": f"{cookie}={service.session(user, 3600)}"}
+
+    return CREDENTIALS | {name: signed_in(name) for name in ("user", "owner")}
+
+
 def ask(server: Server, method: str, path: str, headers: dict[str, str]) -> int:
     """Return the status of the answer; 101 is that of a WebSocket that was opened."""
     if method != "WS":
@@ -265,16 +353,63 @@ def expected(place: int) -> dict[str, list[int]]:
 
 
 def test_every_kind_of_route_lets_in_whom_it_says_and_nobody_else(server: Server, place: str) -> None:
-    assert rows(RIGHTS)[0] == list(CREDENTIALS)
+    who = credentials(server, place)
+    assert rows(RIGHTS)[0] == list(who)
     table = expected(list(PLACES).index(place))
     answers = {}
     for route in table:
         method, path = route.split()
-        answers[route] = [ask(server, method, path, headers) for headers in CREDENTIALS.values()]
-    print(f"\n{place:36}" + "".join(f"{name:>8}" for name in CREDENTIALS))
-    for route, statuses in answers.items():
-        print(f"{route:36}" + "".join(f"{status:8}" for status in statuses))
+        answers[route] = [ask(server, method, path, headers) for headers in who.values()]
+    lines = [f"{place:36}" + "".join(f"{name:>8}" for name in who)]
+    lines += [f"{route:36}" + "".join(f"{status:8}" for status in statuses) for route, statuses in answers.items()]
+    ARTIFACTS.mkdir(exist_ok=True)
+    (ARTIFACTS / f"who-may-write-{place.replace(', ', '-')}.txt").write_text("\n".join(lines) + "\n")
     assert answers == table
+
+
+# What begins the rows of the README's table, and the routes of which each tells.
+README_ROWS = {
+    "without a mark": ("POST /write", "POST /closed/x"),
+    "that is public": ("POST /public", "POST /login", "POST /open/x"),
+    "with `HTTPBearer()`": ("POST /own",),
+    "the same with `auto_error=False`, and no": ("POST /if-given",),
+    "the same with `auto_error=False`, and any": ("POST /if-given",),
+    "with `CurrentUser`": ("POST /user", "POST /owner"),
+}
+
+
+def means(cell: str, route: str, asks: str, answers: dict[str, int]) -> bool:
+    """Whether these are the answers of which a cell of the README's table tells."""
+    if cell.startswith("open"):
+        return answers[asks] == 200
+    if cell == "its own check":
+        return (answers["bearer"], answers["own"]) == (403, 200)
+    if cell == "who signed in (as the owner)":
+        owner_only = route.endswith("owner")
+        return (answers[asks], answers["user"], answers["owner"]) == (401, 403 if owner_only else 200, 200)
+    return answers[asks] == int(cell)
+
+
+def test_the_readme_says_who_may_write(bake: Bakery) -> None:
+    table = bake().read("README.md").partition("## Who may write")[2].partition("\n| --- |")[2].partition("\n\n")[0]
+    lines = table.splitlines()[1:]
+    assert len(lines) >= 5
+    for line in lines:
+        what, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        (beginning,) = (beginning for beginning in README_ROWS if what.startswith(beginning))
+        local, space, without, with_it = (cells[0] if cell == "the same" else cell for cell in cells)
+        for place, cell, asks in (
+            ("laptop", local, "nothing"),
+            ("Space", space, "nothing"),
+            ("laptop, token", without, "nothing"),
+            ("Space, token", without, "wrong"),
+            ("laptop, token", with_it, "token"),
+            ("Space, token", with_it, "token"),
+        ):
+            answered = expected(list(PLACES).index(place))
+            for route in README_ROWS[beginning]:
+                answers = dict(zip(rows(RIGHTS)[0], answered[route], strict=True))
+                assert means(cell, route, asks, answers), (line, place, route, answers)
 
 
 def test_the_schema_says_who_may_call(server: Server, place: str) -> None:
@@ -289,6 +424,7 @@ def test_the_schema_says_who_may_call(server: Server, place: str) -> None:
         "/own": ([{"HTTPBearer": []}], "401 403"),
         "/own-and-public": ([{"HTTPBearer": []}], "401 403 429"),
         "/if-given": ([{"HTTPBearer": []}, *token], "401 403"),
+        "/owner": ([{"SpaceOwner": []}], "401 403"),
     }
     for path, (security, statuses) in said.items():
         operation = schema["paths"][path]["post"]
@@ -297,22 +433,24 @@ def test_the_schema_says_who_may_call(server: Server, place: str) -> None:
         assert " ".join(sorted(told)) == statuses, path
     assert "security" not in schema["paths"]["/read"]["get"]
     assert "Retry-After" in schema["paths"]["/public"]["post"]["responses"]["429"]["headers"]
-    own = {"HTTPBearer", "APIKeyCookie"}
+    own = {"HTTPBearer", "APIKeyCookie", "HuggingFace", "SpaceOwner"}
     assert set(schema["components"]["securitySchemes"]) == own | {name for way in token for name in way}
 
 
 def test_who_is_refused_learns_how_the_owner_opens_it(server: Server, place: str) -> None:
     if place == "laptop":
         return
-    details = {path: server.post(path).json()["detail"] for path in ("/write", "/closed/x", "/if-given")}
-    assert "@router.post(..., **public)" in details["/write"]
-    assert 'public_mount(app, "/closed")' in details["/closed/x"]
-    assert "credentials (HTTPBearer)" in details["/if-given"]
     secret = "set the secret API_TOKEN in this Space's settings"  # noqa: S105
-    assert (secret in details["/write"]) is (place == "Space")
-    with pytest.raises(InvalidStatus) as refused:
-        connect(f"ws://127.0.0.1:{server.port}/ws")
-    assert "dependencies=[anybody]" in refused.value.response.body.decode()
+    assert (secret in server.post("/write").json()["detail"]) is (place == "Space")
+    assert "credentials (HTTPBearer)" in server.post("/if-given").json()["detail"]
+    for path, remedy in REMEDIES.items():
+        if path.startswith("/ws"):
+            with pytest.raises(InvalidStatus) as refused:
+                connect(f"ws://127.0.0.1:{server.port}{path}")
+            detail = json.loads(refused.value.response.body)["detail"]
+        else:
+            detail = server.post(path).json()["detail"]
+        assert detail.partition("Anybody may call it if ")[2] == remedy, path
 
 
 def test_each_client_may_call_what_is_public_so_often_and_no_more(kinds: BakedProject) -> None:
@@ -350,8 +488,11 @@ def test_make_routes_lists_who_may_call_what(kinds: BakedProject) -> None:
         "POST /public anybody, limited",
         "POST /v1/api/models/{name}/predict anybody, limited",
         "POST /own its own check (HTTPBearer)",
+        "POST /user its own check (HuggingFace)",
+        "GET /user its own check (HuggingFace)",
         "POST /own-and-public its own check (HTTPBearer), limited",
-        "POST /if-given API token, or its own check (HTTPBearer)",
+        "POST /if-given API token, or any credentials that its own check (HTTPBearer) lets pass",
+        "its own check: that of the route alone decides, about right and wrong credentials.",
         "WebSocket /ws API token",
         "WebSocket /login/ws anybody, limited",
         "writes below /closed API token",

@@ -8,9 +8,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,6 +20,7 @@ import httpx2
 import pytest
 
 from tests.support.bakery import Bakery
+from tests.support.load import clients, titles_in, write
 from tests.support.machine import container_engine
 from tests.support.processes import is_listening, reserved
 
@@ -129,22 +131,32 @@ def has_base_image(engine: str, version: str) -> bool:
 
 
 @pytest.fixture(scope="module", params=IMAGES)
-def image(request: pytest.FixtureRequest, bake: Bakery, tmp_path_factory: pytest.TempPathFactory) -> Image:
+def image(request: pytest.FixtureRequest, built: Callable[[str], Image]) -> Image:
     """The image of a project in which somebody has worked, once for each Python that is offered."""
-    version = str(request.param)
-    engine = container_engine()
-    if engine is None:
-        pytest.skip("neither docker nor podman works here: no image can be built")
-    if not has_base_image(engine, version):
-        pytest.skip(f"the image python:{version}-slim is not here and cannot be fetched")
-    project = bake(python_version=version).copy_to(tmp_path_factory.mktemp("image"))
-    for name in LEFTOVERS:
-        leftover = project.path / name
-        leftover.parent.mkdir(parents=True, exist_ok=True)
-        leftover.write_text("left by somebody\n")
-    name = f"localhost/space-of-the-tests:{version}"
-    build(engine, name, project.path)
-    return Image(engine, name, base_image(version), project.path)
+    return built(str(request.param))
+
+
+@pytest.fixture(scope="module")
+def built(bake: Bakery, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Image]:
+    """What builds the image for a Python once, however often pytest sets `image` up for it."""
+
+    @cache
+    def build_for(version: str) -> Image:
+        engine = container_engine()
+        if engine is None:
+            pytest.skip("neither docker nor podman works here: no image can be built")
+        if not has_base_image(engine, version):
+            pytest.skip(f"the image python:{version}-slim is not here and cannot be fetched")
+        project = bake(python_version=version).copy_to(tmp_path_factory.mktemp("image"))
+        for name in LEFTOVERS:
+            leftover = project.path / name
+            leftover.parent.mkdir(parents=True, exist_ok=True)
+            leftover.write_text("left by somebody\n")
+        name = f"localhost/space-of-the-tests:{version}"
+        build(engine, name, project.path)
+        return Image(engine, name, base_image(version), project.path)
+
+    return build_for
 
 
 def build(engine: str, name: str, project: Path) -> None:
@@ -247,8 +259,10 @@ def test_requests_that_run_at_sigterm_finish_and_the_exit_code_is_0(image: Image
         assert state.strip() == "0", container.log()
 
 
+SERVING = None
+"""The moment at which it has acknowledged some rows, and goes on to."""
 MOMENTS = [tenths / 10 for tenths in range(21)]
-IN_EVERY_RUN = (0.0, 0.4)
+IN_EVERY_RUN = (0.0, SERVING)
 
 
 @pytest.mark.parametrize(
@@ -260,15 +274,28 @@ IN_EVERY_RUN = (0.0, 0.4)
     ],
     indirect=["image"],
 )
-def test_it_stops_whenever_it_is_asked_to(image: Image, seconds: float) -> None:
-    with image.start("--network", "none", *WITH_TEMP) as container:
+def test_it_stops_whenever_it_is_asked_to_and_keeps_what_it_acknowledged(
+    image: Image, tmp_path: Path, seconds: float | None
+) -> None:
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    volume.chmod(0o777)
+    options = (*WITH_TEMP, f"--volume={volume}:/home/user/app/data", "--publish", f"127.0.0.1:{PORT}:{PORT}")
+    with reserved(PORT), image.start(*options) as container, clients(1, write, PORT) as told:
         until_sigterm_is_heard(container)
-        # the moment is what is tested; at any of them it may still import, start up or serve
-        time.sleep(seconds)
+        if seconds is not None:
+            # the moment is what is tested; at any of them it may still import, start up or serve
+            time.sleep(seconds)
+        deadline = time.monotonic() + 30
+        while seconds is SERVING and len(told.stored) < 10:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         engine_output(image.engine, "kill", "--signal", "TERM", container.name)
         asked = time.monotonic()
         assert engine_output(image.engine, "wait", container.name).strip() == "0"
         assert time.monotonic() - asked < 3
+    titles = titles_in(volume / "app.db") if (volume / "app.db").exists() else []
+    assert [titles.count(title) for title in told.stored] == [1] * len(told.stored)
 
 
 def until_sigterm_is_heard(container: Container) -> None:

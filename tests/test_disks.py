@@ -1,17 +1,20 @@
 """On disks that cannot be written to, or are full, data routes work or say 503, and no answer is a lie."""
 
+import re
 import sqlite3
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from space_runtime.backends import SQLITE
+from space_runtime.backends import SQLITE, sqlite
+from space_runtime.files import locations
 from sqlalchemy import URL, text
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from tests.support import disks
-from tests.support.bakery import BakedProject
+from tests.support.bakery import BakedProject, Bakery
 from tests.support.postgres import Postgres
 from tests.support.server import IMPATIENT, Server, one_client_for_each_process
 
@@ -91,6 +94,46 @@ def test_a_link_that_leads_nowhere_is_named(project: BakedProject, link: str, ta
         server.log_when_it_tells(f"{named} cannot be written to: SQLite is kept elsewhere")
 
 
+IMAGE = {"container": "oci"}
+ON_ALL = ["overlay", "fuse.fuse-overlayfs", "btrfs", "zfs", "xfs", "ext4", "9p"]
+VOLUME = "30 22 8:1 {root} /home/user/app/data rw,relatime shared:1 master:2 - {kind} /dev/sda1 rw"
+EMPTY_DIR = "/var/lib/kubelet/pods/3f/volumes/kubernetes.io~empty-dir/data"
+
+
+@pytest.mark.parametrize(
+    ("volume", "environ", "outlives"),
+    [
+        ("", {}, False),
+        ("", IMAGE, False),
+        ("", {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),
+        (VOLUME.format(root="/copies", kind="ext4"), IMAGE, True),
+        (VOLUME.format(root="/", kind="btrfs"), {}, True),
+        (VOLUME.format(root="/", kind="tmpfs"), IMAGE, False),
+        (VOLUME.format(root=EMPTY_DIR, kind="ext4"), IMAGE, False),
+    ],
+    ids=["no image", "an image", "Kubernetes", "volume", "volume, no image", "in memory", "emptyDir"],
+)
+@pytest.mark.parametrize("kind", ON_ALL)
+def test_in_a_container_only_what_a_volume_holds_outlives_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, volume: str, environ: Mapping[str, str], outlives: bool
+) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(f"22 1 0:45 / / rw,relatime - {kind} none rw\n{volume}")
+    monkeypatch.setattr(sqlite, "_MOUNTS", mounts)
+    monkeypatch.setattr(locations, "_MARKS", ())
+    for name in (*IMAGE, "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    is_on_a_disk = not volume and not environ and not kind.endswith(("overlay", "overlayfs"))
+    assert locations.outlives_container(Path("/home/user/app/data/app.db")) is (outlives or is_on_a_disk)
+
+
+def test_the_image_says_that_it_is_one(bake: Bakery) -> None:
+    (told,) = re.findall(r"^ENV (?:.*\\\n)*.*", bake().read("Dockerfile"), re.MULTILINE)
+    assert {f"{name}={value}" for name, value in IMAGE.items()} <= set(told.split())
+
+
 @pytest.mark.parametrize(
     "url",
     [pytest.param("sqlite:////proc/app.db", marks=pytest.mark.thorough), "sqlite:////no-such-directory/app.db"],
@@ -102,6 +145,7 @@ def test_an_sqlite_path_that_cannot_be_written_is_replaced_and_reported(project:
         report = server.settled()
         assert (report["status"], report["database"]["reason"]) == ("degraded", "no_writable_path")
         assert create(server, "elsewhere") == 201
+        server.log_when_it_tells("the path in DATABASE_URL cannot be written to: SQLite is kept elsewhere")
 
 
 @pytest.mark.parametrize(

@@ -279,7 +279,13 @@ def test_the_image_is_built_without_running_own_code(project: BakedProject) -> N
 
 
 # What tells people to call one.
-TELLING = ["tools/checks.py", "RECIPES.md", "space_runtime/README.md", "space_runtime/migrations/environment.py"]
+TELLING = [
+    "README.md",
+    "tools/checks.py",
+    "RECIPES.md",
+    "space_runtime/README.md",
+    "space_runtime/migrations/environment.py",
+]
 
 
 def test_no_verb_calls_or_names_a_program_that_a_moved_folder_would_not_find(project: BakedProject) -> None:

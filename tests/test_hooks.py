@@ -5,14 +5,19 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import get_args
 
 import pytest
+from fastapi import FastAPI
 from space_runtime.backends.errors import DatabaseUnavailable
-from space_runtime.lifecycle.hooks import Progress, status
+from space_runtime.lifecycle.hooks import Hooks, Progress, status
 from space_runtime.lifecycle.report import Status
+from space_runtime.project import Hook, Project
 from space_runtime.serving.database import Admission, Database
 from space_runtime.serving.sessions import SessionFactory
+from sqlalchemy import MetaData
 
 from tests.support.bakery import BakedProject
 from tests.support.server import Server
@@ -135,6 +140,30 @@ def test_the_status_is_that_of_the_database_once_the_hooks_have_ended(database: 
     assert status(database, Progress(have_ended=True)) == database
     assert status(database, Progress("load_model", 1.0)) == ("unavailable" if database == "unavailable" else "starting")
     assert status(database, Progress("load_model", 1.0, "OSError")) == "unavailable"
+
+
+class WarmUp:
+    """A hook that is an object."""
+
+    async def __call__(self, app: FastAPI) -> None:
+        """Run."""
+        await asyncio.sleep(0)
+        app.state.is_warm = True
+
+
+async def load(app: FastAPI, name: str) -> None:
+    """What a lambda or a partial calls."""
+    await asyncio.sleep(0)
+    app.state.model = name
+
+
+@pytest.mark.parametrize("hook", [lambda app: load(app, "a model"), partial(load, name="a model")])
+def test_an_async_hook_is_awaited_whatever_it_is_wrapped_in(hook: Hook) -> None:
+    app, nobody = FastAPI(), Database(SessionFactory())
+    project = Project(Path(), "1", MetaData(), Path(), on_start=[hook, WarmUp()])
+    hooks = Hooks(project, nobody)
+    asyncio.run(hooks.run(app))
+    assert (app.state.model, app.state.is_warm, hooks.progress.have_ended) == ("a model", True, True)
 
 
 def test_a_task_can_wait_until_a_database_serves_but_not_forever() -> None:

@@ -4,21 +4,23 @@
 
 import socket
 import sqlite3
+import sys
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
 from space_runtime.backends import POSTGRESQL, postgresql
+from space_runtime.failback import __main__ as command
 from space_runtime.failback import handover, refusals, target
 from space_runtime.failback.handover import Failback
 from space_runtime.failback.outcome import Outcome
@@ -64,8 +66,12 @@ class Database:
 
         return name
 
-    def move(self, *statements: str, create: bool = False, on_progress: Callable[[], None] = lambda: None) -> Outcome:
+    def move(self, *statements: str, create: bool = False) -> Outcome:
         """Move a file in which these statements were run; return how many rows moved, and how many stay behind."""
+        return self.failback.move(self.write(*statements, create=create))
+
+    def write(self, *statements: str, create: bool = False) -> Path:
+        """Run these statements in the file that waits, and return it."""
         file = names.path(self.folder, "fallback", self.file_id)
         if create:
             engine = sa.create_engine(f"sqlite:///{file}")
@@ -75,7 +81,7 @@ class Database:
             for statement in statements:
                 connection.execute(statement)
         connection.close()
-        return self.failback.move(file, on_progress)
+        return file
 
     def seed(self, *statements: str) -> None:
         """Run these statements as a migration of the file that is to be moved."""
@@ -138,6 +144,22 @@ def test_what_two_files_have_differently_is_not_doubled_when_it_is_tried_again(d
     assert database.retry() == (0, 1)
     assert database.reasons() == [("notes", "already_there")]
     assert database.run("SELECT * FROM notes ORDER BY id") == [(7, "hello"), (8, "new")]
+
+
+@pytest.mark.parametrize("is_first", ["original", "copy"])
+def test_what_was_refused_in_two_files_moves_once(database: Database, is_first: str) -> None:
+    database.run("CREATE TABLE notes (id serial PRIMARY KEY, text text CHECK (text <> 'bad'))")
+    rows = "INSERT INTO notes VALUES (1073741900, 'bad')"
+    assert database.move(NOTES, rows) == (0, 1)
+    assert database.move(NOTES, f"{rows}, (1073741901, 'of the copy')") == (1, 1)
+    database.run("ALTER TABLE notes DROP CONSTRAINT notes_text_check")
+    if is_first == "copy":
+        assert database.failback.retry_refused(names.copy_of(database.file_id)) == (1, 0)
+        assert database.retry() == (0, 0)
+    else:
+        assert database.retry() == (1, 0)
+    assert database.run("SELECT * FROM notes ORDER BY id") == [(1073741900, "bad"), (1073741901, "of the copy")]
+    assert database.reasons() == []
 
 
 REFUSING = """
@@ -326,19 +348,6 @@ class Point(sa.types.UserDefinedType[str]):
         return "point"
 
 
-def test_progress_is_made_while_seeds_are_looked_for(database: Database) -> None:
-    table = "CREATE TABLE parents (id serial PRIMARY KEY, name text)"
-    database.run(table, "INSERT INTO parents (name) VALUES ('one'), ('two')")
-    database.seed(PARENTS, "INSERT INTO parents (name) VALUES ('one'), ('two')")
-    steps: list[None] = []
-    database.run(f"CREATE TABLE children ({NUMBERED[1]}, more text)")
-    assert database.move(
-        CHILDREN, "INSERT INTO children VALUES (1, 1, NULL)", on_progress=lambda: steps.append(None)
-    ) == (1, 0)
-    # one for each seed, one for the rows
-    assert len(steps) == 3
-
-
 @pytest.mark.filterwarnings("ignore:Did not recognize type")
 def test_every_seed_that_stays_behind_is_kept_though_none_can_be_compared(
     database: Database, monkeypatch: pytest.MonkeyPatch
@@ -503,14 +512,16 @@ def test_refused_rows_leave_nothing_locked_in_the_server(database: Database) -> 
     database.run("CREATE TABLE parents (id int PRIMARY KEY, name text UNIQUE)", "INSERT INTO parents VALUES (0, 'bad')")
     locks: list[int] = []
 
-    def count() -> None:
-        (found,) = database.run("SELECT count(*) FROM pg_locks WHERE locktype = 'transactionid'")
-        locks.append(found[0])
+    @sa.event.listens_for(database.engine, "before_cursor_execute")
+    def count(*called: Any) -> None:
+        if called[2].startswith("INSERT INTO parents"):
+            (found,) = database.run("SELECT count(*) FROM pg_locks WHERE locktype = 'transactionid'")
+            locks.append(found[0])
 
     numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 60)"
     rows = f"{numbers} INSERT INTO parents SELECT i, 'bad' FROM n"
-    assert database.move(PARENTS, rows, on_progress=count) == (0, 60)
-    assert max(locks) < 10
+    assert database.move(PARENTS, rows) == (0, 60)
+    assert 0 < max(locks) < 10
 
 
 def test_a_sequence_that_counts_in_steps_goes_no_further_than_it_must(database: Database) -> None:
@@ -738,6 +749,34 @@ CITEXT = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("right", "table"),
+    [
+        ("SELECT", "space_runtime_failbacks"),
+        pytest.param("INSERT", "space_runtime_failbacks", marks=pytest.mark.thorough),
+        pytest.param("SELECT", "space_runtime_refused_rows", marks=pytest.mark.thorough),
+        ("INSERT", "space_runtime_new_keys"),
+    ],
+)
+def test_a_move_without_a_right_to_the_tables_for_failbacks_says_to_which(
+    database: Database, right: str, table: str
+) -> None:
+    database.run(in_postgresql(PARENTS), "INSERT INTO parents VALUES (1, 'a stranger')")
+    database.run("GRANT USAGE ON SEQUENCE parents_id_seq TO PUBLIC")
+    with database.engine.begin() as connection:
+        failbacks.create_tables(connection)
+    before = sa.create_engine(database.engine.url)
+    name = database.act_as_another()
+    with before.begin() as connection:
+        connection.exec_driver_sql(f"REVOKE {right} ON {table} FROM {name}")
+    before.dispose()
+    file = database.write(PARENTS, "INSERT INTO parents VALUES (1, 'own')")
+    with pytest.raises(CannotServe) as failed:
+        database.failback.move_all([file])
+    assert (failed.value.reason, failed.value.detail) == ("rows_not_moved", f"table {table}, error 42501")
+    assert file.exists()
+
+
 def test_a_reference_that_differs_in_case_leads_to_no_stranger(database: Database) -> None:
     database.run(
         *CITEXT,
@@ -832,6 +871,76 @@ def test_a_refused_row_is_tried_again_with_those_that_refer_to_it_and_no_others(
     assert database.retry() == (2, 0)
 
 
+def run_command(database: Database, *options: str) -> int:
+    """Run what `make failback` runs, with the database of this test; return its exit code."""
+    runtime = SimpleNamespace(
+        project=SimpleNamespace(folder=database.folder, metadata=database.models),
+        resolution=SimpleNamespace(url=database.engine.url, backend="postgresql"),
+        snapshots=Snapshots(None, 60.0),
+        configured_engine=lambda: nullcontext(database.engine),
+    )
+    module = ModuleType("of_this_test")
+    module.create_runtime = lambda: runtime  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, module.__name__, module)
+        patch.setattr(sys, "argv", ["failback", f"{module.__name__}:create_runtime", *options])
+        return command.main()
+
+
+def number_of(database: Database, table: str, key: str) -> str:
+    """Return the number of a refused row."""
+    condition = f"table_name = '{table}' AND key = '{key}'"
+    ((number,),) = database.run(f"SELECT number FROM space_runtime_refused_rows WHERE {condition}")
+    return str(number)
+
+
+@pytest.mark.thorough
+def test_what_refers_to_a_seed_that_somebody_renamed_moves_when_that_is_said(database: Database) -> None:
+    database.run(in_postgresql(PARENTS), in_postgresql(CHILDREN), "INSERT INTO parents (name) VALUES ('renamed')")
+    engine = sa.create_engine(f"sqlite:///{names.path(database.folder, 'fallback', database.file_id)}")
+    with engine.begin() as connection, seeds.recording(connection):
+        connection.exec_driver_sql(PARENTS)
+        connection.exec_driver_sql("INSERT INTO parents (name) VALUES ('a seed')")
+    engine.dispose()
+    assert database.move(CHILDREN, "INSERT INTO children VALUES (7, 1, 'own')") == (0, 2)
+    assert database.reasons() == [("parents", "seed_missing"), ("children", "refers_to_refused")]
+    assert run_command(database, "--found", number_of(database, "parents", "1"), "--yes") == 0
+    assert database.run("SELECT * FROM children") == [(7, 1, "own")]
+    assert database.run("SELECT * FROM parents") == [(1, "renamed")]
+
+
+@pytest.mark.thorough
+def test_a_refused_row_of_a_renamed_table_moves_when_it_is_renamed_too(database: Database) -> None:
+    database.run("CREATE TABLE elders (id serial PRIMARY KEY, title text)")
+    assert database.move(PARENTS, "INSERT INTO parents VALUES (7, 'own')") == (0, 1)
+    database.run(
+        "UPDATE space_runtime_refused_rows SET table_name = 'elders',"
+        " content = replace(content::text, '\"name\":', '\"title\":')::json WHERE table_name = 'parents'"
+    )
+    assert database.retry() == (1, 0)
+    assert database.run("SELECT * FROM elders") == [(7, "own")]
+
+
+def test_what_refers_to_a_refused_row_moves_when_somebody_has_inserted_that_by_hand(
+    database: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database.run(in_postgresql(PARENTS).replace("name text", "name text CHECK (name <> 'bad')"))
+    database.run(in_postgresql(CHILDREN))
+    parents = "INSERT INTO parents VALUES (7, 'bad'), (8, 'bad')"
+    children = "INSERT INTO children VALUES (1, 7, 'moves'), (2, 8, 'stays')"
+    assert database.move(PARENTS, CHILDREN, parents, children) == (0, 4)
+    number = number_of(database, "parents", "7")
+    database.run("INSERT INTO parents VALUES (7, 'good')")
+    assert run_command(database, "--found", number) == 1
+    assert "YES=1 says yes" in capsys.readouterr().out
+    assert run_command(database, "--found", number, "--yes") == 0
+    assert "1 moved, 0 refused again" in capsys.readouterr().out
+    assert database.run("SELECT parent_id, name, more FROM children JOIN parents ON parents.id = parent_id") == [
+        (7, "good", "moves")
+    ]
+    assert database.reasons() == [("parents", "23514 parents_name_check"), ("children", "refers_to_refused")]
+
+
 ORDERS = "CREATE TABLE orders (id integer PRIMARY KEY AUTOINCREMENT, name text)"
 LINES = "CREATE TABLE lines (id integer PRIMARY KEY AUTOINCREMENT, order_id int NOT NULL REFERENCES orders, name text)"
 
@@ -900,28 +1009,65 @@ def test_a_row_stays_behind_alone_for_which_a_trigger_writes_what_is_refused_at_
     assert database.reasons() == [("parents", "23514 no_copies")]
 
 
-@pytest.mark.parametrize(
-    "seconds", [60.0, pytest.param(0.6, marks=pytest.mark.thorough)], ids=["within its limit", "beyond its limit"]
-)
-def test_a_slow_trigger_at_commit_is_no_lost_connection(
-    database: Database, monkeypatch: pytest.MonkeyPatch, seconds: float
-) -> None:
-    database.run(in_postgresql(PARENTS), deferred("slow", "parents", "pg_sleep(3.5) IS NULL"))
-    file = names.path(database.folder, "fallback", database.file_id)
-    with sqlite3.connect(file) as connection:
-        connection.execute(PARENTS)
-        connection.execute("INSERT INTO parents VALUES (7, 'own')")
-    connection.close()
-    engine = POSTGRESQL.create_engine(database.engine.url, {}, 1)
+SLOW = """
+    CREATE FUNCTION sleep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(2); RETURN NEW; END $$;
+    CREATE TRIGGER slow BEFORE INSERT ON parents FOR EACH ROW EXECUTE FUNCTION sleep()
+"""
+
+
+@pytest.fixture
+def watched(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Failback]:
+    """A failback that soon asks whether PostgreSQL is still at work, into a database with a table of parents."""
+    database.run(in_postgresql(PARENTS))
+    engine = POSTGRESQL.create_engine(database.engine.url.update_query_dict({"connect_timeout": "2"}), {}, 2)
     POSTGRESQL.prepare_to_serve(engine, transaction_pooler=False)
-    failback = Failback(engine, database.models, Migrations(database.folder), Snapshots(None, 60.0))
-    monkeypatch.setattr(handover, "_SECONDS_OF_SILENCE", 1.5)
-    monkeypatch.setattr(target, "_SECONDS_BETWEEN_REPORTS", 0.2)
-    monkeypatch.setattr(target, "_SECONDS_FOR_A_TRIGGER", seconds)
-    with nullcontext() if seconds > 3.5 else pytest.raises(CannotServe):
-        failback.move_all([file])
+    monkeypatch.setattr(handover, "_SECONDS_BETWEEN_CHECKS", 0.5)
+    yield Failback(engine, database.models, Migrations(database.folder), Snapshots(None, 60.0))
+    for thread in threading.enumerate():
+        if thread.name == "time-limit":  # it may still wait for a server that was silent
+            thread.join(10)
     engine.dispose()
-    assert len(database.run("SELECT name FROM parents")) == (seconds > 3.5)
+
+
+@pytest.mark.parametrize(
+    "slow",
+    [SLOW, pytest.param(deferred("slow", "parents", "pg_sleep(2) IS NULL"), marks=pytest.mark.thorough)],
+    ids=["at each row", "at commit"],
+)
+def test_a_slow_trigger_is_no_lost_connection(database: Database, watched: Failback, slow: str) -> None:
+    database.run(slow)
+    watched.move_all([database.write(PARENTS, "INSERT INTO parents VALUES (7, 'own')")])
+    assert database.run("SELECT name FROM parents") == [("own",)]
+
+
+@pytest.mark.thorough
+def test_a_trigger_that_does_not_end_is_told(
+    database: Database, watched: Failback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target, "_SECONDS_FOR_A_STATEMENT", 0.2)
+    database.run(SLOW)
+    with pytest.raises(CannotServe) as failed:
+        watched.move_all([database.write(PARENTS, "INSERT INTO parents VALUES (7, 'own')")])
+    assert (failed.value.reason, failed.value.detail) == ("timeout", "table parents, error 57014")
+
+
+@pytest.mark.thorough
+def test_a_move_ends_when_postgresql_falls_silent(database: Database, watched: Failback, postgres: Postgres) -> None:
+    database.run(SLOW.replace("pg_sleep(2)", "pg_sleep(60)"))
+    file = database.write(PARENTS, "INSERT INTO parents VALUES (7, 'own')")
+    with ThreadPoolExecutor(1) as thread:
+        moving = thread.submit(watched.move_all, [file])
+        at_work = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        while database.run(at_work) == [(0,)]:
+            assert not moving.done()
+        postgres.pause()
+        try:
+            with pytest.raises(CannotServe) as failed:
+                moving.result(30)
+        finally:
+            postgres.resume()
+    assert failed.value.reason == "connection_lost"
+    assert file.exists()
 
 
 class TwoHeads(Migrations):
@@ -948,11 +1094,7 @@ def test_a_file_with_several_heads_is_brought_up_to_date(database: Database) -> 
 
 def test_a_move_waits_for_another_that_takes_long(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     database.run(in_postgresql(PARENTS))
-    file = names.path(database.folder, "fallback", database.file_id)
-    with sqlite3.connect(file) as connection:
-        connection.execute(PARENTS)
-        connection.execute("INSERT INTO parents VALUES (7, 'own')")
-    connection.close()
+    file = database.write(PARENTS, "INSERT INTO parents VALUES (7, 'own')")
     has_waited, ended = threading.Event(), threading.Event()
     began = time.monotonic()
 
@@ -961,14 +1103,14 @@ def test_a_move_waits_for_another_that_takes_long(database: Database, monkeypatc
         if time.monotonic() > began + 2 * 1.5:
             has_waited.set()
 
-    monkeypatch.setattr(handover, "_SECONDS_OF_SILENCE", 1.5)
+    monkeypatch.setattr(handover, "_SECONDS_BETWEEN_CHECKS", 1.5)
     monkeypatch.setattr(postgresql, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
     with ThreadPoolExecutor(1) as thread:
         with POSTGRESQL.lock_migrations(database.engine):
             moving = thread.submit(database.failback.move_all, [file])
             assert has_waited.wait(60)
             assert not moving.done()
-            monkeypatch.setattr(handover, "_SECONDS_OF_SILENCE", 20.0)
+            monkeypatch.setattr(handover, "_SECONDS_BETWEEN_CHECKS", 20.0)
         moving.result(60)
     assert database.run("SELECT name FROM parents") == [("own",)]
 

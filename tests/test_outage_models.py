@@ -433,7 +433,17 @@ def test_whatever_postgresql_says_about_one_row_the_rest_moves(
         assert f"PostgreSQL refused it ({code})" in failback(shop, login, "--list")
 
 
-def test_a_role_that_may_only_write_rows_can_fail_back(shop: BakedProject, login: Login) -> None:
+@pytest.mark.parametrize(
+    ("rights", "numbers"),
+    [
+        ("", ({}, {})),
+        pytest.param("GRANT USAGE ON SEQUENCES", ({"id": 1}, {"id": 2}), marks=pytest.mark.thorough),
+    ],
+    ids=["rows", "rows and numbers"],
+)
+def test_a_role_that_may_only_write_rows_can_fail_back(
+    shop: BakedProject, login: Login, rights: str, numbers: tuple[dict[str, int], dict[str, int]]
+) -> None:
     administrator = login.postgres.url(login.url.rpartition("/")[2])
     with login.postgres.connect(administrator) as connection:
         connection.execute(
@@ -441,22 +451,27 @@ def test_a_role_that_may_only_write_rows_can_fail_back(shop: BakedProject, login
             REVOKE ALL ON SCHEMA public FROM PUBLIC, {login.name};
             GRANT USAGE ON SCHEMA public TO {login.name};
             ALTER DEFAULT PRIVILEGES GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {login.name};
-            ALTER DEFAULT PRIVILEGES GRANT USAGE ON SEQUENCES TO {login.name};
+            {f"ALTER DEFAULT PRIVILEGES {rights} TO {login.name};" if rights else ""}
             ALTER DATABASE {login.url.rpartition("/")[2]} OWNER TO CURRENT_USER
             """
         )
     shop.run("python", "-m", "alembic", "upgrade", "head", environ={"DATABASE_URL": administrator})
-    with serving(shop, login) as server:
+    with serving(shop, login) as server, login.postgres.connect(administrator) as connection:
         assert "could not be moved" not in ok(server)["detail"]
-        alice = create(server, "customers", name="Alice")
+        connection.execute("INSERT INTO customers (name) VALUES ('Alice')")
     with outage(shop, login) as server:
-        create(server, "customers", id=1, name="Mallory")
-        create(server, "orders", customer_id=1, what="a lamp")
+        mallory = create(server, "customers", name="Mallory", **numbers[0])
+        friend = create(server, "customers", name="Friend", recommended_by=mallory["id"], **numbers[1])
+        create(server, "orders", customer_id=friend["id"], what="a lamp")
+        assert server.post("/api/items", json={"title": "an item"}).status_code == 201
     with serving(shop, login) as server:
         assert ok(server)["pending_rows"] == 0
-        first, second = rows(server, "customers")
-        assert (first, second["name"]) == (alice, "Mallory")
-        assert rows(server, "orders")[0]["customer_id"] == second["id"]
+        found = {row["name"]: row for row in rows(server, "customers")}
+        assert found.keys() == {"Alice", "Mallory", "Friend"}
+        assert found["Alice"]["id"] == 1
+        assert found["Friend"]["recommended_by"] == found["Mallory"]["id"]
+        assert rows(server, "orders")[0]["customer_id"] == found["Friend"]["id"]
+        assert server.titles() == ["an item"]
 
 
 def test_a_role_that_could_not_fail_back_says_so_while_postgresql_serves(shop: BakedProject, login: Login) -> None:
@@ -502,6 +517,16 @@ def test_a_table_of_the_owner_may_have_any_name(shop: BakedProject, login: Login
         assert rows(server, "promotions") == [promotion]
 
 
+REFUSING_AT_THE_END = """
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.what = 'bad' THEN RAISE 'no' USING ERRCODE = 'check_violation'; END IF;
+    RETURN NULL;
+END $$;
+CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON promotions DEFERRABLE INITIALLY DEFERRED
+FOR EACH ROW EXECUTE FUNCTION refuse()
+"""
+
 # Where the process is killed while it gives new numbers, beside the steps in test_failback.py.
 STEPS = [
     ("handover", "begin", "after"),
@@ -510,6 +535,10 @@ STEPS = [
     ("numbering", "Numbering._next", "after"),
     ("target", "Target.insert", "before"),
     ("target", "Target.insert", "after"),
+    ("target", "Target.insert_together", "after"),
+    ("target", "Target.check_deferred", "before"),
+    ("move", "Move.undo", "after"),
+    ("handover", "failbacks.record_new_keys", "after"),
     ("handover", "failbacks.keep", "before"),
     ("handover", "failbacks.keep", "after"),
     ("handover", "failbacks.record_move", "after"),
@@ -528,8 +557,9 @@ DEATHS = [
 def test_killed_while_rows_get_new_numbers_each_is_there_once_with_its_own_references(
     shop: BakedProject, login: Login, module: str, name: str, moment: str, next_start: str
 ) -> None:
-    with serving(shop, login) as server:
+    with serving(shop, login) as server, login.postgres.connect(login.url) as connection:
         create(server, "customers", name="Alice", email="alice@example.org")
+        connection.execute(REFUSING_AT_THE_END)
     login.refuse()
     app = app_that_dies(shop, moment, module, name, "shop")
     with shop.boot({"DATABASE_URL": login.url} | IMPATIENT, in_place=True, app=app) as server:
@@ -537,6 +567,10 @@ def test_killed_while_rows_get_new_numbers_each_is_there_once_with_its_own_refer
         create(server, "customers", id=1, name="Mallory")
         create(server, "customers", id=2, name="Friend", recommended_by=1)
         create(server, "customers", id=3, name="Refused", email="alice@example.org")
+        create(server, "customers", id=4, name="One")
+        create(server, "customers", id=5, name="Another", recommended_by=4)
+        server.patch("/rows/customers/4", json={"recommended_by": 5})
+        create(server, "promotions", what="bad")
         create(server, "orders", customer_id=1, what="a lamp")
         create(server, "orders", customer_id=3, what="refused")
         general = rows(server, "categories")[0]["id"]
@@ -548,14 +582,15 @@ def test_killed_while_rows_get_new_numbers_each_is_there_once_with_its_own_refer
             create(server, "customers", id=1, name="Later")
             create(server, "orders", customer_id=1, what="later")
     with serving(shop, login) as server:
-        assert server.health_when(lambda report: report["database"]["pending_rows"] == 2)
+        assert server.health_when(lambda report: report["database"]["pending_rows"] == 3)
         found = {row["name"]: row for row in rows(server, "customers")}
         later = {"Later"} if next_start == "away" else set()
         assert sorted(row["name"] for row in rows(server, "customers")) == sorted(
-            {"Alice", "Mallory", "Friend"} | later
+            {"Alice", "Mallory", "Friend", "One", "Another"} | later
         )
         assert found["Alice"]["id"] == 1
-        assert found["Friend"]["recommended_by"] == found["Mallory"]["id"]
+        for name, by_whom in {"Friend": "Mallory", "One": "Another", "Another": "One"}.items():
+            assert found[name]["recommended_by"] == found[by_whom]["id"]
         of_whom = {"a lamp": "Mallory"} | ({"later": "Later"} if next_start == "away" else {})
         orders = sorted((row["what"], row["customer_id"]) for row in rows(server, "orders"))
         assert orders == sorted((what, found[name]["id"]) for what, name in of_whom.items())

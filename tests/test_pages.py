@@ -27,6 +27,12 @@ from src.main import app
 from starlette.responses import PlainTextResponse
 
 app.mount("/ui", PlainTextResponse("mounted"))
+
+
+@app.get("/numbers/")
+@app.post("/numbers/")
+async def numbers() -> list[int]:
+    return [1, 2]
 """
 BY_HAND = """\
     from fastapi.staticfiles import StaticFiles
@@ -111,6 +117,13 @@ def test_a_page_is_shown_as_soon_as_it_is_there(project: BakedProject) -> None:
         assert server.get("/").text == "mine"
         assert 'id="state"' in server.get("/status").text
         assert server.get("/README.md").status_code == 200
+        missing = project.path / "web" / "404.html"
+        missing.write_text("nothing of mine")
+        for path, text in (("/some/where", "nothing of mine"), ("/api/nothing", '{"detail":"Not Found"}')):
+            answer = server.get(path, headers={"Accept": "*/*"})
+            assert (answer.status_code, answer.text) == (404, text)
+        assert server.get("/some/where", headers=BROWSER).text == "nothing of mine"
+        missing.unlink()
         (project.path / "web" / "index.html").unlink()
         assert 'id="state"' in server.get("/").text
         assert server.get("/README.md").status_code == 404
@@ -203,7 +216,14 @@ def test_an_address_without_its_slash_leads_to_the_one_with_it(built: Server, ta
         answer = request(built.port, b"GET " + target, b"Accept: " + accept, b"X-Forwarded-Proto: ftp")
         assert (answer.status, answer.headers["location"]) == (307, location)
     assert built.get("/ui/").text == built.get("/ui/x").text == "mounted"
-    assert built.post("/ui").status_code == 404
+
+
+def test_a_program_that_forgets_a_slash_is_led_to_the_route_and_a_browser_to_the_page(built: Server) -> None:
+    for method in (b"GET", b"POST", b"HEAD"):
+        answer = request(built.port, method + b" /numbers?x=1")
+        assert (answer.status, answer.headers["location"]) == (307, "./numbers/?x=1")
+    assert request(built.port, b"DELETE /numbers").status == 404
+    assert "<title>Built</title>" in built.get("/numbers", headers=BROWSER).text
 
 
 @pytest.mark.slow

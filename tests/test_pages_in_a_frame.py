@@ -40,8 +40,8 @@ with gradio.Blocks(analytics_enabled=False) as blocks:
     name = gradio.Textbox(label="Name")
     answer = gradio.Textbox(label="Answer")
     gradio.Button("Submit").click(lambda name: f"Hello {name}", name, answer)
-gradio.mount_gradio_app(app, blocks, path="/ui")
-public_mount(app, "/ui")
+gradio.mount_gradio_app(app, blocks, path="PATH")
+public_mount(app, "PATH")
 """
 
 
@@ -128,8 +128,9 @@ def works_as_an_application(page: Page | FrameLocator) -> None:
 
 
 @pytest.mark.thorough
-def test_visitors_can_use_gradio_below_a_path(project: BakedProject, browsing: Browsing) -> None:
-    (project.path / "with_gradio.py").write_text(GRADIO)
+@pytest.mark.parametrize("path", ["/ui", "/"])
+def test_visitors_can_use_gradio_wherever_it_is_mounted(project: BakedProject, browsing: Browsing, path: str) -> None:
+    (project.path / "with_gradio.py").write_text(GRADIO.replace("PATH", path))
     environ = {
         "PYTHONPATH": str(gradio_packages()),
         "HF_HUB_OFFLINE": "1",
@@ -139,9 +140,11 @@ def test_visitors_can_use_gradio_below_a_path(project: BakedProject, browsing: B
         project.boot(ON_A_SPACE | environ, in_place=True, app="with_gradio:app") as server,
         visit_space(browsing, server, headers={}) as opened,
     ):
-        answer = server.get("/ui")
-        assert (answer.status_code, answer.headers["Location"]) == (307, "./ui/")
-        for address in (f"https://{SPACE}/ui", f"https://{HUB}/spaces/example/my-space?ui"):
+        if path != "/":
+            answer = server.get(path)
+            assert (answer.status_code, answer.headers["Location"]) == (307, f".{path}/")
+        assert server.settled()["status"] == "ok"
+        for address in (f"https://{SPACE}{path}", f"https://{HUB}/spaces/example/my-space?{path[1:]}"):
             opened.page.goto(address)
             shown = opened.page if SPACE in address else opened.page.frame_locator("iframe")
             shown.get_by_label("Name").fill("you")

@@ -9,12 +9,12 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote, urlsplit
 from zipfile import ZipFile
 
 import httpx2
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 from websockets.sync.client import connect
 
 from tests.support.bakery import ROOT, BakedProject, Bakery
@@ -76,6 +76,9 @@ def check_gradio(server: Server, hub: OpenIDProvider) -> None:
     assert [part["props"]["label"] for part in config["components"] if part["type"] == "textbox"] == ["Name", "Answer"]
     event = server.post("/ui/gradio_api/call/greet", json={"data": ["you"]}).json()["event_id"]
     assert "Hello you" in server.get(f"/ui/gradio_api/call/greet/{event}").text
+    photo = {"files": ("photo.jpg", b"x" * 5 * 1024**2)}
+    uploaded = server.post("/ui/gradio_api/upload", files=photo)
+    assert uploaded.status_code == 200, uploaded.text
 
 
 def check_upload(server: Server, hub: OpenIDProvider) -> None:
@@ -205,6 +208,32 @@ def test_the_reference_application_works_in_the_frame_of_the_hub(space: Server, 
         expect(page.get_by_role("link", name="Sign in")).to_be_visible()
         opened.photograph("reference-application-in-a-frame")
         # of the question whether somebody is signed in
+        assert [problem for problem in opened.problems if "401" not in problem] == []
+
+
+@pytest.mark.thorough
+def test_a_visitor_signs_in_uploads_and_starts_a_job_in_the_browser(
+    space: Server, browsing: Browsing, hub: OpenIDProvider
+) -> None:
+    def agree(route: Route) -> None:
+        query = dict(parse_qsl(urlsplit(route.request.url).query))
+        route.fulfill(status=302, headers={"Location": hub.authorize(query)})
+
+    hub.user = claims("eve")
+    with visit_space(browsing, space, headers=WITH_TOKEN) as opened:
+        page = opened.page
+        page.context.route(f"https://{HUB}/oauth/authorize?**", agree)
+        page.goto(f"https://{SPACE}/all.html")
+        expect(page.get_by_label("Diary")).to_have_text("Nobody is signed in.")
+        page.get_by_role("link", name="Sign in").click()
+        expect(page.get_by_label("Diary")).to_have_text("[]")
+        page.get_by_label("Text").fill("I like it")
+        page.get_by_role("button", name="Write it down").click()
+        expect(page.get_by_label("Diary")).to_have_text('["I like it"]')
+        page.get_by_label("File").set_input_files({"name": "a.txt", "mimeType": "", "buffer": b"a line\n" * 300_000})
+        expect(page.get_by_label("Lines")).to_have_text("300000")
+        page.get_by_role("button", name="Start a job").click()
+        expect(page.get_by_label("Result")).to_have_text("I LIKE IT")
         assert [problem for problem in opened.problems if "401" not in problem] == []
 
 

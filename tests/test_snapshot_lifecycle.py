@@ -19,6 +19,7 @@ from space_runtime.snapshots.store import KEPT
 from tests.support import disks
 from tests.support.bakery import BakedProject
 from tests.support.killing import app_that_dies
+from tests.support.load import titles_in
 from tests.support.postgres import Login
 from tests.support.server import Server
 
@@ -72,11 +73,6 @@ def wait_for_snapshot_of(store: Path, title: str) -> None:
             return False
 
     wait_until(is_there, store)
-
-
-def titles_in(path: Path) -> list[str]:
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
-        return [row[0] for row in connection.execute("SELECT title FROM items")]
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.thorough)])

@@ -24,6 +24,7 @@ from space_runtime.snapshots.folder import Folder, SnapshotError
 from space_runtime.snapshots.store import KEPT, BelongsToAnother, DamagedSnapshot, Snapshot, SnapshotStore
 
 from tests.support.bakery import ROOT, TEMPLATE_FOLDER, Bakery
+from tests.support.edge import edge
 from tests.support.hub import READ_ONLY_TOKEN, TOKEN, Hub, Repository, running_hub
 from tests.support.ledger import (
     APP,
@@ -42,6 +43,8 @@ from tests.support.processes import bare_environment, end, free_port, is_listeni
 LATER_APP = "app-0000000a"
 OTHER_FALLBACK = f"fallback-{'2' * 32}"
 SECRET = "Zq81secretKp"  # noqa: S105 - looked for in every output
+S3 = {"AWS_DEFAULT_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "example", "AWS_SECRET_ACCESS_KEY": SECRET}
+IMPATIENT_S3 = S3 | {"AWS_MAX_ATTEMPTS": "1"}
 
 
 @pytest.fixture
@@ -759,14 +762,16 @@ def s3() -> Iterator[dict[str, str]]:
         url = f"http://127.0.0.1:{port}"
         for bucket in ("example", "lenient"):
             assert httpx2.put(f"{url}/{bucket}", timeout=60, trust_env=False).status_code == 200
-        yield {
-            "AWS_ENDPOINT_URL": url,
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ACCESS_KEY_ID": "example",
-            "AWS_SECRET_ACCESS_KEY": SECRET,
-        }
+        yield S3 | {"AWS_ENDPOINT_URL": url}
     finally:
         end(process)
+
+
+@pytest.fixture
+def s3_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What s3fs needs before it looks at anything else."""
+    for name, value in S3.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.mark.slow
@@ -786,12 +791,38 @@ def test_checksums_are_sent_where_they_are_asked_for(s3: dict[str, str], tmp_pat
     assert "the store answers InvalidArgument; check AWS_ENDPOINT_URL and AWS_DEFAULT_REGION." in told
 
 
-@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "FSSPEC_S3_ENDPOINT_URL"])
-def test_an_endpoint_without_a_scheme_is_named_and_not_shown(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(name, f"{SECRET}.example.com:9000")
-    with pytest.raises(SnapshotError, match=f"{name} must begin with https:// or http://") as caught:
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        f"{SECRET}.example.com:9000",
+        f"http://{SECRET}_minio:9000",
+        f"https://user:{SECRET}@127.0.0.1:90000",
+        "https://",
+        f"http://[{SECRET}",
+    ],
+    ids=["no scheme", "underscore", "port", "no host", "no address"],
+)
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", pytest.param("AWS_ENDPOINT_URL_S3", marks=pytest.mark.thorough)])
+def test_an_endpoint_that_is_no_address_is_named_and_not_shown(
+    s3_credentials: None, name: str, endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, endpoint)
+    with pytest.raises(SnapshotError, match=f": {name} is no address; write http://HOST:PORT or https:") as caught:
         SnapshotStore("s3://example").series("app")
     assert SECRET not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_an_endpoint_of_fsspec_s_own_is_named(s3: dict[str, str], tmp_path: Path) -> None:
+    told = run(be_refused, "s3://example", str(tmp_path), environ=s3 | {"FSSPEC_S3_ENDPOINT_URL": "minio:9000"})
+    assert "FSSPEC_S3_ENDPOINT_URL is no address" in told
+
+
+def test_a_region_that_is_none_is_named(s3_credentials: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", f"eu_{SECRET}")
+    with pytest.raises(SnapshotError, match=r": AWS_DEFAULT_REGION is not a region\."):
+        SnapshotStore("s3://example").series("app")
 
 
 @pytest.mark.slow
@@ -855,6 +886,60 @@ def test_a_token_that_may_only_read_is_refused_and_leaves_no_copy_on_the_disk(
     assert any(call.status == 403 for call in hub.calls)
     assert not list((tmp_path / "tmp").glob("hffs-*"))
     assert not list(tmp_path.glob("*.snapshot"))
+
+
+# a company's network
+
+
+@pytest.fixture
+def behind_a_company(hub: Hub, hub_environ: dict[str, str], tmp_path: Path) -> Iterator[dict[str, str]]:
+    """What leads to the Hub, or to an S3, at an address for which only `company.pem` vouches."""
+    with edge(int(hub.url.rpartition(":")[2]), authority=tmp_path / "company.pem") as port:
+        hub.url = f"https://127.0.0.1:{port}"
+        yield hub_environ | IMPATIENT_S3 | {"HF_ENDPOINT": hub.url, "AWS_ENDPOINT_URL": hub.url}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("url", "variable"),
+    [
+        ("hf://datasets/example/backups", "SSL_CERT_FILE"),
+        pytest.param("hf://buckets/example/backups", "SSL_CERT_FILE", marks=pytest.mark.thorough),
+        pytest.param("s3://example", "AWS_CA_BUNDLE", marks=pytest.mark.thorough),
+    ],
+)
+def test_the_variable_for_a_companys_authority_is_named(
+    behind_a_company: dict[str, str], tmp_path: Path, url: str, variable: str
+) -> None:
+    told = run(be_refused, url, str(tmp_path), environ=behind_a_company)
+    assert f"its certificate is not trusted; let {variable} name a file with its authority." in told
+    missing = run(be_refused, url, str(tmp_path), environ=behind_a_company | {variable: "/nowhere"})
+    assert f"{variable} names a file that cannot be read." in missing
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+@pytest.mark.parametrize("kind", ["datasets", "buckets"])
+def test_a_companys_authority_is_trusted(behind_a_company: dict[str, str], tmp_path: Path, kind: str) -> None:
+    trusting = behind_a_company | {"SSL_CERT_FILE": str(tmp_path / "company.pem")}
+    assert run(play_through, f"hf://{kind}/example/backups", str(tmp_path), environ=trusting) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variable", "url", "proxy"),
+    [
+        ("ALL_PROXY", "hf://buckets/example/backups", "socks5://{secret}@127.0.0.1:1"),
+        pytest.param("https_proxy", "hf://datasets/example/backups", "proxy://x{secret}", marks=pytest.mark.thorough),
+        pytest.param("HTTPS_PROXY", "s3://example", "http://127.0.0.1:1", marks=pytest.mark.thorough),
+    ],
+)
+def test_the_variable_of_a_proxy_that_cannot_be_used_is_named(
+    tmp_path: Path, variable: str, url: str, proxy: str
+) -> None:
+    told = run(be_refused, url, str(tmp_path), environ=IMPATIENT_S3 | {variable: proxy.format(secret=SECRET)})
+    assert f"the proxy in {variable} cannot be used, or refuses; it must be http://HOST:PORT." in told
+    assert SECRET not in told
 
 
 def test_a_row_that_follows_within_the_same_tick_of_the_clock_is_in_the_next_snapshot(

@@ -3,19 +3,17 @@
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from tests.support.bakery import ROOT, TEMPLATE_FOLDER, BakedProject, Bakery
-from tests.support.processes import bare_environment, free_port
+from tests.support.bakery import BakedProject
+from tests.support.processes import free_port
 from tests.support.server import Server, one_client_for_each_process
 
 pytestmark = pytest.mark.slow
@@ -23,15 +21,24 @@ pytestmark = pytest.mark.slow
 # One place, which nobody else would get for a minute.
 APP = """
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
-from fastapi import WebSocket
+from fastapi import Request, WebSocket
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse
 from space_runtime.http import middleware
 
 middleware.PLACES, middleware.HOLD_SECONDS = 1, 60
 from src.main import app
+
+
+async def seen_by_the_owner(request: Request, call_next):
+    return await call_next(request)
+
+
+if "WITH_MIDDLEWARE" in os.environ:
+    app.middleware("http")(seen_by_the_owner)
 
 
 async def ticks() -> AsyncIterator[str]:
@@ -57,6 +64,11 @@ async def events() -> StreamingResponse:
 @app.get("/events-of-a-thread")
 def events_of_a_thread() -> StreamingResponse:
     return StreamingResponse(slow_ticks(), media_type="text/event-stream")
+
+
+@app.get("/camera")
+async def camera() -> StreamingResponse:
+    return StreamingResponse(ticks(), media_type="multipart/x-mixed-replace; boundary=frame")
 
 
 @app.get("/fastapi-events", response_class=EventSourceResponse)
@@ -97,7 +109,7 @@ async def deaf(socket: WebSocket) -> None:
     await socket.accept()
     await asyncio.sleep(3600)
 """
-STREAMS = ("/events", "/events-of-a-thread", "/fastapi-events")
+STREAMS = ("/events", "/events-of-a-thread", "/fastapi-events", "/camera")
 SOCKETS = ("/echo", "/tells", "/deaf")
 
 
@@ -147,8 +159,11 @@ def close_code(connection: ClientConnection) -> int | None:
         return closed.rcvd.code if closed.rcvd else None
 
 
-def test_open_streams_hold_no_place_and_all_are_told_of_the_stop(project: BakedProject) -> None:
-    with project.boot(in_place=True, app="streaming:app") as server, ExitStack() as stack:
+@pytest.mark.parametrize("environ", [{}, pytest.param({"WITH_MIDDLEWARE": "1"}, marks=pytest.mark.thorough)])
+def test_open_streams_hold_no_place_and_all_are_told_of_the_stop(
+    project: BakedProject, environ: dict[str, str]
+) -> None:
+    with project.boot(environ, in_place=True, app="streaming:app") as server, ExitStack() as stack:
         server.settled()
         streams = [Stream(server.port, path) for path in STREAMS]
         sockets = [stack.enter_context(conversation(server, path)) for path in SOCKETS]
@@ -224,34 +239,3 @@ def test_make_dev_reloads_although_streams_are_open(project: BakedProject) -> No
                 stream.rest()
         # what comes meanwhile waits for the new process
         assert server.get("/health").headers["X-Request-ID"].partition("-")[0] != before
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("seconds", [tenths / 10 for tenths in range(1, 21)])
-def test_outside_a_container_it_stops_whenever_it_is_asked_to(bake: Bakery, seconds: float) -> None:
-    command = [sys.executable, "-m", "uvicorn", "src.main:app", "--port", str(free_port())]
-    environ = bare_environment("/nowhere") | {"SQLITE_DIR": "/dev/shm/nowhere"}
-    with subprocess.Popen(command, cwd=bake().path, env=environ, stderr=subprocess.DEVNULL) as process:  # noqa: S603
-        time.sleep(seconds)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(3) in (0, -signal.SIGTERM)
-
-
-# A library that, while it is imported, is asked to stop, and lets no exception pass.
-STUBBORN = """
-import os, signal
-try:
-    os.kill(os.getpid(), signal.SIGTERM)
-except BaseException:
-    pass
-print("went on", flush=True)
-"""
-
-
-def test_a_stop_during_the_imports_is_heard_whatever_the_libraries_do_with_exceptions(tmp_path: Path) -> None:
-    (tmp_path / "uvicorn").mkdir()
-    (tmp_path / "uvicorn" / "__init__.py").write_text(STUBBORN)
-    command = [sys.executable, "-m", "space_runtime.entrypoint", "uvicorn", "src.main:app"]
-    environ = bare_environment(tmp_path) | {"PYTHONPATH": f"{tmp_path}:{ROOT / TEMPLATE_FOLDER}"}
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)  # noqa: S603
-    assert (done.returncode, done.stdout) == (0, "")

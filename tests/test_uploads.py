@@ -6,7 +6,8 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from http.client import HTTPConnection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +29,7 @@ MEBIBYTE = 1024**2
 # What takes half a minute takes half a second, and there is one place at the entrance.
 APP = """
 from collections.abc import Iterator
-from fastapi import Request, UploadFile
+from fastapi import FastAPI, Request, UploadFile
 from space_runtime.http import middleware, request_body, server
 
 middleware.PLACES = 1
@@ -46,6 +47,11 @@ async def store(file: UploadFile) -> int | None:
 @app.post("/small", max_body_size=2000)
 async def take(request: Request) -> int:
     return len(await request.body())
+
+
+mounted = FastAPI(max_body_size=3 * 1024**2)
+mounted.post("/take")(take)
+app.mount("/mounted", mounted)
 
 
 @app.get("/body")
@@ -145,7 +151,7 @@ def test_a_slow_sender_keeps_nobody_waiting(server: Server) -> None:
 
 
 @pytest.mark.slow
-def test_the_413_names_the_setting_and_a_route_may_have_its_own(server: Server) -> None:
+def test_the_413_names_the_setting_and_what_may_have_a_limit_of_its_own(server: Server) -> None:
     body = b"x" * (2 * MEBIBYTE)
     for answer in (server.post("/api/items", content=body), server.post("/api/items", content=iter([body]))):
         assert answer.status_code == 413
@@ -157,6 +163,8 @@ def test_the_413_names_the_setting_and_a_route_may_have_its_own(server: Server) 
         assert (answer.status_code, answer.json()["detail"]) == (413, detail)
         assert answer.headers["X-Request-ID"]
     assert server.post("/small", content=b"x" * 2000).json() == 2000
+    assert server.post("/mounted/take", content=body).json() == len(body)
+    assert server.post("/mounted/take", content=body * 2).status_code == 413
 
 
 @pytest.mark.slow
@@ -220,6 +228,25 @@ def test_idle_connections_are_kept_but_not_without_number(server: Server) -> Non
         assert connections[0] not in opened
         for connection in opened:
             ask(connection)
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_a_connection_that_was_idle_for_longer_than_uvicorn_would_keep_it_still_answers(
+    bake: Bakery, tmp_path: Path
+) -> None:
+    with bake().boot({"SQLITE_DIR": str(tmp_path)}) as server:
+        connection = HTTPConnection("127.0.0.1", server.port, timeout=20)
+        with closing(connection):
+            connection.connect()
+            first = connection.sock
+            for seconds in (0, 6):
+                # how long it is idle is what is tested
+                time.sleep(seconds)
+                connection.request("GET", "/health/live")
+                with connection.getresponse() as answer:
+                    assert (answer.status, len(answer.read()) > 0) == (200, True)
+            assert connection.sock is first
 
 
 @pytest.mark.slow

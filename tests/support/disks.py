@@ -47,7 +47,8 @@ def is_in_a_layer(folder: Path) -> bool:
     """Whether a folder is in the layer of a container, which ends with the container."""
     kinds = {disk.mountpoint: disk.fstype for disk in psutil.disk_partitions(all=True)}
     point = next(str(parent) for parent in (folder, *folder.parents) if str(parent) in kinds)
-    return kinds[point] in ("overlay", "fuse.fuse-overlayfs")
+    is_in_container = any(map(os.path.exists, ("/.dockerenv", "/run/.containerenv")))
+    return kinds[point] in ("overlay", "fuse.fuse-overlayfs") or (point == "/" and is_in_container)
 
 
 def without_roots_rights() -> list[str]:

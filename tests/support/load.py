@@ -2,14 +2,16 @@
 
 import math
 import socket
+import sqlite3
 import struct
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -88,6 +90,12 @@ class Client:
         else:
             self.told.refused.append(title)
         return None
+
+
+def titles_in(file: Path) -> list[str]:
+    """The titles of the items in an SQLite file, the oldest first."""
+    with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
+        return [title for (title,) in connection.execute("SELECT title FROM items ORDER BY created_at")]
 
 
 Behaviour = Callable[[Client], object]

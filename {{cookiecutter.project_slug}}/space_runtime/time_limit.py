@@ -1,9 +1,8 @@
 """Time limits for calls, including calls into libraries that have none."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -17,42 +16,23 @@ def within(seconds: float, function: Callable[[], Result]) -> Result:
     return start(function).result(timeout=seconds)
 
 
-def while_progressing(
+def while_at_work(
     seconds: float,
     function: Callable[[], Result],
-    progress: threading.Event,
+    is_at_work: Callable[[], bool],
     terminate: Callable[[], None],
 ) -> Result:
     """Return function(), or raise TimeoutError if it hangs and terminate() does not end it.
 
-    It hangs if it does not set `progress` for `seconds`. After terminate() it has as long again.
+    It hangs if is_at_work() says no, which is asked every so many seconds. After terminate() it has
+    as long again.
     """
     outcome = start(function)
-    while wait([outcome], timeout=seconds).not_done and progress.is_set():
-        progress.clear()
+    while wait([outcome], timeout=seconds).not_done and is_at_work():
+        pass
     if not outcome.done():
         terminate()
     return outcome.result(timeout=seconds)
-
-
-@contextmanager
-def taken_for_progress(
-    on_progress: Callable[[], None], *, every: float, at_most: float
-) -> Iterator[None]:
-    """Report progress in this block, of which nothing is heard, for at most so many seconds."""
-    has_ended = threading.Event()
-
-    def report() -> None:
-        for _ in range(int(at_most / every)):
-            if has_ended.wait(every):
-                break
-            on_progress()
-
-    start(report)
-    try:
-        yield
-    finally:
-        has_ended.set()
 
 
 def start(function: Callable[[], Result]) -> Future[Result]:

@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -157,9 +157,7 @@ class PostgreSQL(Backend):
             )
 
     @contextlib.contextmanager
-    def lock_migrations(
-        self, engine: Engine, on_wait: Callable[[], None] = lambda: None
-    ) -> Iterator[Connection]:
+    def lock_migrations(self, engine: Engine) -> Iterator[Connection]:
         """Hold an advisory lock of the connection's session, which is lost only together with it.
 
         A transaction pooler may change the session at each COMMIT, so each transaction behind one
@@ -174,24 +172,24 @@ class PostgreSQL(Backend):
             connection.execution_options(isolation_level="AUTOCOMMIT")
             process_id = connection.scalar(text("SELECT pg_backend_pid()"))
             if connection.info.get("pooled", driver_connection.info.backend_pid != process_id):
-                self._lock_each_transaction(connection, on_wait)
+                self._lock_each_transaction(connection)
             else:
                 stack.callback(_release_lock, driver_connection)
-                _take_lock(connection, "pg_try_advisory_lock", on_wait)
+                _take_lock(connection, "pg_try_advisory_lock")
                 for setting in _WHILE_MIGRATING:
                     connection.exec_driver_sql(f"SET {setting}")
             connection.rollback()  # what SQLAlchemy takes for a transaction; the driver began none
             connection.execution_options(isolation_level=connection.default_isolation_level)
             yield connection
 
-    def _lock_each_transaction(self, connection: Connection, on_wait: Callable[[], None]) -> None:
+    def _lock_each_transaction(self, connection: Connection) -> None:
         @event.listens_for(connection, "begin")
         def begin(connection: Connection) -> None:
             if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
                 return  # where a setting would reach other clients
             if "pooled" in connection.info:  # the engine's own listener comes too late
                 self.begin(connection, reading=False, bounded=False)
-            _take_lock(connection, "pg_try_advisory_xact_lock", on_wait)
+            _take_lock(connection, "pg_try_advisory_xact_lock")
             for setting in _WHILE_MIGRATING:
                 connection.exec_driver_sql(f"SET LOCAL {setting}")
 
@@ -212,7 +210,7 @@ class PostgreSQL(Backend):
                 _shut_down(connection)
 
 
-def _take_lock(connection: Connection, function: str, on_wait: Callable[[], None]) -> None:
+def _take_lock(connection: Connection, function: str) -> None:
     """Take the lock; raise DatabaseUnavailable if another process keeps it for a minute.
 
     The server is asked again and again: a statement that waited there would keep its snapshot, and
@@ -222,7 +220,6 @@ def _take_lock(connection: Connection, function: str, on_wait: Callable[[], None
     while not connection.exec_driver_sql(f"SELECT {function}({_LOCK})").scalar():
         if time.monotonic() > began + _SECONDS_FOR_OTHERS:
             raise DatabaseUnavailable("Another process migrates the database.", reason="locked")
-        on_wait()
         time.sleep(0.1)
     if (waited := time.monotonic() - began) > 1:
         logger.info("waited %.0f s for another process that migrated or moved rows", waited)

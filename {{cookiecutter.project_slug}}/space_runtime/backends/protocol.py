@@ -69,18 +69,16 @@ class Backend:
     def try_to_write(self, connection: Connection) -> None:
         """Raise what a write would raise now, and change nothing."""
 
-    def lock_migrations(
-        self, engine: Engine, on_wait: Callable[[], None] = lambda: None
-    ) -> AbstractContextManager[Connection]:
+    def lock_migrations(self, engine: Engine) -> AbstractContextManager[Connection]:
         """Yield a connection, not in a transaction, that only one process can have at a time.
 
         The caller may begin and commit as often as it likes. Raise DatabaseUnavailable if another
-        process keeps the lock for too long; until then `on_wait` is called again and again.
+        process keeps the lock for too long.
         """
         raise NotImplementedError
 
     def is_being_migrated(self, engine: Engine) -> bool:
-        """Return whether another process may keep the lock of lock_migrations() for long."""
+        """Return whether a session has the lock of lock_migrations(), and may keep it for long."""
         return False
 
     def is_stored_the_same(

@@ -44,7 +44,7 @@ _INSTRUCTIONS_BETWEEN_CLOCK_READINGS = 200_000
 # Some microseconds, in the event loop, which has the GIL anyway.
 _INSTRUCTIONS_BETWEEN_LOOKS = 200
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_MOUNTS = Path("/proc/self/mounts")
+_MOUNTS = Path("/proc/self/mountinfo")
 _NETWORK_FILE_SYSTEMS = ("fuse", "nfs", "cifs", "smb", "9p", "ceph", "lustre", "gcsfuse")
 
 
@@ -158,9 +158,7 @@ class SQLite(Backend):
         connection.execute(text(f"PRAGMA user_version = {int(version)}"))
 
     @contextlib.contextmanager
-    def lock_migrations(
-        self, engine: Engine, on_wait: Callable[[], None] = lambda: None
-    ) -> Iterator[Connection]:
+    def lock_migrations(self, engine: Engine) -> Iterator[Connection]:
         """Hold a lock on a file beside the database, which is removed at the end."""
         with contextlib.ExitStack() as stack:
             is_in_memory = _is_in_memory(engine.url)
@@ -270,20 +268,29 @@ def journal_mode(path: str | None) -> str:
 
 
 class Mount(NamedTuple):
-    """Where a file system begins, and its kind (ext4, tmpfs, fuse...); both "" if unknown."""
+    """Where a file system begins, its kind (ext4, tmpfs, fuse...), and which folder of it is there.
 
-    point: str
-    kind: str
+    All are "" if unknown.
+    """
+
+    point: str = ""
+    kind: str = ""
+    folder: str = ""
 
 
 def mount_of(path: str | Path) -> Mount:
     """Return the mounted file system that holds this path."""
     if not _MOUNTS.exists():
-        return Mount("", "")
+        return Mount()
     target = Path(path).resolve()
     lines = _MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
     # Of several at the same point, the last one hides the others.
-    fields = (line.split(" ")[1:3] for line in reversed(lines))
-    mounts = (Mount(point.replace("\\040", " "), kind) for point, kind in fields)
+    mounts = map(_parse_mount, reversed(lines))
     holding = (mount for mount in mounts if target.is_relative_to(mount.point))
-    return max(holding, key=lambda mount: len(mount.point), default=Mount("", ""))
+    return max(holding, key=lambda mount: len(mount.point), default=Mount())
+
+
+def _parse_mount(line: str) -> Mount:
+    where, _, what = line.partition(" - ")
+    folder, point = where.split(" ")[3:5]
+    return Mount(point.replace("\\040", " "), what.split(" ")[0], folder)

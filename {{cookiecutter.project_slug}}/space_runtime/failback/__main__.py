@@ -39,6 +39,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--dry-run": {"action": "store_true", "help": "only say what would be moved"},
     "--list": {"action": "store_true", "help": "list the refused rows: number, table, key, why"},
     "--retry": {"metavar": "NUMBER", "help": f"only try again to move {_AND_THOSE}"},
+    "--found": {
+        "metavar": "NUMBER",
+        "help": "PostgreSQL has this refused row, with its key: move those that refer to it",
+    },
     "--export": {"type": Path, "metavar": "NEW_FILE", "help": "write the refused rows as JSON"},
     "--discard": {"metavar": "NUMBER", "help": f"delete {_AND_THOSE}"},
 }
@@ -93,6 +97,8 @@ class _Command:
             return self._list()
         if self._arguments.retry:
             return self._retry(self._arguments.retry)
+        if self._arguments.found:
+            return self._take_as_found(self._arguments.found)
         if self._arguments.export:
             return self._export(self._arguments.export)
         if self._arguments.discard:
@@ -166,8 +172,11 @@ class _Command:
     def _retry(self, which: str) -> int:
         if which == "all":
             return 1 if any(outcome.refused for outcome in self._retry_all()) else 0
-        rows = self._find(which, "RETRY")
+        rows = self._find(which, "RETRY is `all` or")
         _print_rows(rows)
+        return self._retry_these(rows)
+
+    def _retry_these(self, rows: list[RefusedRow]) -> int:
         self._failback.retry_refused(rows[0].file_id, [row.number for row in rows])
         with self._target.connect() as connection:
             left = {row.number for row in failbacks.list_refused(connection)}
@@ -182,6 +191,15 @@ class _Command:
         for outcome in outcomes:
             print(f"refused before: {outcome.moved} moved, {outcome.refused} refused again")
         return outcomes
+
+    def _take_as_found(self, which: str) -> int:
+        found, *referring = self._find(which, "FOUND is")
+        _print_rows([found])
+        if not self._confirm("Is PostgreSQL's row with this key this row?"):
+            return 1
+        with self._target.begin() as connection:
+            failbacks.discard_refused(connection, [found.number])
+        return self._retry_these(referring) if referring else 0
 
     def _export(self, file: Path) -> int:
         count = 0
@@ -204,7 +222,7 @@ class _Command:
             with self._target.connect() as connection:
                 numbers = [row.number for row in failbacks.list_refused(connection)]
         else:
-            rows = self._find(which, "DISCARD")
+            rows = self._find(which, "DISCARD is `all` or")
             numbers = [row.number for row in rows]
             _print_rows(rows)
         if not self._confirm(f"Delete these {len(numbers)} rows for good?"):
@@ -214,11 +232,11 @@ class _Command:
         print(f"{len(numbers)} refused rows were deleted")
         return 0
 
-    def _find(self, which: str, option: str) -> list[RefusedRow]:
+    def _find(self, which: str, option_is: str) -> list[RefusedRow]:
         try:
             return self._failback.find_refused(int(which))
         except (ValueError, LookupError):
-            sys.exit(f"{option} is `all` or a number that LIST=1 shows.")
+            sys.exit(f"{option_is} a number that LIST=1 shows.")
 
 
 def _print_rows(rows: Iterable[Any]) -> None:

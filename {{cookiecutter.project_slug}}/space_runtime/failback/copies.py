@@ -1,4 +1,4 @@
-"""Rows of a file that is a copy of one that was moved: two machines went on with one snapshot."""
+"""Rows that another file may have brought: two machines went on with one snapshot."""
 
 from collections.abc import Collection, Sequence
 from uuid import UUID
@@ -17,12 +17,12 @@ class Copies:
 
     def __init__(self, target: Target, file_id: UUID, references: References) -> None:
         self._target, self._references = target, references
-        originals = _originals(file_id, failbacks.moved_ids(target.connection))
-        self.are_there = bool(originals)
-        """Whether the file is a copy."""
+        relatives = _relatives(file_id, failbacks.moved_ids(target.connection))
+        self.are_there = bool(relatives)
+        """Whether the file is a copy of one that was moved, or a copy of it was moved."""
         self._new_keys = {
             (row.table_name, row.old_key): row.new_key
-            for row in failbacks.read_new_keys(target.connection, originals)
+            for row in failbacks.read_new_keys(target.connection, relatives)
         }
 
     def sort_out(self, schema: TableSchema, rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
@@ -45,7 +45,14 @@ class Copies:
         return new, [row for row, values in found if not is_same(row.values, values)]
 
 
-def _originals(file_id: UUID, moved: Collection[UUID]) -> list[UUID]:
-    """Return the moved files that this one is a copy of, also by way of another copy."""
-    found = [one for one in moved if names.copy_of(one) == file_id]
-    return found + [older for one in found for older in _originals(one, moved)]
+def _relatives(file_id: UUID, moved: Collection[UUID]) -> list[UUID]:
+    """Return the moved files that this one is a copy of, and those that are copies of it."""
+    original_of = {names.copy_of(one): one for one in moved}
+    copy_of = {original: copy for copy, original in original_of.items() if copy in moved}
+    found = []
+    for relative in (original_of, copy_of):
+        one = file_id
+        while one in relative:
+            one = relative[one]
+            found.append(one)
+    return found

@@ -22,10 +22,9 @@ Suspect = TypeVar("Suspect")
 def move_all_but_culprits(
     make: Callable[..., Move],
     left_out: Mapping[Node, Refusal] = MappingProxyType({}),
-    on_progress: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Run the move without `left_out`, and without the rows that deferred triggers refuse."""
-    move = make(left_out=left_out, on_progress=on_progress)
+    move = make(left_out=left_out)
     try:
         outcome = move.run()
     except RefusedAtTheEnd as error:
@@ -39,7 +38,7 @@ def move_all_but_culprits(
         return {**left_out, **dict.fromkeys(rows, ("refused", refused.error))}
 
     def is_refused_without(rows: Iterable[Node]) -> bool:
-        trial = make(left_out=and_without(rows), on_progress=on_progress)
+        trial = make(left_out=and_without(rows))
         try:
             trial.run(refused.trigger)
         except RefusedAtTheEnd:
@@ -53,7 +52,7 @@ def move_all_but_culprits(
         # It refuses what other tables' triggers wrote, or because of what is in other tables.
         suspects = move.suspects()
     found = culprits(suspects, is_refused_without)
-    return move_all_but_culprits(make, and_without(found), on_progress)
+    return move_all_but_culprits(make, and_without(found))
 
 
 def culprits(

@@ -6,8 +6,7 @@ table of failbacks in PostgreSQL show what is left to do.
 
 import logging
 import sqlite3
-import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,12 @@ from sqlalchemy import URL, Connection, Engine, MetaData
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from space_runtime.backends import SQLITE, backend_of
-from space_runtime.backends.errors import DatabaseUnavailable, OutcomeUnknown, running_reason
+from space_runtime.backends.errors import (
+    DatabaseUnavailable,
+    OutcomeUnknown,
+    connection_reason,
+    running_reason,
+)
 from space_runtime.failback.outcome import MoveFailed, Outcome, SchemasDiffer
 from space_runtime.file_locks import Busy
 from space_runtime.files import names
@@ -26,14 +30,15 @@ from space_runtime.files.contents import count_rows, read_only
 from space_runtime.migrations import Migrations, current_revisions
 from space_runtime.migrations.opening import CannotServe
 from space_runtime.observability.metrics import FAILBACK_ROWS, FAILBACKS
+from space_runtime.reasons import REASONS
 from space_runtime.records import failbacks
 from space_runtime.records.failbacks import RefusedRow
 from space_runtime.snapshots.schedule import Snapshots
-from space_runtime.time_limit import while_progressing
+from space_runtime.time_limit import while_at_work, within
 
 logger = logging.getLogger(__name__)
 
-_SECONDS_OF_SILENCE = 20.0
+_SECONDS_BETWEEN_CHECKS = 20.0
 ROWS_FOLLOW = "it moves its rows to PostgreSQL or migrates it, and these rows follow"
 """What another process does that keeps PostgreSQL locked."""
 
@@ -55,28 +60,37 @@ class Failback:
 
     def move_all(self, files: Iterable[Path]) -> None:
         """Move these files; raise CannotServe or Busy if one cannot be moved."""
-        progress = threading.Event()
+        backend = backend_of(self._target)
 
         def work() -> None:
             for file in files:
                 try:
-                    self.move(file, progress.set)
+                    self.move(file)
                 except DBAPIError as error:
                     is_of_file = isinstance(error.orig, sqlite3.Error)
                     if not is_of_file or running_reason(error) != "corrupt":
                         raise
                     names.set_aside(file)
 
+        def is_at_work() -> bool:
+            # PostgreSQL answers, and our session there, or that which it waits for, lives. A single
+            # statement may take long: each of its rows may have a slow trigger.
+            ask = partial(backend.is_being_migrated, self._target)
+            try:
+                return within(_SECONDS_BETWEEN_CHECKS, ask)
+            except (SQLAlchemyError, DatabaseUnavailable, TimeoutError) as error:
+                return REASONS[connection_reason(error)].reached
+
         def terminate() -> None:
-            backend_of(self._target).terminate_connections(self._target)
+            backend.terminate_connections(self._target)
 
         try:
-            while_progressing(_SECONDS_OF_SILENCE, work, progress, terminate)
+            while_at_work(_SECONDS_BETWEEN_CHECKS, work, is_at_work, terminate)
         except (OutcomeUnknown, TimeoutError):
             # The rows may have been moved. Only PostgreSQL knows, so SQLite must not serve them.
             raise CannotServe("connection_lost", is_there=True) from None
         except MoveFailed as failed:
-            logger.error("rows could not be moved: %s", failed.detail)
+            logger.error("rows could not be moved: %s", failed.detail or failed.reason)
             raise
         except DatabaseUnavailable as error:
             reason = error.reason or "rows_not_moved"
@@ -88,7 +102,7 @@ class Failback:
             reason = running_reason(error) or "rows_not_moved"
             raise CannotServe(reason, is_there=False) from None
 
-    def move(self, file: Path, on_progress: Callable[[], None] = lambda: None) -> Outcome:
+    def move(self, file: Path) -> Outcome:
         """Move one file, resuming where an earlier attempt ended; return what became of its rows.
 
         Raise OutcomeUnknown if the rows may or may not have been moved. After any other error from
@@ -102,15 +116,13 @@ class Failback:
         self._snapshots.add_tombstone(series)
         try:
             is_empty = not count_rows(read_only(handed_over), at_most=1)
-            if not is_empty and not is_moved(self._target, file_id):
-                self._bring_up_to_date(handed_over)
-            outcome = self._move_rows(handed_over, file_id, on_progress, is_empty=is_empty)
+            outcome = self._move_rows(handed_over, file_id, is_empty=is_empty)
         except AlreadyMoved:
             if is_new:
                 # Since begin() looked, another container has moved a file that came from the same
                 # snapshot. This one may have rows of its own, which move as those of a copy.
                 copy = names.path(handed_over.parent, "handover", names.copy_of(file_id))
-                return self.move(names.rename(handed_over, copy), on_progress)
+                return self.move(names.rename(handed_over, copy))
             outcome = Outcome()
         except BaseException as error:
             if is_new and not isinstance(error, OutcomeUnknown):
@@ -161,30 +173,24 @@ class Failback:
                     return move.with_those_that_refer(rows[number], rows.values())
         raise LookupError(number)
 
-    def _move_rows(
-        self, file: Path, file_id: UUID, on_progress: Callable[[], None], *, is_empty: bool
-    ) -> Outcome:
+    def _move_rows(self, file: Path, file_id: UUID, *, is_empty: bool) -> Outcome:
         """Move every row of a file and record its id, in one transaction.
 
-        An empty file is recorded, too, so that no snapshot of it is restored. `on_progress` is
-        called before each batch. Raise AlreadyMoved, SchemasDiffer, MoveFailed, or OutcomeUnknown;
-        after any error but the last, nothing was moved by this call.
+        An empty file is recorded, too, so that no snapshot of it is restored. Raise AlreadyMoved,
+        SchemasDiffer, MoveFailed, or OutcomeUnknown; after any error but the last, nothing was
+        moved by this call.
         """
-        with (
-            read_only(file).connect() as rows,
-            _transaction(self._target, on_progress) as connection,
-        ):
-            try:
-                failbacks.create_tables(connection)
-            except DBAPIError as error:
-                raise MoveFailed(failbacks.moved_files.name, error) from None
+        with _transaction(self._target) as connection:
+            failbacks.create_tables(connection)
             if file_id in failbacks.moved_ids(connection):
                 raise AlreadyMoved
             outcome = Outcome()
             if not is_empty:
-                if current_revisions(rows) != current_revisions(connection):
-                    raise SchemasDiffer
-                outcome = self._run(rows, connection, file_id, on_progress=on_progress)
+                self._bring_up_to_date(file)
+                with read_only(file).connect() as rows:
+                    if current_revisions(rows) != current_revisions(connection):
+                        raise SchemasDiffer
+                    outcome = self._run(rows, connection, file_id)
             failbacks.record_move(connection, file_id, outcome.moved)
         return outcome
 
@@ -224,9 +230,12 @@ class Failback:
 
 
 def is_moved(target: Engine, file_id: UUID) -> bool:
-    """Return whether the rows of the file with this id are in PostgreSQL."""
-    with target.connect() as connection:
-        return file_id in failbacks.moved_ids(connection)
+    """Return whether the rows of the file with this id are in PostgreSQL; or raise MoveFailed."""
+    try:
+        with target.connect() as connection:
+            return file_id in failbacks.moved_ids(connection)
+    except DBAPIError as error:
+        raise MoveFailed(error) from None
 
 
 def begin(file: Path, target: Engine) -> Path:
@@ -259,16 +268,14 @@ def finish(file: Path) -> Path:
 
 
 @contextmanager
-def _transaction(
-    target: Engine, on_wait: Callable[[], None] = lambda: None
-) -> Iterator[Connection]:
+def _transaction(target: Engine) -> Iterator[Connection]:
     """Yield a connection that holds the migrations' lock; commit at the end.
 
-    Raise OutcomeUnknown if the connection is lost during COMMIT.
+    Raise MoveFailed, or OutcomeUnknown if the connection is lost during COMMIT.
     """
     is_committing = False
     try:
-        lock = backend_of(target).lock_migrations(target, on_wait)
+        lock = backend_of(target).lock_migrations(target)
         with lock as connection, connection.begin():
             yield connection
             is_committing = True
@@ -277,4 +284,6 @@ def _transaction(
         was_refused = isinstance(error, DBAPIError) and not error.connection_invalidated
         if is_committing and not was_refused:
             raise OutcomeUnknown("It is unknown whether the rows were moved.") from error
+        if isinstance(error, DBAPIError) and not isinstance(error.orig, sqlite3.Error):
+            raise MoveFailed(error) from None
         raise

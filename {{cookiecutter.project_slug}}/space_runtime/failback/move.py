@@ -7,7 +7,7 @@ and references follow. A row that PostgreSQL refuses stays behind, with the rows
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, groupby
 from types import MappingProxyType
@@ -65,23 +65,22 @@ class Move:
         file_id: UUID,
         *,
         left_out: Mapping[Node, Refusal] = MappingProxyType({}),
-        on_progress: Callable[[], None] = lambda: None,
     ) -> None:
         """`rows` are an SQLite file, or those of it that were refused before.
 
-        Those `left_out` stay behind without being tried. `on_progress` is called before each batch.
+        Those `left_out` stay behind without being tried.
         """
         source = FileSource(rows) if isinstance(rows, Connection) else RefusedSource(rows)
         self._source: Source = source
         self._connection, self._file_id = target, file_id
-        self._left_out, self._on_progress = left_out, on_progress
+        self._left_out = left_out
         self._target = Target(target)
         present = source.tables()
         self._tables = read_schema(target, models, present)
         references = read_references(self._tables, models, present)
         self._references = References(self._tables, references)
         self._refusals = Refusals(self._target, file_id, self._tables, self._references)
-        self._seeds = Seeds(source, self._target, self._references, self._refusals, on_progress)
+        self._seeds = Seeds(source, self._target, self._references, self._refusals)
         self._staying: dict[str, set[Locator]] = {name: set() for name in self._tables}
         """Rows that do not move: those left out, and seeds."""
         self._numbering: dict[str, Numbering] = {}
@@ -109,11 +108,11 @@ class Move:
             for refused in self._rows_left_out():
                 self._refusals.record(*refused)
             self._refusals.write()
-            self._target.check_deferred(*deferred_triggers, on_progress=self._on_progress)
+            self._target.check_deferred(*deferred_triggers)
         except DBAPIError as error:
             if isinstance(error.orig, sqlite3.Error):
                 raise
-            raise MoveFailed(self._at_work, error) from None
+            raise MoveFailed(error, self._at_work) from None
         return Outcome(self._moved, self._refusals.count)
 
     def undo(self) -> None:
@@ -247,7 +246,6 @@ class Move:
             moving = self._followed(some)
             if not moving:
                 continue
-            self._on_progress()
             try:
                 self._target.attempt(partial(self._insert_batch, schema, moving))
             except Refused as refused:
@@ -300,7 +298,6 @@ class Move:
         # What a key consists of may be known only after the first time.
         for row in rows:
             self._references.follow(row)
-        self._on_progress()
         moving = self._followed(rows)
         refusal: Refusal = ("refers_to_refused", None)
         if len(moving) == len(circle):

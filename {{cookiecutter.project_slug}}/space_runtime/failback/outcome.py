@@ -6,6 +6,7 @@ from sqlalchemy.exc import DBAPIError
 
 from space_runtime.backends.errors import running_reason
 from space_runtime.migrations.opening import CannotServe
+from space_runtime.records import failbacks
 
 
 class Outcome(NamedTuple):
@@ -16,14 +17,16 @@ class Outcome(NamedTuple):
 
 
 class MoveFailed(CannotServe):
-    """PostgreSQL ended the whole move, which was at work on `table`; nothing was moved.
+    """PostgreSQL ended the whole move, which may have been at work on `table`; nothing was moved.
 
     It is raised without the error as its cause, which may contain values of rows.
     """
 
-    def __init__(self, table: str, error: DBAPIError) -> None:
-        code = getattr(error.orig, "sqlstate", None)
-        detail = f"table {table}, error {code}" if code else f"table {table}"
+    def __init__(self, error: DBAPIError, table: str = "") -> None:
+        # The tables for failbacks are at work beside those of the rows.
+        own = [name for name in failbacks.OWN_TABLES if name in (error.statement or "")]
+        named = {"table": own[0] if own else table, "error": getattr(error.orig, "sqlstate", None)}
+        detail = ", ".join(f"{what} {name}" for what, name in named.items() if name)
         reason = running_reason(error) or "rows_not_moved"
         super().__init__(reason, is_there=False, detail=detail)
 

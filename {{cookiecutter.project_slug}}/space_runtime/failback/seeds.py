@@ -1,7 +1,7 @@
 """Rows that migrations inserted: PostgreSQL has its own, to which references lead instead."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import chain
 
 from space_runtime.failback.order import parents_first
@@ -23,9 +23,8 @@ class Seeds:
         target: Target,
         references: References,
         refusals: Refusals,
-        on_progress: Callable[[], None],
     ) -> None:
-        self._source, self._target, self._on_progress = source, target, on_progress
+        self._source, self._target = source, target
         self._references, self._refusals = references, refusals
         self._missing: dict[Referred, tuple[StoredRow, str]] = {}
         """Seeds in whose place PostgreSQL has none, and why, by what refers to them."""
@@ -62,7 +61,6 @@ class Seeds:
         )
         order = parents_first(self._references.parents(row.stored for row in rows.values()))
         for row in map(rows.__getitem__, chain.from_iterable(order)):
-            self._on_progress()
             self._references.follow(row)
             stored, schema = row.stored, tables[row.stored.table]
             alone = {

@@ -26,7 +26,6 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import NullType
 
 from space_runtime.failback.schema import TableSchema
-from space_runtime.time_limit import taken_for_progress
 
 # Errors that are not about a row, but about the connection, a deadlock, the rights, the server's
 # resources, an operator, or the disk. All others are: types raise whatever they like.
@@ -36,8 +35,7 @@ _NOT_ABOUT_A_ROW = ("08", "25", "40", "42501", "53", "55P03", "57", "58")
 # though its code is that of a missing right. The server's functions tell them apart.
 _RAISE_FOR_A_ROW = ("exec_stmt_raise", "ExecWithCheckOptions")
 
-_SECONDS_BETWEEN_REPORTS = 5.0
-_SECONDS_FOR_A_TRIGGER = 600.0
+_SECONDS_FOR_A_STATEMENT = 600.0
 
 Result = TypeVar("Result")
 Values = Mapping[str, Any]
@@ -93,8 +91,11 @@ class Target:
     def prepare(self) -> None:
         """Let PostgreSQL take times as SQLite has them, and check constraints at each statement.
 
-        Deferred triggers are left to check_deferred().
+        Deferred triggers are left to check_deferred(), which fires each for all rows at once. So a
+        statement may take long, but not for ever.
         """
+        milliseconds = int(1000 * _SECONDS_FOR_A_STATEMENT)
+        self.connection.exec_driver_sql(f"SET LOCAL statement_timeout = {milliseconds}")
         self.connection.exec_driver_sql("SET LOCAL TIME ZONE 'UTC'")
         self.connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
         found = self.connection.execute(_DEFERRED_TRIGGERS).all()
@@ -104,17 +105,12 @@ class Target:
             self.connection.exec_driver_sql(f"SET CONSTRAINTS {', '.join(self._deferred)} DEFERRED")
         self.connection.exec_driver_sql("SAVEPOINT move; SAVEPOINT attempt")
 
-    def check_deferred(self, *triggers: str, on_progress: Callable[[], None]) -> None:
-        """Fire these deferred triggers, or all; raise RefusedAtTheEnd.
-
-        Each is fired for all rows in one statement, which counts as progress for ten minutes.
-        """
+    def check_deferred(self, *triggers: str) -> None:
+        """Fire these deferred triggers, or all; raise RefusedAtTheEnd."""
         for trigger in triggers or self._deferred:
             fire = partial(self.connection.exec_driver_sql, f"SET CONSTRAINTS {trigger} IMMEDIATE")
-            limits = {"every": _SECONDS_BETWEEN_REPORTS, "at_most": _SECONDS_FOR_A_TRIGGER}
             try:
-                with taken_for_progress(on_progress, **limits):
-                    self.attempt(fire)
+                self.attempt(fire)
             except Refused as refused:
                 tables = self._deferred[trigger]
                 raise RefusedAtTheEnd(refused.error, trigger, tables) from None

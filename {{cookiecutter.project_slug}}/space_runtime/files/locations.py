@@ -19,8 +19,13 @@ logger = logging.getLogger(__name__)
 
 _MEMORY = Path("/dev/shm")  # noqa: S108
 _IN_MEMORY = ("tmpfs", "ramfs")
-# What the root of a container is on, so that it can be thrown away.
+# What the root of a container is on, so that it can be thrown away. It may be on any other, too.
 _LAYERED = ("overlay", "fuse.fuse-overlayfs", "aufs")
+# What Kubernetes removes with the pod, by the name of its folder on the node.
+_OF_A_POD = "/kubernetes.io~empty-dir/"
+# What tells of a container: variables of its image and of Kubernetes, files of its engine.
+_VARIABLES = ("container", "KUBERNETES_SERVICE_HOST")
+_MARKS = ("/.dockerenv", "/run/.containerenv")
 # What SQLite reports when the disk or the user's quota is full.
 _DISK_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
@@ -59,9 +64,11 @@ class Locations:
             found.append(_MEMORY / own_name)
         return found
 
-    def find(self, file_name: str) -> Location:
-        """Return the first usable path for a file of this name."""
-        passed_over = ""
+    def find(self, file_name: str, passed_over: str = "") -> Location:
+        """Return the first usable path for a file of this name.
+
+        `passed_over` is how its owner calls a better one that was tried before.
+        """
         for directory in self._candidates():
             path = real_path(directory / file_name)
             if is_usable(path):
@@ -101,8 +108,12 @@ def outlives_container(path: Path) -> bool:
     Outside of containers, what is on a disk is. Inside, only what is on a volume is.
     """
     mount = mount_of(path)
-    is_own_layer = mount.point == "/" and mount.kind in _LAYERED
-    return mount.kind not in _IN_MEMORY and not is_own_layer
+    is_own_layer = mount.point == "/" and (mount.kind in _LAYERED or _is_in_container())
+    return not (mount.kind in _IN_MEMORY or is_own_layer or _OF_A_POD in mount.folder)
+
+
+def _is_in_container() -> bool:
+    return any(map(os.environ.get, _VARIABLES)) or any(map(os.path.exists, _MARKS))
 
 
 def is_usable(path: Path) -> bool:

@@ -143,14 +143,14 @@ class SQLiteFiles:
 
     def _configured_location(self, url: URL | None) -> tuple[Path | None, str | None]:
         """Return the path, and "no_writable_path" if it is a substitute."""
-        file_name = CONFIGURED_FILE
+        file_name, passed_over = CONFIGURED_FILE, ""
         if url is not None:
             configured = self._locations.configured(str(url.database))
             if is_usable(configured):
                 return configured, None
-            file_name = configured.name
-        path, is_substitute = self._locations.find(file_name)
-        return path, "no_writable_path" if url is not None or is_substitute else None
+            file_name, passed_over = configured.name, "the path in DATABASE_URL"
+        path, is_substitute = self._locations.find(file_name, passed_over)
+        return path, "no_writable_path" if is_substitute else None
 
     def _fallback_location(self) -> Path | None:
         """Return where fallback files are: beside an existing one, else in the best directory."""

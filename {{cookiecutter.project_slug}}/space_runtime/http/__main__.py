@@ -17,6 +17,7 @@ def main(application: str) -> None:
     print(
         f"\n{TOKEN}: with API_TOKEN's value, in the header X-API-Token. While API_TOKEN is not set,"
         " everybody on your machine and nobody on a Space."
+        "\nits own check: that of the route alone decides, about right and wrong credentials."
         f"\nlimited: {limit} for each client (PUBLIC_LIMIT)."
     )
 

@@ -8,7 +8,9 @@ A write needs the API token, unless its route says otherwise:
     public_mount(app, "/ui")                             # an application mounted at /ui
 
 or it has a security dependency of its own (HTTPBearer, OAuth2PasswordBearer, ...), which then
-decides.
+decides. One with auto_error=False only decides about requests that have credentials, and what
+depends on it has to refuse wrong ones. A check that FastAPI knows nothing of (`request.session`, a
+header read by hand) is not seen here: mark its route as public, and the check alone decides.
 """
 
 import inspect
@@ -68,7 +70,8 @@ class Access:
         """Whether a security dependency of the route's own decides about this request.
 
         One with auto_error=False refuses nobody, and nobody knows what the endpoint then does. So
-        it only decides about requests that have credentials.
+        it only decides about requests that have credentials. Whether they are right is left to
+        what depends on it: the checks of fastapi-users are of this kind.
         """
         return self.is_protected or any(_has_credentials(scheme, scope) for scheme in self.schemes)
 

@@ -23,6 +23,7 @@ FASTAPI_OPTIONS: dict[str, Any] = {
     # docs.py serves its own page, which does not need a CDN.
     "docs_url": None,
     "redoc_url": None,
+    # pages.py adds a missing slash itself.
     "redirect_slashes": False,
     # Generated clients name their methods after the operation IDs, so use the function names.
     "generate_unique_id_function": lambda route: route.name,

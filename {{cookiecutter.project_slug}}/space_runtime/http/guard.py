@@ -19,6 +19,7 @@ MAX_HEADER_BYTES = 32 * 1024
 _MARKS = {
     "nothing": "its route is marked with **public",
     "route": "its route is marked with **public, as in @router.post(..., **public)",
+    "plain route": "it is added with add_api_route(..., **public)",
     "WebSocket": "its route is marked with dependencies=[anybody]",
     "mount": 'the application opens it with public_mount(app, "{path}")',
 }
@@ -47,6 +48,9 @@ class WriteGuard:
         if self._token is not None and hmac.compare_digest(_token_in(scope), self._token):
             return None
         target = self._targets.find(scope)
+        if target.kind == "nothing":
+            # Redirected there, if that is a route (pages.py).
+            target = self._targets.find({**scope, "path": f"{scope['path']}/"})
         if target.access.is_public:
             return self._refusal_of_many(scope)
         if target.access.is_left_to_its_own_check(scope):
@@ -74,6 +78,8 @@ class WriteGuard:
             why = "Writes are off: set the secret API_TOKEN in this Space's settings, and send it."
             code, headers = 403, {}
         mark = _MARKS[target.kind].format(path=target.path)
+        if target.mount:
+            mark += f', or all below {target.mount} with public_mount(app, "{target.mount}")'
         return JSONResponse({"detail": f"{why} Anybody may call it if {mark}."}, code, headers)
 
 

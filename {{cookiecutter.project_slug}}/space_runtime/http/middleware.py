@@ -41,6 +41,9 @@ PLACES = 16
 HOLD_SECONDS = 0.1
 # When the server stops, it closes WebSockets. Endpoints that do not notice are cancelled later.
 SOCKET_SECONDS = 2.0
+# Endless by definition: events, and the pictures of a camera. Anything else may be a download, and
+# must not look complete when it is not: it has until the server's own limit, then it is cut off.
+_ENDLESS = (b"text/event-stream", b"multipart/x-mixed-replace")
 _METHODS = frozenset(["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
 
 
@@ -256,7 +259,7 @@ class _Exchange:
             headers.append((b"x-database", b"fallback"))
         if self.body is not None and not self.body.is_complete:
             headers.append((b"connection", b"close"))
-        if present.get(b"content-type", b"").startswith(b"text/event-stream"):
+        if present.get(b"content-type", b"").startswith(_ENDLESS):
             middleware.event_streams.add(self.task)
             if middleware.is_stopping():
                 self.task.cancel()

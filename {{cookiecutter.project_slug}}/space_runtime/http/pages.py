@@ -60,10 +60,11 @@ class Remainder:
         if scope["type"] != "http":
             await self._otherwise(scope, receive, send)
             return
-        if _is_a_mount_without_its_slash(scope):
-            raise _slash_added(scope)
         # Looked for each time, so that a page which is built while the server runs is shown.
         folder = own_page(self._project)
+        # A page that routes by itself may have an address of that name.
+        if _lacks_a_slash(scope, of_mounts_alone=folder is not None and _wants_a_page(scope)):
+            raise _slash_added(scope)
         if folder:
             scope["route"] = _AS_LOGGED
         try:
@@ -82,7 +83,6 @@ def _files(folder: Path) -> ASGIApp:
         path = path_of(request.scope)
         if path.startswith("/api/") or "/." in path:
             raise HTTPException(404)
-        # FastAPI would redirect to an absolute URL, made of whatever the client sent as its host.
         if not path.endswith("/") and os.path.isfile(f"{folder}{path}/index.html"):
             raise _slash_added(request.scope)
         is_built = folder.name == "dist" and _HASHED.fullmatch(path)
@@ -95,16 +95,19 @@ def _files(folder: Path) -> ASGIApp:
     return router
 
 
-def _is_a_mount_without_its_slash(scope: Scope) -> bool:
+def _lacks_a_slash(scope: Scope, *, of_mounts_alone: bool) -> bool:
     with_slash = {**scope, "path": f"{scope['path']}/"}
-    return scope["method"] == "GET" and any(
-        is_mount(route) and route.matches(with_slash)[0] is Match.FULL
+    return any(
+        (is_mount(route) or not of_mounts_alone) and route.matches(with_slash)[0] is Match.FULL
         for route in iter_route_contexts(scope["app"].routes)
     )
 
 
 def _slash_added(scope: Scope) -> HTTPException:
-    """Return a redirect from `/ui` to `/ui/`, which is right whatever host and path lead here."""
+    """Return a redirect from `/ui` to `/ui/`, which is right whatever host and path lead here.
+
+    FastAPI would redirect to an absolute URL, made of whatever the client sent as its host.
+    """
     location = f"./{quote(scope['path'].rpartition('/')[2])}/"
     if query := scope["query_string"].decode("latin-1"):
         location += f"?{query}"

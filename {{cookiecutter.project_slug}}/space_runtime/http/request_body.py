@@ -25,7 +25,8 @@ def patience(left: float, waited: float, received: int) -> float:
 class RequestBody:
     """Receives a body, and raises a 413 if it is too large, a 408 if it comes too slowly.
 
-    FastAPI puts a route's own limit, `max_body_size`, into the scope when it has found the route.
+    FastAPI puts the limit of a route or a mounted application, `max_body_size`, into the scope when
+    it has found it.
     """
 
     is_complete = False
@@ -93,7 +94,7 @@ class RequestBody:
             return f"The body is larger than {limit} bytes, which this route allows."
         return (
             f"The body is larger than {limit} bytes: MAX_BODY_BYTES sets the limit, "
-            "and a route may have its own (max_body_size)."
+            "and a route or a mounted application may have its own (max_body_size)."
         )
 
     async def _ignore_rest(self) -> None:

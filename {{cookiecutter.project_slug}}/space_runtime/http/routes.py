@@ -55,7 +55,7 @@ def _write(methods: str, path: str, access: Access) -> Line:
     elif access.is_public:
         who = f"{ANYBODY}, limited"
     elif access.schemes:
-        who = f"{TOKEN}, or {_own_check(access)}"
+        who = f"{TOKEN}, or any credentials that {_own_check(access)} lets pass"
     else:
         who = TOKEN
     return Line(methods, path, who, is_open=who != TOKEN)

@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 from operator import is_
 from typing import Literal
 
-from fastapi.routing import RouteContext, iter_route_contexts
+from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Match, Router, WebSocketRoute
 from starlette.types import Scope
 
 from space_runtime.http.access import Access, access_to, is_mount, public_mounts_of
 
-Kind = Literal["nothing", "route", "WebSocket", "mount"]
+# A plain route is one of Starlette's, which cannot be marked.
+Kind = Literal["nothing", "route", "plain route", "WebSocket", "mount"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Target:
     access: Access
     methods: frozenset[str] = frozenset()
     """Empty if it takes any method."""
+    mount: str = ""
+    """The path of the mounted application that it belongs to."""
     matches: Callable[[Scope], tuple[Match, Scope]] = lambda scope: (Match.NONE, scope)
     inner: "Targets | None" = None
     """What is below a mount, if it has routes that can say who may call them."""
@@ -63,7 +66,7 @@ class Targets:
         return iter(self._targets)
 
     def find(self, scope: Scope) -> Target:
-        """Return what answers this request; below a mount, with the access of the route there."""
+        """Return what answers this request: below a mount, the route there, else the mount."""
         if root_path := getattr(self._app, "root_path", ""):
             # As FastAPI does when it is called.
             scope = {**scope, "root_path": root_path}
@@ -72,19 +75,22 @@ class Targets:
             if match is Match.FULL:
                 if target.inner is None:
                     return target
-                return replace(target, access=target.inner.find({**scope, **child_scope}).access)
+                found = target.inner.find({**scope, **child_scope})
+                is_nothing = found.kind == "nothing"
+                return replace(target, access=found.access) if is_nothing else found
         return self._nothing
 
     def _read(self, route: RouteContext) -> Target:
         path, access = f"{self._prefix}{route.path or ''}", access_to(route)
         is_public, inner = access.is_public or self._nothing.access.is_public, None
-        kind: Kind = "route"
+        original = route.original_route
+        kind: Kind = "route" if isinstance(original, APIRoute) else "plain route"
         if is_mount(route):
             kind = "mount"
             is_public = is_public or path in public_mounts_of(self._outermost)
             if isinstance(app := getattr(route, "app", None), Starlette | Router):
                 inner = Targets(app, self._outermost, path, is_public=is_public)
-        elif isinstance(route.original_route, WebSocketRoute):
+        elif isinstance(original, WebSocketRoute):
             kind = "WebSocket"
-        access = replace(access, is_public=is_public)
-        return Target(kind, path, access, frozenset(route.methods or ()), route.matches, inner)
+        access, methods = replace(access, is_public=is_public), frozenset(route.methods or ())
+        return Target(kind, path, access, methods, self._prefix, route.matches, inner)

@@ -79,10 +79,10 @@ class Hooks:
     async def _run(self, hook: Hook, *arguments: Any) -> None:
         name = getattr(hook, "__name__", type(hook).__name__)
         self.progress = Progress(name, time.monotonic())
-        if inspect.iscoroutinefunction(hook):
-            await hook(*arguments)
-        else:
-            # In a daemon thread, so that the server can end before it does.
-            await asyncio.wrap_future(start(partial(hook, *arguments)))
+        # In a daemon thread, so that the server can end before it does.
+        result = await asyncio.wrap_future(start(partial(hook, *arguments)))
+        # What an `async def` returns, also one behind a lambda or an object, has yet to run.
+        if inspect.isawaitable(result):
+            await result
         logger.info("%s took %.1f s", name, time.monotonic() - self.progress.since)
         self.progress = Progress()

@@ -27,7 +27,7 @@ from space_runtime.files.locations import outlives_container
 from space_runtime.files.sqlite_files import SQLiteFiles
 from space_runtime.lifecycle import state as machine
 from space_runtime.lifecycle.report import DatabaseReport, Status, admission, describe, status
-from space_runtime.lifecycle.state import CHECK_SECONDS, STOP_SECONDS, Observation, State, Step
+from space_runtime.lifecycle.state import STOP_SECONDS, Observation, State, Step
 from space_runtime.migrations import Migrations
 from space_runtime.migrations.opening import (
     MIGRATION_SECONDS,
@@ -51,6 +51,9 @@ from space_runtime.snapshots.schedule import Snapshots
 from space_runtime.time_limit import within
 
 logger = logging.getLogger(__name__)
+
+SECONDS_TO_GIVE_UP = 1.5
+"""How long a stop waits while no database serves: whoever stops it counts on three seconds."""
 
 
 class Lifecycle:
@@ -80,6 +83,8 @@ class Lifecycle:
         self._candidate: Opened | None = None
         self._locks = ExitStack()
         self._waiting_files: list[Path] = []
+        self._refused: int | None = None
+        """How many rows a PostgreSQL that cannot serve refused before; None if it was not asked."""
 
         self._created = time.monotonic()
         self._state = machine.begin(configuration, self._created)
@@ -115,12 +120,17 @@ class Lifecycle:
         self._update(lambda state: machine.stop(state, begun))
         self._wake.set()
         # A connection attempt cannot be interrupted, but its daemon thread ends with the process.
-        self._thread.join(timeout=STOP_SECONDS + 1 if serves else CHECK_SECONDS)
-        if self._thread.is_alive():
-            logger.warning("the database could not be closed in time")
+        self._thread.join(timeout=STOP_SECONDS + 1 if serves else SECONDS_TO_GIVE_UP)
+        if not self._thread.is_alive():
+            log, outcome = logger.info, "the database is closed"
+        elif serves:
+            log, outcome = logger.warning, "the database could not be closed in time"
+        else:
+            log, outcome = logger.info, "no database served"
         taken_at = self._snapshots.taken_at
-        logger.info(
-            "stopped: the database is closed",
+        log(
+            "stopped: %s",
+            outcome,
             extra={
                 "pending_rows": self.report.pending_rows,
                 "snapshot_taken": taken_at is not None and taken_at >= begun,
@@ -179,7 +189,9 @@ class Lifecycle:
         except Exception as error:
             self._log_bug(error)
             reason = "internal"
-        pending_rows = 0 if self._engine is not None else self._files.count_waiting()
+        pending_rows = 0
+        if self._engine is None:
+            pending_rows = self._files.count_waiting() + (self._refused or 0)
         return machine.Failed(reason, is_there, pending_rows, detail)
 
     def _perform(self, step: Step) -> Observation | None:
@@ -210,9 +222,18 @@ class Lifecycle:
             # This cannot succeed, and is repeated only to count the waiting rows again.
             raise CannotServe(str(resolution.reason), is_there=False)
         connections = self._size_for(POSTGRESQL) + 1
-        self._candidate = open_postgresql(
-            resolution, self._migrations, connections=connections, seconds=seconds
-        )
+        try:
+            self._candidate = open_postgresql(
+                resolution, self._migrations, connections=connections, seconds=seconds
+            )
+        except CannotServe as error:
+            if error.reason in ("read_only", "migration_failed") and self._refused is None:
+                # A connection that was not prepared to serve is not closed for being read-only.
+                engine = POSTGRESQL.create_engine(resolution.url, resolution.secrets, 1)
+                with suppress(SQLAlchemyError, TimeoutError):
+                    self._refused = within(CHECK_SECONDS, partial(_count_refused, engine))
+                engine.dispose()
+            raise
 
     def _open_sqlite(self) -> Observation:
         self._files.leave()
@@ -357,8 +378,7 @@ class Lifecycle:
         waiting = self._files.count_waiting()
         if backend_of(engine) is SQLITE:
             return waiting
-        with engine.connect().execution_options(reading=True) as connection:
-            return waiting + failbacks.count_refused(connection)
+        return waiting + _count_refused(engine)
 
     # reporting
 
@@ -392,6 +412,11 @@ class Lifecycle:
         PENDING_ROWS.set(self.report.pending_rows)
         if self.report.latency_ms is not None:
             CHECK_DURATION.set(self.report.latency_ms / 1000)
+
+
+def _count_refused(engine: Engine) -> int:
+    with engine.connect().execution_options(reading=True) as connection:
+        return failbacks.count_refused(connection)
 
 
 def _utc_now() -> datetime:

@@ -38,7 +38,7 @@ REFUSALS: dict[str, str] = {
     "already_there": "PostgreSQL has a row with this key that differs",
     "seed_changed": "a migration inserted it, and it was changed on SQLite",
     "seed_deleted": "a migration inserted it, and it was deleted on SQLite",
-    "seed_missing": "a migration inserted it, and PostgreSQL no longer has it",
+    "seed_missing": "a migration inserted it, and PostgreSQL has none like it any more",
     "seed_alike": "a migration inserted it, and PostgreSQL's own cannot be told from others",
 }
 """Why a row stayed behind: the codes in the table, and a clause for people."""
@@ -161,10 +161,11 @@ def read_refused(connection: Connection, file_id: UUID) -> Iterator[RefusedRow]:
 
 
 def files_with_refused(connection: Connection) -> list[UUID]:
-    """Return the ids of the files of which refused rows are kept."""
+    """Return the ids of the files of which refused rows are kept, the oldest first."""
     if not _exists(connection, refused_rows):
         return []
-    return list(connection.scalars(select(refused_rows.c.file_id).distinct()))
+    file_id, first = refused_rows.c.file_id, func.min(refused_rows.c.number)
+    return list(connection.scalars(select(file_id).group_by(file_id).order_by(first)))
 
 
 def list_refused(connection: Connection) -> Iterator[Any]:

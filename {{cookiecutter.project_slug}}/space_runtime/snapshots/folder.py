@@ -13,6 +13,11 @@ from typing import BinaryIO
 logger = logging.getLogger(__name__)
 
 _S3_ENDPOINTS = ("FSSPEC_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_PROXIES = ("https_proxy", "http_proxy", "all_proxy")
+# Where its client looks for authorities besides those that everybody trusts.
+_CERTIFICATES = {"hf": "SSL_CERT_FILE", "s3": "AWS_CA_BUNDLE"}
+# As OpenSSL says it, and the client of the Hub's storage.
+_UNTRUSTED = ("CERTIFICATE_VERIFY_FAILED", "invalid peer certificate")
 _CREDENTIALS = {
     "hf": "HF_TOKEN must be a token with write access there",
     "s3": "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
@@ -52,6 +57,12 @@ class Folder:
                     "SNAPSHOT_URL begins with a protocol that nothing here knows: use hf://, s3://"
                     " or another one of fsspec's, or the path of a folder."
                 ) from None
+            variable = _CERTIFICATES.get(self._protocol, "")
+            if (path := os.environ.get(variable)) and not os.access(path, os.R_OK):
+                # A client's own error looks as if the folder were not there.
+                raise Misconfigured(
+                    f"SNAPSHOT_URL cannot be used: {variable} names a file that cannot be read."
+                )
             if self._protocol == "s3":
                 _prepare_s3()
             self._files, path = url_to_fs(url, skip_instance_cache=True)
@@ -141,15 +152,10 @@ def _protocol_of(url: str) -> str:
 
 
 def _prepare_s3() -> None:
-    """Make botocore work with other stores than Amazon's, too; raise Misconfigured.
+    """Make botocore work with other stores than Amazon's, too.
 
     Many of them refuse the checksums that it adds by default, and snapshots have their own.
     """
-    for name in _S3_ENDPOINTS:
-        if (endpoint := os.environ.get(name)) and "://" not in endpoint:
-            raise Misconfigured(
-                f"SNAPSHOT_URL cannot be used: {name} must begin with https:// or http://."
-            )
     for name in ("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION"):
         os.environ.setdefault(name, "when_required")
 
@@ -160,23 +166,41 @@ def _cause(error: Exception, protocol: str) -> str:
     # The errors of hf_xet have the status only in their text.
     refused = status in (401, 403) or "403 Forbidden" in str(error) or "Credentials" in name
     is_about_reaching = "Connect" in name or "Timeout" in name
+    endpoint = next(filter(os.environ.get, _S3_ENDPOINTS), None) if protocol == "s3" else None
+    if proxy := _proxy_at_fault(error):
+        return f"the proxy in {proxy} cannot be used, or refuses; it must be http://HOST:PORT"
     if isinstance(error, ImportError):
         return f"a package is missing; add it to requirements.txt, then run `make lock` ({error})"
+    if any(words in str(error) for words in _UNTRUSTED):
+        variable = _CERTIFICATES.get(protocol, "SSL_CERT_FILE")
+        return f"its certificate is not trusted; let {variable} name a file with its authority"
     if refused or isinstance(error, PermissionError):
         return f"access is refused; {_CREDENTIALS.get(protocol, 'check the credentials')}"
     if isinstance(error, FileNotFoundError):
         told = "it cannot be made" if protocol == "file" else "these credentials may not see it"
         return f"it does not exist, or {told}"
     if is_about_reaching:
-        also = ", and AWS_ENDPOINT_URL" if protocol == "s3" else ""
+        also = f", and {endpoint or 'AWS_ENDPOINT_URL'}" if protocol == "s3" else ""
         return f"its server cannot be reached; check the network{also}"
     if code:
         return f"the store answers {code}; check AWS_ENDPOINT_URL and AWS_DEFAULT_REGION"
+    if endpoint and (isinstance(error, ValueError) or "Endpoint" in name):
+        return f"{endpoint} is no address; write http://HOST:PORT or https://HOST, no _ in HOST"
+    if "Region" in name:
+        return "AWS_DEFAULT_REGION is not a region"
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
     if status is not None:
         return f"HTTP {status}"
     return f"{name}; {_FORMS.get(protocol, 'check how it is written')}"
+
+
+def _proxy_at_fault(error: Exception) -> str:
+    """Return the variables that name a proxy, or "" if this is not about one."""
+    is_early = isinstance(error, ImportError | ValueError) and "proxy" in str(error).lower()
+    if not is_early and "Proxy" not in type(error).__name__:
+        return ""
+    return ", ".join(name for name in os.environ if name.lower() in _PROXIES and os.environ[name])
 
 
 def _code_of_s3(error: Exception) -> str:

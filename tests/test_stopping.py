@@ -1,0 +1,107 @@
+"""Whenever it is asked to stop, it ends within three seconds, and keeps every row that it acknowledged."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.bakery import ROOT, TEMPLATE_FOLDER, Bakery
+from tests.support.faults import listening
+from tests.support.load import clients, titles_in, write
+from tests.support.processes import bare_environment, free_port
+
+pytestmark = pytest.mark.slow
+
+SECONDS_TO_STOP = 3
+# uvicorn does not look for signals while it waits for workers that begin, which may take so long
+SECONDS_WITH_WORKERS = 10
+SERVING = None
+"""The moment at which it has acknowledged some rows, and goes on to."""
+MOMENTS = [tenths / 10 for tenths in range(1, 21)]
+WITH_WORKERS = [SERVING, 0.5, 1.0, 1.5, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("workers", "seconds"),
+    [
+        ("1", SERVING),
+        ("1", 0.5),
+        *(pytest.param("1", moment, marks=pytest.mark.thorough) for moment in MOMENTS if moment != 0.5),
+        *(pytest.param("2", moment, marks=pytest.mark.thorough) for moment in WITH_WORKERS),
+    ],
+)
+def test_it_stops_whenever_it_is_asked_to_and_keeps_what_it_acknowledged(
+    bake: Bakery, tmp_path: Path, workers: str, seconds: float | None
+) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", "src.main:app", "--port", str(port)]
+    data, copies = tmp_path / "data", tmp_path / "copies"
+    environ = {"SQLITE_DIR": str(data), "SNAPSHOT_URL": str(copies), "SNAPSHOT_INTERVAL": "3600"}
+    environ |= bare_environment("/nowhere") | {"WEB_CONCURRENCY": workers}
+    with (
+        clients(2, write, port) as told,
+        subprocess.Popen(command, cwd=bake().path, env=environ, stderr=subprocess.DEVNULL) as process,  # noqa: S603
+    ):
+        if seconds is not None:
+            # the moment is what is tested: it may still import, start up or serve
+            time.sleep(seconds)
+        deadline = time.monotonic() + 30
+        while seconds is SERVING and len(told.stored) < 10:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        within = SECONDS_TO_STOP if workers == "1" else SECONDS_WITH_WORKERS
+        assert process.wait(within) in (0, -signal.SIGTERM)
+    for kept in (data / "app.db", max(copies.glob("*.db"), default=copies / "none")):
+        titles = titles_in(kept) if kept.exists() else []
+        assert [titles.count(title) for title in told.stored] == [1] * len(told.stored)
+        assert not set(titles) & set(told.refused)
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"DATABASE_URL": "postgresql://a:b@127.0.0.1:{port}/c"},
+        pytest.param(
+            {"SNAPSHOT_URL": "hf://buckets/example/backups", "HF_ENDPOINT": "http://127.0.0.1:{port}"},
+            marks=pytest.mark.thorough,
+        ),
+    ],
+    ids=["PostgreSQL", "snapshots"],
+)
+def test_it_does_not_wait_for_a_server_that_says_nothing(bake: Bakery, tmp_path: Path, environ: dict[str, str]) -> None:
+    was_asked = threading.Event()
+    with listening(lambda _: was_asked.set()) as silent:
+        environ = {name: value.format(port=silent) for name, value in environ.items()}
+        with bake().boot(environ | {"SQLITE_DIR": str(tmp_path)}) as server:
+            assert was_asked.wait(30)
+            begun = time.monotonic()
+            assert server.stop() in (0, -signal.SIGTERM)
+            assert time.monotonic() - begun < SECONDS_TO_STOP
+            log = server.log()
+            assert "stopped: no database served" in log
+            assert "closed" not in log
+
+
+# A library that, while it is imported, is asked to stop, and lets no exception pass.
+STUBBORN = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+except BaseException:
+    pass
+print("went on", flush=True)
+"""
+
+
+def test_a_stop_during_the_imports_is_heard_whatever_the_libraries_do_with_exceptions(tmp_path: Path) -> None:
+    (tmp_path / "uvicorn").mkdir()
+    (tmp_path / "uvicorn" / "__init__.py").write_text(STUBBORN)
+    command = [sys.executable, "-m", "space_runtime.entrypoint", "uvicorn", "src.main:app"]
+    environ = bare_environment(tmp_path) | {"PYTHONPATH": f"{tmp_path}:{ROOT / TEMPLATE_FOLDER}"}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)  # noqa: S603
+    assert (done.returncode, done.stdout) == (0, "")
