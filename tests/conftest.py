@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.bakery import BakedProject, Bakery
 from tests.support.machine import REQUIRE_EVERYTHING
@@ -17,6 +18,10 @@ from tests.support.progress import Progress
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
+
+# How long an example takes says nothing on a machine that is busy with other tests.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 

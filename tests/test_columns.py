@@ -126,7 +126,7 @@ def digits_of(value: Decimal) -> int:
 def test_a_decimal_is_what_postgresql_stores_or_refused(engines: Engines, name: str, examples: int) -> None:
     column = numbers.c[name]
 
-    @settings(deadline=None, derandomize=True, max_examples=examples)
+    @settings(derandomize=True, max_examples=examples)
     @given(decimals)
     def holds(value: Decimal) -> None:
         here, there = (outcome(engine, column, value) for engine in engines)
@@ -156,7 +156,7 @@ def test_values_are_sorted_and_compared_as_on_postgresql(
 ) -> None:
     column = numbers.c[name]
 
-    @settings(deadline=None, derandomize=True, max_examples=examples)
+    @settings(derandomize=True, max_examples=examples)
     @given(st.lists(values, min_size=1, max_size=12), values)
     def holds(stored: list[Any], other: Any) -> None:
         answers = []

@@ -18,9 +18,11 @@ import pytest
 
 from tests.support.bakery import ROOT, TEMPLATE_FOLDER, copy_template
 from tests.support.machine import need
-from tests.support.processes import end, free_port, is_listening, reserved
+from tests.support.processes import end, free_port, is_listening, turn
 
-PORT = 7860
+# An owner may have a demo open meanwhile, at the port that it has by default.
+PORT = free_port()
+ENVIRON = os.environ | {"PORT": str(PORT)}
 DEMO = [sys.executable, "tools/demo.py"]
 pytestmark = pytest.mark.slow
 
@@ -44,8 +46,9 @@ def read_until(output: int, expected: str | None) -> str:
 
 @contextmanager
 def started(command: list[str], **where: int) -> "Iterator[subprocess.Popen[bytes]]":
-    with reserved(PORT):
-        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **where)  # type: ignore[call-overload]  # noqa: S603
+    # all demos are rendered into one folder
+    with turn("demo"):
+        process = subprocess.Popen(command, cwd=ROOT, env=ENVIRON, start_new_session=True, **where)  # type: ignore[call-overload]  # noqa: S603
         try:
             yield process
         finally:
@@ -65,7 +68,6 @@ def test_the_demo_says_where_it_answers_and_ctrl_c_stops_it_cleanly() -> None:
         assert "Traceback" not in shown
         # Neither our own requests nor anything else stands around the line that matters.
         assert "GET" not in shown
-        # as long as the port is ours
         assert not is_listening(PORT)
 
 
@@ -89,16 +91,12 @@ def test_ctrl_c_on_a_terminal_lets_make_succeed_at_any_port(tmp_path: Path) -> N
         assert make.wait(30) == 0, shown
         os.close(ours)
         assert "Traceback" not in shown
-        # as long as the port is ours
         assert not is_listening(port)
 
 
 def test_a_taken_port_is_told_in_one_sentence() -> None:
-    with reserved(PORT), socket.socket() as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(("127.0.0.1", PORT))
-        taken.listen()
-        done = subprocess.run(DEMO, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
+    with socket.create_server(("127.0.0.1", PORT)):
+        done = subprocess.run(DEMO, cwd=ROOT, env=ENVIRON, capture_output=True, text=True, check=False)  # noqa: S603
     assert done.returncode == 1
     assert done.stderr == f"Port {PORT} is taken: end what listens there, or choose another with PORT=...\n"
 
@@ -113,11 +111,13 @@ def test_an_impossible_port_is_told_in_one_sentence() -> None:
 def test_bytecode_that_comes_and_goes_in_the_template_does_not_stop_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("PORT", raising=False)
     spec = importlib.util.spec_from_file_location("demo", ROOT / "tools" / "demo.py")
     assert spec is not None
     assert spec.loader is not None
     demo = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(demo)
+    assert demo.URL == "http://127.0.0.1:7860"
     checkout = copy_template(tmp_path / "checkout")
     cache = checkout / TEMPLATE_FOLDER / "src" / "__pycache__"
     cache.mkdir()

@@ -849,9 +849,9 @@ def test_an_error_of_the_time_before_the_push_is_not_taken_for_one(
 @pytest.mark.slow
 def test_an_old_commit_that_still_runs_is_not_the_new_one(hub: Hub, project: BakedProject, space: Space) -> None:
     space.states = [("RUNNING", OLD)]
-    done = deploy(project, hub, "--timeout-minutes", "0.05")
+    done = deploy(project, hub, "--timeout-minutes", "0.1")
     assert done.returncode == 1
-    assert last_line(done).startswith("The old commit 0000000 still runs after 0.05 minutes: ")
+    assert last_line(done).startswith("The old commit 0000000 still runs after 0.1 minutes: ")
     assert asked(hub, "/runtime") > 2
 
 

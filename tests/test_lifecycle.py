@@ -231,7 +231,7 @@ def next_transition(state: State, now: float, data: st.DataObject) -> tuple[Tran
 
 @examples(few=60, many=300)
 def test_whatever_happens_the_promises_hold(examples: int) -> None:
-    settings(max_examples=examples, deadline=None)(given(st.sampled_from(CONFIGURATIONS), st.data())(check_promises))()
+    settings(max_examples=examples)(given(st.sampled_from(CONFIGURATIONS), st.data())(check_promises))()
 
 
 def check_promises(configuration: Configuration, data: st.DataObject) -> None:

@@ -112,7 +112,8 @@ def test_500_clients_at_once_are_all_answered_and_health_at_once(bake: Bakery, e
         assert slowest[0] < 1
 
 
-# Leaves a file when somebody is inside, and one for each who has to wait. Who is inside stays until there is a file.
+# Leaves a file when somebody is inside, and one for each who has to wait. Who is inside stays until there is a file,
+# and who waits does not give up before there is another.
 CROWDED_APP = """
 import asyncio
 from itertools import count
@@ -120,8 +121,8 @@ from pathlib import Path
 from space_runtime.http import middleware
 from space_runtime.serving import limiter
 
-middleware.PLACES, middleware.HOLD_SECONDS, limiter.MAX_WAITING, limiter.MAX_WAIT_SECONDS = 1, 60, 3, 2.0
-enter, numbers = limiter.ConcurrencyLimiter.enter, count(1)
+middleware.PLACES, middleware.HOLD_SECONDS, limiter.MAX_WAITING, limiter.MAX_WAIT_SECONDS = 1, 60, 3, 0.5
+enter, numbers, give_up = limiter.ConcurrencyLimiter.enter, count(1), limiter._give_up
 
 
 async def noted_enter(self: limiter.ConcurrencyLimiter) -> None:
@@ -129,7 +130,14 @@ async def noted_enter(self: limiter.ConcurrencyLimiter) -> None:
     await enter(self)
 
 
-limiter.ConcurrencyLimiter.enter = noted_enter
+def give_up_when_all_are_here(turn: asyncio.Future[None]) -> None:
+    if turn.done() or Path("all-are-here").exists():
+        give_up(turn)
+    else:
+        asyncio.get_running_loop().call_later(0.02, give_up_when_all_are_here, turn)
+
+
+limiter.ConcurrencyLimiter.enter, limiter._give_up = noted_enter, give_up_when_all_are_here
 from src.main import app
 
 
@@ -170,6 +178,7 @@ def test_who_cannot_come_in_soon_is_told_to_come_again(project: BakedProject) ->
                 await until_there(f"waits-{number}")
             await ask("preflight", client)
             await ask("one too many", client)
+            (project.path / "all-are-here").touch()
             await asyncio.wait(waiting)
             (project.path / "go").touch()
 
@@ -229,7 +238,7 @@ async def sleep_and_write(database: DatabaseDep) -> str:
     def work(session: Session) -> None:
         session.add(Item(title="slow"))
         session.flush()
-        session.execute(text("SELECT pg_sleep(3)"))
+        session.execute(text("SELECT pg_sleep(30)"))
 
     await database.write(work)
     return "stored"
@@ -296,17 +305,18 @@ def test_a_commit_that_fails_is_never_a_success(project: BakedProject, environ: 
         assert server.titles() == ["/deferred-by-session", "/deferred"]
 
 
-async def until_work_is_under_way(postgres: Postgres) -> None:
+async def until_work_is_under_way(postgres: Postgres, url: str) -> None:
     """Return when the server executes what /sleep-and-write asks of it."""
     async with asyncio.timeout(30):
-        while not await asyncio.to_thread(is_asleep, postgres):
+        while not await asyncio.to_thread(is_asleep, postgres, url):
             await asyncio.sleep(0.02)
 
 
-def is_asleep(postgres: Postgres) -> bool:
-    """Whether a statement of the app sleeps."""
-    with postgres.connect() as connection:
-        return bool(connection.execute("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'").fetchall())
+def is_asleep(postgres: Postgres, url: str) -> bool:
+    """Whether a statement of the app sleeps in this database: one of an earlier test may still sleep in another."""
+    asleep = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
+    with postgres.connect(url) as connection:
+        return bool(connection.execute(asleep).fetchall())
 
 
 def test_a_write_whose_server_is_killed_is_never_a_success(project: BakedProject, postgres: Postgres) -> None:
@@ -315,7 +325,7 @@ def test_a_write_whose_server_is_killed_is_never_a_success(project: BakedProject
     async def write_and_kill(server: Server) -> int:
         async with httpx2.AsyncClient(base_url=server.url, timeout=60, trust_env=False, verify=False) as http:
             writing = asyncio.create_task(http.post("/sleep-and-write"))
-            await until_work_is_under_way(postgres)
+            await until_work_is_under_way(postgres, url)
             await asyncio.to_thread(postgres.kill)
             return (await writing).status_code
 
@@ -328,25 +338,28 @@ def test_a_write_whose_server_is_killed_is_never_a_success(project: BakedProject
         assert server.post("/api/items", json={"title": "works again"}).status_code == 201
 
 
+# Promised are 5 s until the silence is noticed, where the machine has time.
+@pytest.mark.parametrize("most", [15, pytest.param(7, marks=pytest.mark.alone)])
 def test_a_request_under_way_when_postgresql_falls_silent_is_answered_in_time(
-    project: BakedProject, postgres: Postgres
+    project: BakedProject, postgres: Postgres, most: float
 ) -> None:
+    url = postgres.create_database()
+
     async def write_and_pause(server: Server) -> tuple[httpx2.Response, float]:
         async with httpx2.AsyncClient(base_url=server.url, timeout=60, trust_env=False, verify=False) as http:
             writing = asyncio.create_task(http.post("/sleep-and-write"))
-            await until_work_is_under_way(postgres)
+            await until_work_is_under_way(postgres, url)
             await asyncio.to_thread(postgres.pause)
             begun = time.monotonic()
             return await writing, time.monotonic() - begun
 
-    with project.boot({"DATABASE_URL": postgres.create_database()}, in_place=True, app="extra:app") as server:
+    with project.boot({"DATABASE_URL": url}, in_place=True, app="extra:app") as server:
         server.settled()
         answer, seconds = asyncio.run(write_and_pause(server))
         assert answer.status_code == 503
         # COMMIT was not sent yet
         assert "Nothing was stored" in answer.json()["detail"]
-        # promised are 5 s until the silence is noticed
-        assert seconds < 7
+        assert seconds < most
         postgres.resume()
         server.health_when(lambda report: report["status"] == "ok", within=30)
         assert server.post("/api/items", json={"title": "works again"}).status_code == 201
@@ -365,20 +378,23 @@ def test_postgresql_that_restarts_costs_idle_connections_no_request(bake: Bakery
         assert len(server.titles()) == 6
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize(
+    ("times", "most"),
+    [(1, 20), pytest.param(2, 20, marks=pytest.mark.thorough), pytest.param(1, 8, marks=pytest.mark.alone)],
+)
 def test_a_silent_postgresql_is_reported_and_found_again_each_time(
-    bake: Bakery, postgres: Postgres, times: int
+    bake: Bakery, postgres: Postgres, times: int, most: float
 ) -> None:
     with bake().boot({"DATABASE_URL": postgres.create_database()}) as server:
         server.settled()
         for _ in range(times):
             postgres.pause()
-            server.health_when(lambda report: report["status"] == "unavailable", within=8)
+            server.health_when(lambda report: report["status"] == "unavailable", within=most)
             assert server.post("/api/items", json={"title": "x"}).status_code == 503
             # then the app has cut the connections that hang
             wait_until_missed_twice(server)
             postgres.resume()
-            server.health_when(lambda report: report["status"] == "ok", within=10)
+            server.health_when(lambda report: report["status"] == "ok", within=most + 2)
             assert server.post("/api/items", json={"title": "x"}).status_code == 201
         assert server.stop() == -15
 

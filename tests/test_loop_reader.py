@@ -385,10 +385,13 @@ def test_lists_and_health_are_answered_while_every_thread_is_busy_with_a_slow_qu
         for _ in range(30):
             assert server.get("/api/items").status_code == 200
         slow = [clients.submit(server.get, "/slow") for _ in range(4)]
-        while 'database_threads_busy{pool="read"} 2.0' not in server.get("/metrics").text:
-            assert not any(request.done() for request in slow)
+        server.health_when(lambda _: 'database_threads_busy{pool="read"} 2.0' in server.get("/metrics").text)
+        assert not any(request.done() for request in slow)
         for _ in range(20):
             assert server.get("/api/items").status_code == 200
             assert server.get("/health/live").status_code == 200
         server.get("/go")
-        assert sorted(request.result().status_code for request in slow) in ([200] * 4, [200, 200, 503, 503])
+        # two had a thread; the others may have waited for too long
+        statuses = [request.result().status_code for request in slow]
+        assert set(statuses) <= {200, 503}
+        assert statuses.count(200) >= 2

@@ -30,7 +30,7 @@ from space_runtime.migrations import Migrations
 from space_runtime.migrations.opening import CannotServe
 from space_runtime.records import failbacks, seeds
 from space_runtime.snapshots.schedule import Snapshots
-from space_runtime.time_limit import within
+from space_runtime.time_limit import start, within
 
 from tests.support.postgres import Postgres
 
@@ -1057,7 +1057,9 @@ def test_a_move_ends_when_postgresql_falls_silent(database: Database, watched: F
     file = database.write(PARENTS, "INSERT INTO parents VALUES (7, 'own')")
     with ThreadPoolExecutor(1) as thread:
         moving = thread.submit(watched.move_all, [file])
-        at_work = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        at_work = """
+            SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()
+        """
         while database.run(at_work) == [(0,)]:
             assert not moving.done()
         postgres.pause()
@@ -1115,10 +1117,12 @@ def test_a_move_waits_for_another_that_takes_long(database: Database, monkeypatc
     assert database.run("SELECT name FROM parents") == [("own",)]
 
 
-def test_two_silent_hosts_keep_nobody_from_the_third(postgres: Postgres) -> None:
+def test_two_silent_hosts_keep_nobody_from_the_third(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(POSTGRESQL, "_attempts_in_vain", 0)
     url = sa.make_url(postgres.create_database())
     with ExitStack() as stack:
-        silent = [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(2)]
+        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        silent = [server.getsockname()[1] for server in servers]
         several = url.set(
             drivername="postgresql+psycopg",
             host=None,
@@ -1137,6 +1141,12 @@ def test_two_silent_hosts_keep_nobody_from_the_third(postgres: Postgres) -> None
                 pass
             engine.dispose()
 
-        with pytest.raises(TimeoutError):
-            within(3, connect)
-        within(3, connect)
+        first = start(connect)
+        servers[0].settimeout(30)
+        stack.enter_context(servers[0].accept()[0])
+        # While that attempt is at the first host or at the second, another one begins with the second.
+        within(30, connect)
+        servers[0].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            servers[0].accept()
+    first.result(30)

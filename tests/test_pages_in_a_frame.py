@@ -1,5 +1,6 @@
 """Pages of an owner's own as the Hub shows them: in a frame of another origin, behind TLS. Gradio and React, too."""
 
+import fcntl
 import shutil
 import subprocess
 import sys
@@ -158,19 +159,26 @@ def test_visitors_can_use_gradio_wherever_it_is_mounted(project: BakedProject, b
 def gradio_packages() -> Path:
     """Where Gradio is, installed once: a quarter of a gigabyte is too much for all who only run the other tests."""
     folder = ROOT / ".tools" / f"gradio-{GRADIO_VERSION}-{sys.version_info.minor}"
-    if not folder.exists():
-        beginning = folder.with_name(f"{folder.name}.part")
-        lock = ROOT / "requirements-dev.lock"
-        done = subprocess.run(  # noqa: S603
-            [
-                *(ROOT / ".tools" / "bin" / "uv", "pip", "install", "--quiet", "--python", sys.executable),
-                *("--target", beginning, "--constraint", lock, f"gradio=={GRADIO_VERSION}"),
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            pytest.skip(f"Gradio cannot be installed: {done.stderr}")
-        beginning.rename(folder)
+    with (folder.parent / "gradio.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            install_gradio(folder)
     return folder
+
+
+def install_gradio(folder: Path) -> None:
+    """Install it somewhere else first, so that `folder` is there only when it is whole."""
+    beginning = folder.with_name(f"{folder.name}.part")
+    lock = ROOT / "requirements-dev.lock"
+    done = subprocess.run(  # noqa: S603
+        [
+            *(ROOT / ".tools" / "bin" / "uv", "pip", "install", "--quiet", "--python", sys.executable),
+            *("--target", beginning, "--constraint", lock, f"gradio=={GRADIO_VERSION}"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        pytest.skip(f"Gradio cannot be installed (let uv reach PyPI): {done.stderr}")
+    beginning.rename(folder)

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from tests.support.bakery import BakedProject
-from tests.support.machine import container_engine
-from tests.test_container import engine_output, has_base_image
+from tests.support.machine import need_base_image
+from tests.test_container import engine_output
 
 pytestmark = pytest.mark.slow
 
@@ -56,11 +56,7 @@ def test_an_outage_is_told_step_by_step_and_every_row_is_counted(project: BakedP
 
 @pytest.mark.thorough
 def test_it_is_played_in_the_image_where_one_can_be_built(project: BakedProject) -> None:
-    engine = container_engine()
-    if engine is None:
-        pytest.skip("neither docker nor podman works here: no image can be built")
-    if not has_base_image(engine, "3.14"):
-        pytest.skip("the image python:3.14-slim is not here and cannot be fetched")
+    engine = need_base_image("3.14")
     # What the owner's own settings are reaches a container, too.
     (project.path / ".env").write_text("".join(f"{name}={value}\n" for name, value in IMPATIENT.items()))
     # An ordinary user's engine keeps its images in the home.

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.bakery import TEMPLATE_FOLDER, BakedProject, Bakery, cookiecutter_command
 from tests.support.disks import without_roots_rights
-from tests.support.machine import can_unshare_network
+from tests.support.machine import NAMESPACES, can_unshare_network
 from tests.support.processes import bare_environment
 
 # Loaded by every Python that starts, cookiecutter's hooks included.
@@ -48,7 +48,7 @@ def test_rendering_works_with_every_socket_refused(bake: Bakery, tmp_path: Path)
 
 def test_rendering_works_on_a_machine_without_a_network(bake: Bakery, tmp_path: Path) -> None:
     if not can_unshare_network():
-        pytest.skip("unshare --net is not allowed here: no process can be started without a network")
+        pytest.skip(f"this user may not have a namespace ({NAMESPACES}): a process without a network")
     rendering = cookiecutter_command(
         "--no-input",
         template=bake.template,

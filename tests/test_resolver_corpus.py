@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, event
 
@@ -43,7 +43,7 @@ MAY_BE_ADDED = {
 MARKER = "Zq7\u00e9Kw9Jx4"
 # Seconds of the processor's, so that nothing that runs beside it counts.
 SLOWEST = 0.050
-REPEATABLE = settings(deadline=None, database=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+REPEATABLE = settings(database=None, derandomize=True)
 
 
 def resolve(value: str | None, **environ: str) -> Resolution:

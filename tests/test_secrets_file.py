@@ -123,4 +123,4 @@ def check_a_random_file(read: Read, folder: Path, parts: list[str]) -> None:
 @examples(few=200, many=2000)
 def test_no_file_at_all_makes_it_print_what_is_in_it(read: Read, tmp_path: Path, examples: int) -> None:
     check = given(st.just(read), st.just(tmp_path), LINES)(check_a_random_file)
-    settings(max_examples=examples, deadline=None)(check)()
+    settings(max_examples=examples)(check)()

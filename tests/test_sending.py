@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from unittest.mock import Mock
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.bakery import BakedProject
@@ -222,18 +222,14 @@ def sent_if_anything(folder: Path) -> set[str]:
         return set()
 
 
-def quick(examples: int) -> settings:
-    return settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-
 @examples(few=20, many=200)
 def test_what_is_sent_is_what_git_would_commit_less_what_is_never_sent(rules_of_the_user: Path, examples: int) -> None:
-    quick(examples)(given(trees, st.just(rules_of_the_user))(check_a_tree))()
+    settings(max_examples=examples)(given(trees, st.just(rules_of_the_user))(check_a_tree))()
 
 
 @examples(few=20, many=200)
 def test_without_git_the_files_of_rules_say_the_same(rules_of_the_user: Path, examples: int) -> None:
-    quick(examples)(given(trees_of_files_alone, st.just(rules_of_the_user))(check_without_git))()
+    settings(max_examples=examples)(given(trees_of_files_alone, st.just(rules_of_the_user))(check_without_git))()
 
 
 # what people meet

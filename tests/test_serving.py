@@ -99,8 +99,8 @@ def test_who_is_let_in_or_refused_just_as_the_time_is_over_is_told_so(
             limiter.leave()
 
         async with waiting(limiter) as task:
-            asyncio.get_running_loop().call_later(0.01, leave)
-            # Both timers are due when the event loop comes round to them.
+            # When the event loop comes round to it, it finds that the time is over, too, and sees to that next.
+            asyncio.get_running_loop().call_soon(leave)
             time.sleep(0.05)
             await asyncio.wait([task])
         assert isinstance(task.exception(), Closed) is is_closed
@@ -109,21 +109,21 @@ def test_who_is_let_in_or_refused_just_as_the_time_is_over_is_told_so(
     asyncio.run(crowd())
 
 
-@pytest.mark.parametrize("age", [0.9, 60.0])
+@pytest.mark.parametrize("age", [1.8, 60.0])
 def test_an_old_request_waits_for_its_turn_but_not_for_long(monkeypatch: pytest.MonkeyPatch, age: float) -> None:
-    monkeypatch.setattr(limits, "MAX_WAIT_SECONDS", 1.0)
+    monkeypatch.setattr(limits, "MAX_WAIT_SECONDS", 2.0)
 
     async def crowd() -> None:
         arrived_at.set(time.monotonic() - age)
         limiter = full()
         async with waiting(limiter) as task:
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0)
             limiter.leave()
             await task
         begun = time.monotonic()
         with pytest.raises(NoPlace, match="waited"):
             await limiter.enter()
-        assert time.monotonic() - begun < 0.8
+        assert time.monotonic() - begun < 1.6
 
     asyncio.run(crowd())
 

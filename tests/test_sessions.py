@@ -285,6 +285,16 @@ def create(server: Server, title: str = "first") -> None:
 
 
 @contextlib.contextmanager
+def patience_of(server: Server, seconds: float) -> Iterator[None]:
+    """Change how long requests wait for their turn, until the block ends."""
+    server.post(f"/patience?seconds={seconds}")
+    try:
+        yield
+    finally:
+        server.post("/patience?seconds=5")
+
+
+@contextlib.contextmanager
 def under_way(server: Server, method: str, path: str) -> Iterator[Future[httpx2.Response]]:
     """Send a request, and yield once its endpoint is inside; it ends at the end of the block."""
     with ThreadPoolExecutor(1) as thread:
@@ -306,7 +316,8 @@ def test_clients_that_compute_between_a_read_and_a_write_are_all_served(server: 
 
 @pytest.mark.parametrize("running", ["sqlite"], indirect=True)
 def test_more_clients_than_threads_do_not_wait_for_each_other_forever(server: Server) -> None:
-    with ThreadPoolExecutor(60) as clients:
+    # it takes a while until all sixty wait
+    with ThreadPoolExecutor(60) as clients, patience_of(server, SOON):
         with under_way(server, "POST", "/async-holds"):
             answers = [clients.submit(server.post, "/quick") for _ in range(60)]
             # all have a thread, although there are 40 for those who do not wait
@@ -381,11 +392,10 @@ def test_sessions_and_the_database_work_in_websockets(server: Server) -> None:
 
 def test_who_waits_for_the_writer_in_vain_is_told_to_come_again(running: tuple[Server, str]) -> None:
     server, url = running
-    server.post("/patience?seconds=0.2")
     with under_way(server, "POST", "/async-holds"):
-        answer = server.post("/textbook")
+        with patience_of(server, 0.2):
+            answer = server.post("/textbook")
         assert server.get("/api/items").status_code == 200
-    server.post("/patience?seconds=5")
     if url.startswith("sqlite"):
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
         assert "nothing was stored" in answer.json()["detail"]

@@ -15,7 +15,8 @@ from tests.test_acknowledged_writes import titles_in_postgresql, wait_for_more, 
 
 pytestmark = pytest.mark.slow
 
-SECONDS_AFTER_PROMOTION = 5
+# What is promised, where the machine has time; clients and three servers keep it busy.
+SECONDS_AFTER_PROMOTION = pytest.mark.parametrize("most", [20, pytest.param(5, marks=pytest.mark.alone)])
 # what people get
 PACE = {"DATABASE_CHECK_SECONDS": "2"}
 
@@ -49,8 +50,9 @@ def drop_connections(server: Postgres, database: str) -> None:
         )
 
 
+@SECONDS_AFTER_PROMOTION
 def test_a_promoted_standby_serves_within_seconds_and_has_all_that_was_acknowledged(
-    bake: Bakery, primary: Postgres, standby: Postgres
+    bake: Bakery, primary: Postgres, standby: Postgres, most: float
 ) -> None:
     url = primary.create_database()
     database = url.rpartition("/")[2]
@@ -74,14 +76,15 @@ def test_a_promoted_standby_serves_within_seconds_and_has_all_that_was_acknowled
             primary.start()
             drop_connections(standby, database)
             wait_for_more(told, server)
-        assert told.first_success_after(promoted) < SECONDS_AFTER_PROMOTION
+        assert told.first_success_after(promoted) < most
         assert set(told.statuses()) == {201, 503}, server.log()
     told.check(titles_in_postgresql(standby, standby.url(database)))
 
 
 @pytest.mark.thorough
+@SECONDS_AFTER_PROMOTION
 def test_a_primary_that_only_falls_silent_is_replaced_as_well(
-    bake: Bakery, primary: Postgres, standby: Postgres
+    bake: Bakery, primary: Postgres, standby: Postgres, most: float
 ) -> None:
     url = primary.create_database()
     environ = {"DATABASE_URL": url_of_both(url, primary, standby)} | PACE
@@ -99,5 +102,5 @@ def test_a_primary_that_only_falls_silent_is_replaced_as_well(
             finally:
                 primary.resume()
             wait_for_more(told, server)
-        assert told.first_success_after(promoted) < SECONDS_AFTER_PROMOTION
+        assert told.first_success_after(promoted) < most
     told.check(titles_in_postgresql(standby, standby.url(url.rpartition("/")[2])))

@@ -23,7 +23,7 @@ from tests.support.server import IMPATIENT, Server
 
 pytestmark = pytest.mark.slow
 
-SOON = 5_000  # milliseconds
+SOON = 20_000  # milliseconds
 POLL = 2_000  # from one question of the page to the next
 REFUSED = "postgresql://app:secret@127.0.0.1:1/app"
 THEMES: list[Literal["light", "dark"]] = ["light", "dark"]

@@ -16,7 +16,9 @@ from tests.support.processes import bare_environment, free_port
 
 pytestmark = pytest.mark.slow
 
+# What is promised is held where the machine has time.
 SECONDS_TO_STOP = 3
+SECONDS_ON_A_BUSY_MACHINE = 8
 # uvicorn does not look for signals while it waits for workers that begin, which may take so long
 SECONDS_WITH_WORKERS = 10
 SERVING = None
@@ -26,16 +28,15 @@ WITH_WORKERS = [SERVING, 0.5, 1.0, 1.5, 2.0]
 
 
 @pytest.mark.parametrize(
-    ("workers", "seconds"),
+    ("workers", "seconds", "within"),
     [
-        ("1", SERVING),
-        ("1", 0.5),
-        *(pytest.param("1", moment, marks=pytest.mark.thorough) for moment in MOMENTS if moment != 0.5),
-        *(pytest.param("2", moment, marks=pytest.mark.thorough) for moment in WITH_WORKERS),
+        *(("1", moment, SECONDS_ON_A_BUSY_MACHINE) for moment in (SERVING, 0.5)),
+        *(pytest.param("1", moment, SECONDS_TO_STOP, marks=pytest.mark.alone) for moment in (SERVING, *MOMENTS)),
+        *(pytest.param("2", moment, SECONDS_WITH_WORKERS, marks=pytest.mark.alone) for moment in WITH_WORKERS),
     ],
 )
 def test_it_stops_whenever_it_is_asked_to_and_keeps_what_it_acknowledged(
-    bake: Bakery, tmp_path: Path, workers: str, seconds: float | None
+    bake: Bakery, tmp_path: Path, workers: str, seconds: float | None, within: float
 ) -> None:
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "src.main:app", "--port", str(port)]
@@ -54,7 +55,6 @@ def test_it_stops_whenever_it_is_asked_to_and_keeps_what_it_acknowledged(
             assert time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
-        within = SECONDS_TO_STOP if workers == "1" else SECONDS_WITH_WORKERS
         assert process.wait(within) in (0, -signal.SIGTERM)
     for kept in (data / "app.db", max(copies.glob("*.db"), default=copies / "none")):
         titles = titles_in(kept) if kept.exists() else []
@@ -73,7 +73,10 @@ def test_it_stops_whenever_it_is_asked_to_and_keeps_what_it_acknowledged(
     ],
     ids=["PostgreSQL", "snapshots"],
 )
-def test_it_does_not_wait_for_a_server_that_says_nothing(bake: Bakery, tmp_path: Path, environ: dict[str, str]) -> None:
+@pytest.mark.parametrize("within", [SECONDS_ON_A_BUSY_MACHINE, pytest.param(SECONDS_TO_STOP, marks=pytest.mark.alone)])
+def test_it_does_not_wait_for_a_server_that_says_nothing(
+    bake: Bakery, tmp_path: Path, environ: dict[str, str], within: float
+) -> None:
     was_asked = threading.Event()
     with listening(lambda _: was_asked.set()) as silent:
         environ = {name: value.format(port=silent) for name, value in environ.items()}
@@ -81,7 +84,7 @@ def test_it_does_not_wait_for_a_server_that_says_nothing(bake: Bakery, tmp_path:
             assert was_asked.wait(30)
             begun = time.monotonic()
             assert server.stop() in (0, -signal.SIGTERM)
-            assert time.monotonic() - begun < SECONDS_TO_STOP
+            assert time.monotonic() - begun < within
             log = server.log()
             assert "stopped: no database served" in log
             assert "closed" not in log

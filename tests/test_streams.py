@@ -129,7 +129,9 @@ class Stream:
         self._socket.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         self._received = b""
         while not re.search(rb"\r\n\r\n.+\r\n", self._received, re.DOTALL):
-            self._received += self._socket.recv(65_536)
+            part = self._socket.recv(65_536)
+            assert part, f"{path} ended with {self._received!r}"
+            self._received += part
 
     def rest(self) -> bytes:
         """What came until the server closed the connection."""
@@ -203,8 +205,7 @@ def test_what_does_not_end_in_time_is_cut_off_without_a_traceback(project: Baked
         download = Stream(server.port, "/endless-download")
         with socket.create_connection(("127.0.0.1", server.port), timeout=30) as request:
             request.sendall(b"GET /never HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            while "never begins" not in server.log():
-                time.sleep(0.01)
+            server.log_when_it_tells("never begins")
             assert server.stop() == -signal.SIGTERM
             answer = request.recv(65_536)
         assert answer.startswith(b"HTTP/1.1 503 ")

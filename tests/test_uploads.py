@@ -6,7 +6,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,17 +26,26 @@ from tests.support.bakery import BakedProject, Bakery
 from tests.support.server import Server
 
 MEBIBYTE = 1024**2
-# What takes half a minute takes half a second, and there is one place at the entrance.
+# There is one place at the entrance, and a test may say how many seconds it has to wait for what.
 APP = """
 from collections.abc import Iterator
 from fastapi import FastAPI, Request, UploadFile
 from space_runtime.http import middleware, request_body, server
 
 middleware.PLACES = 1
-request_body.PATIENCE_SECONDS = request_body.LINGER_SILENT_SECONDS = server.HEAD_SECONDS = 0.5
-request_body.LINGER_SECONDS = 2
 server.MAX_WITHOUT_REQUEST = 20
 from src.main import app
+
+
+@app.post("/patience")
+async def patience(
+    head: float = server.HEAD_SECONDS,
+    body: float = request_body.PATIENCE_SECONDS,
+    linger: float = request_body.LINGER_SECONDS,
+    silent: float = request_body.LINGER_SILENT_SECONDS,
+) -> None:
+    server.HEAD_SECONDS, request_body.PATIENCE_SECONDS = head, body
+    request_body.LINGER_SECONDS, request_body.LINGER_SILENT_SECONDS = linger, silent
 
 
 @app.post("/files", max_body_size=600 * 1024**2)
@@ -62,12 +71,20 @@ async def get(request: Request) -> int:
 
 @pytest.fixture(scope="module")
 def server(bake: Bakery, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The app with routes that take files, and little patience."""
+    """The app with routes that take files."""
     project: BakedProject = bake().copy_to(tmp_path_factory.mktemp("uploads"))
     (project.path / "uploads.py").write_text(APP)
     with project.boot(in_place=True, app="uploads:app") as server:
         assert server.settled()["status"] == "ok"
         yield server
+
+
+@contextmanager
+def patience_of(server: Server, **seconds: float) -> Iterator[None]:
+    """Change how long the app waits for this and that, until the block ends: on a busy machine, any test is slow."""
+    server.post("/patience", params=seconds)
+    yield
+    server.post("/patience")
 
 
 class Sender:
@@ -117,7 +134,8 @@ def head(line: str, *fields: str) -> bytes:
     ],
 )
 def test_who_is_slow_without_end_is_cut_off(server: Server, beginning: bytes, part: bytes, status: int | None) -> None:
-    answer = Sender(server.port, beginning).trickle(part)
+    with patience_of(server, head=0.5, body=0.5, linger=2, silent=0.5):
+        answer = Sender(server.port, beginning).trickle(part)
     assert (re.findall(rb"^HTTP/1.1 (\d+)", answer) or [None])[0] == (str(status).encode() if status else None)
     if status is not None and status != 200:
         assert b"connection: close" in answer
@@ -134,7 +152,8 @@ def test_who_is_slow_without_end_is_cut_off(server: Server, beginning: bytes, pa
 )
 def test_a_head_without_end_is_not_kept(server: Server, beginning: bytes, status: bytes | None) -> None:
     before = memory(server)
-    answer = raw.send(server.port, beginning, *[b"x" * MEBIBYTE] * 64).everything
+    with patience_of(server, silent=0.5):
+        answer = raw.send(server.port, beginning, *[b"x" * MEBIBYTE] * 64).everything
     assert re.findall(rb"^HTTP/1.1 (\d+)", answer) == ([status] if status else [])
     assert memory(server) - before < 10 * MEBIBYTE
 
@@ -212,7 +231,9 @@ def test_idle_connections_are_kept_but_not_without_number(server: Server) -> Non
             connection.sendall(head("GET /health/live"))
             received = b""
             while not received.endswith(b"}"):
-                received += connection.recv(65_536)
+                part = connection.recv(65_536)
+                assert part, f"it was closed after {received!r}"
+                received += part
 
         connections = []
         for _ in range(40):

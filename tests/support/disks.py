@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.machine import built_to_preload, need
+from tests.support.machine import NAMESPACES, built_to_preload, need
 
 _SEAL = 'while read -r _ point _; do mount -o remount,bind,ro "$point" 2>/dev/null; done </proc/self/mounts'
 QUOTA = Path(__file__).with_name("quota.c")
@@ -63,7 +63,9 @@ def immutable(files: Sequence[str]) -> Iterator[None]:
     done = subprocess.run(["chattr", "+i", *files], capture_output=True, check=False)  # noqa: S603, S607
     try:
         if done.returncode != 0:
-            pytest.skip("chattr +i does not work for this user on this file system")
+            pytest.skip(
+                "chattr +i does not work here (be root, on ext4, XFS or Btrfs): a file that not even root can write to"
+            )
         yield
     finally:
         subprocess.run(["chattr", "-i", *files], capture_output=True, check=False)  # noqa: S603, S607
@@ -72,7 +74,7 @@ def immutable(files: Sequence[str]) -> Iterator[None]:
 def in_namespace(commands: str) -> list[str]:
     """A prefix for a command that runs after these shell commands, whose mounts nobody else sees."""
     if not _can_mount():
-        pytest.skip("this user may not mount in a namespace: unshare --map-root-user --mount fails")
+        pytest.skip(f"this user may not mount in a namespace ({NAMESPACES}): disks that are full or read-only")
     return [*_UNSHARE, "sh", "-c", f'{commands}; exec "$@"', "sh"]
 
 

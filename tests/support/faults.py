@@ -180,7 +180,7 @@ class Clock:
         """`folder` receives what makes the process wrong about the time."""
         self._seconds = folder / "seconds"
         if not sysconfig.get_config_var("HAVE_SEM_CLOCKWAIT"):
-            pytest.skip("this Python waits by the time of day, which only the kernel can change then")
+            pytest.skip("this Python waits by the time of day (make PYTHON=/usr/bin/python3): a clock that goes wrong")
         self._library = built_to_preload(CLOCK, folder, "a process that is wrong about the time of day")
         self._seconds.write_bytes(bytes(8))
 

@@ -37,5 +37,5 @@ def install(npm: str, sources: list[Path], folder: Path) -> None:
         command = [npm, "ci", "--no-audit"]
         installed = subprocess.run(command, cwd=beginning, capture_output=True, text=True, check=False)  # noqa: S603
         if installed.returncode != 0:
-            pytest.skip(f"npm cannot install js-yaml and axe-core: {installed.stderr}")
+            pytest.skip(f"npm cannot install js-yaml and axe-core (let it reach its registry): {installed.stderr}")
         beginning.rename(folder)

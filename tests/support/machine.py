@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 REQUIRE_EVERYTHING = bool(os.environ.get("REQUIRE_EVERYTHING"))
+# What lets a process have a network or mounts of its own.
+NAMESPACES = "apt install util-linux; on Ubuntu, sysctl --write kernel.apparmor_restrict_unprivileged_userns=0"
 # Debian's packages, where they are not named like the program.
 PACKAGES = {"cc": "gcc libc6-dev", "chattr": "e2fsprogs", "node": "nodejs", "unshare": "util-linux"}
 
@@ -28,8 +30,24 @@ def built_to_preload(source: Path, folder: Path, purpose: str) -> Path:
         [need("cc", purpose), "-shared", "-fPIC", "-o", library, source], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        pytest.skip(f"cc does not work here: {done.stderr}")
+        pytest.skip(f"cc does not work here (apt install gcc libc6-dev): {done.stderr}")
     return library
+
+
+def base_image(version: str) -> str:
+    """The full name of the image that ours are based on."""
+    return f"docker.io/library/python:{version}-slim"
+
+
+def need_base_image(version: str) -> str:
+    """The container engine, with which the base of the image for this Python is here, or a skipped test."""
+    engine = container_engine()
+    if engine is None:
+        pytest.skip("neither docker nor podman works here (apt install podman): no image can be built")
+    for how in (["image", "inspect"], ["pull", "--quiet"]):
+        if subprocess.run([engine, *how, base_image(version)], capture_output=True, check=False).returncode == 0:  # noqa: S603
+            return engine
+    pytest.skip(f"an image of Python is not here ({engine} pull {base_image(version)}): no image can be built")
 
 
 @cache

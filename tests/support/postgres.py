@@ -124,10 +124,16 @@ class Postgres:
             shutil.chown(file, self.account)
 
     def _signal_all(self, number: signal.Signals) -> None:
-        """Signal the server and the processes that serve its connections, each of which leads its own session."""
+        """Signal the server and the processes that serve its connections, each of which leads its own session.
+
+        The server first: once it is paused, it has no more children than those that are listed then.
+        """
         assert self.process is not None
         server = psutil.Process(self.process.pid)
-        for process in [server, *server.children()]:
+        server.send_signal(number)
+        while number == signal.SIGSTOP and server.status() != psutil.STATUS_STOPPED:
+            time.sleep(0.001)
+        for process in server.children():
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
 
@@ -257,7 +263,7 @@ def find_programs() -> Path:
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: float(folder.parent.name))
     found = shutil.which("initdb", path=os.pathsep.join([os.environ["PATH"], *map(str, reversed(debian))]))
     if found is None:
-        pytest.skip("PostgreSQL is not installed: `apt install postgresql`, or put its `initdb` on the path")
+        pytest.skip("PostgreSQL is not installed (apt install postgresql, or put its `initdb` on the path): a database")
     # A link to it elsewhere need not have `postgres` beside it.
     return Path(found).resolve().parent
 

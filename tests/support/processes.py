@@ -76,10 +76,17 @@ def is_listening(port: int) -> bool:
 
 
 @contextmanager
-def reserved(port: int, patience: float = 30) -> Iterator[None]:
-    """Have a port that a test cannot choose for itself: other processes of this test run wait for their turn."""
-    with Path(tempfile.gettempdir(), f"port-{port}-of-{os.getuid()}.lock").open("w") as lock:
+def turn(name: str) -> Iterator[None]:
+    """Have something that there is only once: other processes of these tests wait for their turn."""
+    with Path(tempfile.gettempdir(), f"{name}-of-{os.getuid()}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def reserved(port: int, patience: float = 30) -> Iterator[None]:
+    """Have a port that a test cannot choose for itself."""
+    with turn(f"port-{port}"):
         deadline = time.monotonic() + patience
         while is_listening(port):
             assert time.monotonic() < deadline, f"Port {port} is taken on this machine"

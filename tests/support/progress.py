@@ -3,12 +3,15 @@
 import math
 import shutil
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from heapq import nlargest
+from operator import itemgetter
 
 import pytest
 
 SECONDS_BETWEEN_LINES = 15.0
+SLOWEST = 10
 
 
 class Progress:
@@ -17,10 +20,13 @@ class Progress:
     def __init__(self, terminal: pytest.TerminalReporter) -> None:
         """`terminal` is where pytest itself reports."""
         self._terminal = terminal
+        # Its lines about failures would be cut off at the terminal's edge, often before they give a reason.
+        terminal.reportchars = terminal.reportchars.translate({ord("f"): None, ord("E"): None})
         self._begun, self._shown = time.monotonic(), -math.inf
         self._running: dict[str, float] = {}
         self._total = self._ended = 0
         self._outcomes: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Count the tests of this process."""
@@ -38,6 +44,7 @@ class Progress:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Name a failure when it happens."""
+        self._seconds[report.nodeid] += report.duration
         if report.failed:
             self._outcomes["failed"] += 1
             self._say(f"FAILED {report.nodeid} ({report.when}): {reason_of(report)}")
@@ -54,18 +61,25 @@ class Progress:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
-        """Let pytest count, and print nothing now. The word is what its last lines begin with."""
+        """Let pytest count, and print nothing now."""
         if report.failed:
-            return ("failed", "", "FAILED") if report.when == "call" else ("error", "", "ERROR")
+            return ("failed", "", "") if report.when == "call" else ("error", "", "")
         return (report.outcome, "", "") if report.skipped or report.when == "call" else None
 
     def pytest_terminal_summary(self) -> None:
-        """Say in a line for each thing that this machine lacks how many tests would need it."""
+        """Name what took longest, what this machine lacks, and last what failed, and why: all in one screen."""
+        if len(self._seconds) > 10 * SLOWEST:
+            self._terminal.write_sep("=", f"slowest {SLOWEST}")
+            for test, seconds in nlargest(SLOWEST, self._seconds.items(), key=itemgetter(1)):
+                self._terminal.write_line(f"{seconds:4.0f} s: {test}")
         skipped = Counter(lack_of(report) for report in self._terminal.stats.get("skipped", []))
         if skipped:
             self._terminal.write_sep("=", "skipped, for what this machine lacks")
         for lack, count in skipped.most_common():
             self._terminal.write_line(f"{count:4} {'test' if count == 1 else 'tests'}: {lack}")
+        for kind, word in (("failed", "FAILED"), ("error", "ERROR")):
+            for report in self._terminal.stats.get(kind, []):
+                self._terminal.write_line(f"{word} {report.nodeid} - {reason_of(report)}", red=True)
 
     def _show(self) -> None:
         now = time.monotonic()

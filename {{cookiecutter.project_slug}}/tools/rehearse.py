@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import httpx2
 
-from tools.throwaway_postgresql import NoPostgreSQL, throwaway_postgresql
+from tools.throwaway_postgresql import PostgreSQLFailed, throwaway_postgresql
 
 FOLDER = Path(__file__).resolve().parents[1]
 CLIENTS = 4
@@ -207,7 +207,7 @@ class Rehearsal:
     def run(self, engine: str | None, route: str, text_field: str) -> bool:
         """Play the whole story, print the ledger, and return whether nothing was lost or doubled.
 
-        Raise Stopped or NoPostgreSQL if it cannot be played.
+        Raise Stopped or PostgreSQLFailed if it cannot be played.
         """
         with ExitStack() as stack:
             postgresql = stack.enter_context(throwaway_postgresql())
@@ -328,7 +328,7 @@ def main() -> int:
     rehearsal = Rehearsal(lambda text: print(text, flush=True))
     try:
         is_whole = rehearsal.run(engine, arguments.route, arguments.field)
-    except (Stopped, NoPostgreSQL) as error:
+    except (Stopped, PostgreSQLFailed) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit("Stopped.")

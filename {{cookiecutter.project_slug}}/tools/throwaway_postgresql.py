@@ -3,7 +3,6 @@
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -12,10 +11,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 SECONDS_TO_START = 60
+ATTEMPTS = 3
 
 
-class NoPostgreSQL(Exception):
-    """PostgreSQL could not be started on this machine; the message says what is missing."""
+class PostgreSQLFailed(Exception):
+    """PostgreSQL could not be started; the message says why."""
+
+
+class NoPostgreSQL(PostgreSQLFailed):
+    """It is not installed on this machine."""
 
 
 class Server:
@@ -28,8 +32,7 @@ class Server:
         self._account = account
         # A superuser runs programs of the system, so other users of this machine must not get in.
         self._password = secrets.token_urlsafe()
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self._port = listener.getsockname()[1]
+        self._port: int | None = None
         password_file = folder / "password"
         password_file.write_text(self._password)
         if account:
@@ -43,8 +46,20 @@ class Server:
 
     def start(self) -> None:
         """Start it, for the first time or again, and return when it answers."""
+        if self._port is not None:
+            return self._start_at(self._port)
+        for attempts_left in reversed(range(ATTEMPTS)):
+            # No port that systems hand out to clients; but another server may have it.
+            self._port = 20_000 + secrets.randbelow(10_000)
+            try:
+                return self._start_at(self._port)
+            except PostgreSQLFailed:
+                if not attempts_left:
+                    raise
+
+    def _start_at(self, port: int) -> None:
         # Nothing here has to survive a crash of the machine, so fsync would only cost time.
-        options = f"-h 127.0.0.1 -p {self._port} -c unix_socket_directories= -c fsync=off"
+        options = f"-h 127.0.0.1 -p {port} -c unix_socket_directories= -c fsync=off"
         log = f"--log={self._folder}/log"
         self._control("start", f"--timeout={SECONDS_TO_START}", log, f"--options={options}")
 
@@ -62,12 +77,14 @@ class Server:
                 command, cwd=self._folder, user=self._account, stdout=file, stderr=file
             )
         if done.returncode:
-            raise NoPostgreSQL(f"PostgreSQL: {verb} failed.\n{messages.read_text()}")
+            log = self._folder / "log"
+            told = messages.read_text() + (log.read_text() if log.exists() else "")
+            raise PostgreSQLFailed(f"PostgreSQL: {verb} failed.\n{told}")
 
 
 @contextmanager
 def throwaway_postgresql() -> Iterator[Server]:
-    """Yield a server that runs, and remove it with its data at the end; raise NoPostgreSQL."""
+    """Yield a server that runs, and remove it with its data at the end; raise PostgreSQLFailed."""
     # The paths in its configuration must contain no blank, which a TMPDIR may.
     folder = Path(tempfile.mkdtemp(prefix="postgresql-", dir="/tmp"))
     try:

@@ -27,7 +27,7 @@ from space_runtime.files.locations import outlives_container
 from space_runtime.files.sqlite_files import SQLiteFiles
 from space_runtime.lifecycle import state as machine
 from space_runtime.lifecycle.report import DatabaseReport, Status, admission, describe, status
-from space_runtime.lifecycle.state import STOP_SECONDS, Observation, State, Step
+from space_runtime.lifecycle.state import CHECK_SECONDS, STOP_SECONDS, Observation, State, Step
 from space_runtime.migrations import Migrations
 from space_runtime.migrations.opening import (
     MIGRATION_SECONDS,
