@@ -83,6 +83,14 @@ class Database:
         connection.close()
         return file
 
+    def seed(self, *statements: str) -> None:
+        """Run these statements as a migration of the file that is to be moved."""
+        engine = sa.create_engine(f"sqlite:///{names.path(self.folder, 'fallback', self.file_id)}")
+        with engine.begin() as connection, seeds.recording(connection):
+            for statement in statements:
+                connection.exec_driver_sql(statement)
+        engine.dispose()
+
     def retry(self) -> Outcome:
         """Try again to move what was refused."""
         with self.engine.connect() as connection:
@@ -188,6 +196,8 @@ def test_a_row_for_which_sqlite_made_no_key_gets_one(database: Database) -> None
     database.run(table)
     assert database.move(table, "INSERT INTO parents (name) VALUES ('one'), ('two')") == (2, 0)
     assert database.run("SELECT * FROM parents ORDER BY id") == [(1, "one"), (2, "two")]
+    # another machine went on with the same snapshot, in which the rows cannot be told apart
+    assert database.move(table, "INSERT INTO parents (name) VALUES ('one'), ('two')") == (0, 2)
 
 
 def test_a_sequence_that_ends_keeps_only_those_rows_back_that_need_a_number(database: Database) -> None:
@@ -206,6 +216,29 @@ def test_numbers_of_a_table_without_a_model_do_not_disturb_postgresqls(database:
     database.run("CREATE TABLE parents (id bigserial PRIMARY KEY, name text)")
     assert database.move(PARENTS, "INSERT INTO parents VALUES (1500000000, 'own')") == (1, 0)
     assert database.run("INSERT INTO parents (name) VALUES ('next') RETURNING id") == [(1,)]
+
+
+@pytest.mark.parametrize(
+    ("key", "last", "kept"),
+    [("serial", 1_200_000_000, 1_100_000_000), ("smallserial", 20_000, 19_000)],
+    ids=["int", "smallint"],
+)
+def test_postgresqls_numbering_does_not_meet_rows_that_moved_though_it_is_in_their_range(
+    database: Database, key: str, last: int, kept: int
+) -> None:
+    database.run(f"CREATE TABLE parents (id {key} PRIMARY KEY, name text)", f"SELECT setval('parents_id_seq', {last})")
+    rows = f"INSERT INTO parents VALUES (3, 'low'), ({kept}, 'kept'), ({last + 2}, 'met'), ({last + 100}, 'met, too')"
+    assert database.move(PARENTS, rows) == (4, 0)
+    assert database.run("INSERT INTO parents (name) VALUES ('next') RETURNING id") == [(last + 3,)]
+    found = database.run("SELECT id FROM parents ORDER BY id")
+    assert found == [(3,), (kept,), (last + 1,), (last + 2,), (last + 3,)]
+
+
+def test_postgresqls_numbering_may_begin_in_the_range_of_rows_that_move(database: Database) -> None:
+    key = "id int GENERATED ALWAYS AS IDENTITY (START 2000000000) PRIMARY KEY"
+    database.run(f"CREATE TABLE parents ({key}, name text)")
+    assert database.move(PARENTS, "INSERT INTO parents VALUES (1100000000, 'kept'), (2000000000, 'met')") == (2, 0)
+    assert database.run("INSERT INTO parents (name) VALUES ('next') RETURNING id") == [(2_000_000_001,)]
 
 
 def test_whatever_a_trigger_raises_is_about_its_row(database: Database) -> None:
@@ -239,7 +272,7 @@ class Sealed(sa.TypeDecorator[str]):
         """Raise an error of its own."""
         if value == "broken":
             raise RuntimeError("the seal is broken")
-        return value
+        return value and value[::-1]
 
 
 def test_a_value_that_the_owners_type_cannot_read_keeps_no_other_row_back(database: Database) -> None:
@@ -247,6 +280,42 @@ def test_a_value_that_the_owners_type_cannot_read_keeps_no_other_row_back(databa
     table.create(database.engine)
     assert database.move("INSERT INTO letters VALUES (1, 'broken'), (2, 'whole')", create=True) == (1, 1)
     assert database.reasons() == [("letters", "unstorable")]
+
+
+class Hashed(sa.TypeDecorator[str]):
+    """A type that cannot be undone, and says that it reads what is stored."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        """Hash it."""
+        return None if value is None else f"hash({value})"
+
+    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        """Return it as it is."""
+        return value
+
+
+class Digest(sa.TypeDecorator[Any]):
+    """A type that cannot be undone, and says nothing about reading."""
+
+    impl = sa.LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> bytes | None:
+        """Digest text."""
+        return None if value is None else value.encode()[:2]
+
+
+def test_what_the_owners_type_does_to_a_value_once_is_not_done_twice(database: Database) -> None:
+    columns = [sa.Column("name", Hashed, unique=True), sa.Column("digest", Digest)]
+    sa.Table("users", database.models, _key(), *columns).create(database.engine)
+    rows = "INSERT INTO users VALUES (7, 'hash(x)', x'ff00'), (8, NULL, NULL)"
+    assert database.move(rows, create=True) == (2, 0)
+    assert database.run("SELECT * FROM users ORDER BY id") == [(7, "hash(x)", b"\xff\0"), (8, None, None)]
+    # another machine went on with the same snapshot
+    assert database.move(rows, "INSERT INTO users VALUES (9, 'hash(y)', NULL)", create=True) == (1, 0)
 
 
 def test_a_model_may_have_other_names_for_its_columns(database: Database) -> None:
@@ -299,13 +368,70 @@ def test_every_seed_that_stays_behind_is_kept_though_none_can_be_compared(
 def test_a_seed_with_a_high_number_does_not_move_postgresqls_numbering_on(database: Database) -> None:
     database.run("CREATE TABLE parents (id serial PRIMARY KEY, name text)")
     database.run("INSERT INTO parents VALUES (500000, 'a seed')")
-    engine = sa.create_engine(f"sqlite:///{names.path(database.folder, 'fallback', database.file_id)}")
-    with engine.begin() as connection, seeds.recording(connection):
-        connection.exec_driver_sql(PARENTS)
-        connection.exec_driver_sql("INSERT INTO parents VALUES (500000, 'a seed')")
-    engine.dispose()
+    database.seed(PARENTS, "INSERT INTO parents VALUES (500000, 'a seed')")
     assert database.move("INSERT INTO parents VALUES (3, 'low'), (1500000000, 'high')") == (2, 0)
     assert database.run("INSERT INTO parents (name) VALUES ('next') RETURNING id") == [(4,)]
+
+
+SEATS = "CREATE TABLE seats (id integer PRIMARY KEY AUTOINCREMENT, status text)"
+BOOKINGS = "CREATE TABLE bookings (id integer PRIMARY KEY AUTOINCREMENT, seat_id int REFERENCES seats, who text)"
+THREE_SEATS = "INSERT INTO seats (status) VALUES ('free'), ('free'), ('free')"
+
+
+def test_seeds_that_differ_only_in_their_numbers_are_not_mistaken_for_each_other(database: Database) -> None:
+    database.run(in_postgresql(SEATS), in_postgresql(BOOKINGS), THREE_SEATS)
+    database.seed(SEATS, BOOKINGS, THREE_SEATS)
+    database.run("UPDATE seats SET status = 'sold' WHERE id = 2")
+    assert database.move("INSERT INTO bookings VALUES (7, 3, 'Ann'), (8, 2, 'Bob'), (9, 1, 'Cleo')") == (2, 2)
+    assert database.run("SELECT seat_id, who FROM bookings ORDER BY 1") == [(1, "Cleo"), (3, "Ann")]
+    assert set(database.reasons()) == {("seats", "seed_alike"), ("bookings", "refers_to_refused")}
+    # one that could be any of them, though it is the only one now
+    database.run("UPDATE seats SET status = 'sold' WHERE id = 1")
+    database.run("UPDATE seats SET status = 'free' WHERE id = 2")
+    assert database.retry() == (1, 0)
+    assert database.run("SELECT seat_id FROM bookings WHERE who = 'Bob'") == [(2,)]
+
+
+def test_seeds_that_differ_only_in_their_numbers_lead_nowhere_if_those_differ(database: Database) -> None:
+    database.run(in_postgresql(SEATS), in_postgresql(BOOKINGS), "SELECT setval('seats_id_seq', 10)", THREE_SEATS)
+    database.run("UPDATE seats SET status = 'sold' WHERE id < 13")
+    database.seed(SEATS, BOOKINGS, THREE_SEATS)
+    assert database.move("INSERT INTO bookings VALUES (8, 2, 'Bob')") == (0, 2)
+    # It is no row of PostgreSQL's, so it becomes one.
+    assert database.retry() == (2, 0)
+    assert database.run("SELECT status, who FROM bookings JOIN seats ON seats.id = seat_id") == [("free", "Bob")]
+    assert database.run("SELECT count(*) FROM seats") == [(4,)]
+
+
+def test_a_seed_may_have_nothing_but_a_number(database: Database) -> None:
+    slots = "CREATE TABLE slots (id integer PRIMARY KEY AUTOINCREMENT)"
+    uses = "CREATE TABLE uses (id integer PRIMARY KEY AUTOINCREMENT, slot_id int REFERENCES slots)"
+    database.run(in_postgresql(slots), in_postgresql(uses), "INSERT INTO slots VALUES (1), (2)")
+    database.seed(slots, uses, "INSERT INTO slots VALUES (1), (2)")
+    assert database.move("INSERT INTO uses VALUES (7, 2)") == (1, 0)
+    assert database.run("SELECT slot_id FROM uses") == [(2,)]
+
+
+@pytest.mark.parametrize("table", ["cats", "dogs"], ids=["one table", "two tables"])
+def test_seeds_may_refer_to_each_other_whatever_their_keys_are(database: Database, table: str) -> None:
+    def tables(key: str) -> list[str]:
+        parent = "" if table == "cats" else f"CREATE TABLE dogs (id {key} PRIMARY KEY, best_id {key}, name text)"
+        cats = f"CREATE TABLE cats (id {key} PRIMARY KEY, parent_id {key} REFERENCES {table}, name text)"
+        uses = f"CREATE TABLE uses (id integer PRIMARY KEY, cat_id {key} REFERENCES cats)"
+        return [*filter(None, [parent]), cats, uses]
+
+    def rows(root: int, child: int) -> list[str]:
+        return [
+            f"INSERT INTO {table} VALUES ('{UUID(int=root).hex}', NULL, 'root')",
+            f"INSERT INTO cats VALUES ('{UUID(int=child).hex}', '{UUID(int=root).hex}', 'child')",
+        ]
+
+    # with the second table, both refer to each other
+    both = [] if table == "cats" else ["ALTER TABLE dogs ADD FOREIGN KEY (best_id) REFERENCES cats"]
+    database.run(*tables("uuid"), *both, *rows(50, 51))
+    database.seed(*tables("text"), *rows(9, 3))
+    assert database.move(f"INSERT INTO uses VALUES (7, '{UUID(int=3).hex}')") == (1, 0)
+    assert database.run("SELECT cat_id FROM uses") == [(UUID(int=51),)]
 
 
 PARENTS = "CREATE TABLE parents (id integer PRIMARY KEY AUTOINCREMENT, name text)"
@@ -460,6 +586,25 @@ def test_references_follow_a_number_that_a_trigger_gave(database: Database) -> N
     assert {(5,), (6,)} < set(database.run("SELECT id FROM owners"))
 
 
+def test_references_follow_a_number_that_a_trigger_gave_to_a_row_in_a_circle(database: Database) -> None:
+    owners = "CREATE TABLE owners (id integer PRIMARY KEY AUTOINCREMENT, slug text UNIQUE, boss text REFERENCES owners"
+    pets = "CREATE TABLE pets (id integer PRIMARY KEY, owner_id int REFERENCES owners)"
+    database.run(
+        in_postgresql(f"{owners} (slug))"),
+        pets,
+        "INSERT INTO owners (slug) VALUES ('a stranger'), ('another')",
+        "CREATE FUNCTION number() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN NEW.id := nextval('owners_id_seq'); RETURN NEW; END $$",
+        "CREATE TRIGGER number BEFORE INSERT ON owners FOR EACH ROW EXECUTE FUNCTION number()",
+    )
+    rows = ("INSERT INTO owners VALUES (1, 'a', 'b'), (2, 'b', 'a')", "INSERT INTO pets VALUES (1, 1), (2, 2)")
+    assert database.move(f"{owners} (slug))", pets, *rows) == (4, 0)
+    whose = "SELECT pets.id, slug FROM pets JOIN owners ON owners.id = owner_id ORDER BY 1"
+    assert database.run(whose) == [(1, "a"), (2, "b")]
+    recorded = "SELECT old_key, slug FROM space_runtime_new_keys JOIN owners ON id::text = new_key ORDER BY 1"
+    assert database.run(recorded) == [("1", "a"), ("2", "b")]
+
+
 TREES = "CREATE TABLE trees (id integer PRIMARY KEY AUTOINCREMENT, parent_id int REFERENCES trees, name text)"
 
 
@@ -501,6 +646,38 @@ def test_every_row_that_got_another_key_is_recorded(database: Database) -> None:
     recorded = database.run("SELECT old_key, new_key FROM space_runtime_new_keys WHERE table_name = 'trees'")
     names_of = dict(database.run("SELECT id::text, name FROM trees"))
     assert {old: names_of[new] for old, new in recorded} == {str(i): f"own {i}" for i in range(1, 151)}
+
+
+def test_every_key_that_holds_another_key_is_recorded_where_that_was_replaced(database: Database) -> None:
+    tables = (
+        "CREATE TABLE people (id integer PRIMARY KEY AUTOINCREMENT, name text)",
+        "CREATE TABLE staff (id integer PRIMARY KEY REFERENCES people, pay int CHECK (pay > 0))",
+        "CREATE TABLE lines (staff_id int REFERENCES staff, n int, PRIMARY KEY (staff_id, n))",
+        "CREATE TABLE knows (a int REFERENCES people, b int REFERENCES people, PRIMARY KEY (a, b))",
+    )
+    database.run(*map(in_postgresql, tables), "INSERT INTO people (name) VALUES ('a seed'), ('a stranger')")
+    database.seed(*(table.replace(" CHECK (pay > 0)", "") for table in tables))
+    database.seed("INSERT INTO people VALUES (1, 'a seed')")
+    rows = (
+        "INSERT INTO people VALUES (2, 'own'), (70, 'kept')",
+        "INSERT INTO staff VALUES (2, 0), (1, 5), (70, 6)",
+        "INSERT INTO lines VALUES (2, 7), (1, 7)",
+        "INSERT INTO knows VALUES (2, 1), (1, 70)",
+    )
+    recorded = "SELECT old_key, new_key FROM space_runtime_new_keys WHERE table_name = '{}'"
+    assert database.move(*rows) == (7, 2)
+    ((number,),) = database.run("SELECT id FROM people WHERE name = 'own'")
+    assert database.run(recorded.format("people")) == [("2", f"{number}")]
+    assert database.run(recorded.format("knows")) == [("2, 1", f"{number}, 1")]
+    database.run("ALTER TABLE staff DROP CONSTRAINT staff_pay_check")
+    assert database.retry() == (2, 0)
+    assert database.run(recorded.format("staff")) == [("2", f"{number}")]
+    assert database.run(recorded.format("lines")) == [("2, 7", f"{number}, 7")]
+    # another machine went on with the same snapshot
+    database.seed(*(table.replace(" CHECK (pay > 0)", "") for table in tables))
+    database.seed("INSERT INTO people VALUES (1, 'a seed')")
+    assert database.move(*rows, "INSERT INTO lines VALUES (2, 8)") == (1, 0)
+    assert database.run("SELECT * FROM lines ORDER BY n DESC LIMIT 1") == [(number, 8)]
 
 
 def test_references_follow_a_key_of_any_type_that_a_trigger_made(database: Database) -> None:

@@ -11,7 +11,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.types import TypeDecorator, TypeEngine
-from src.database.base import PortableJSON, UTCDateTime
+from src.database.base import LongNumeric, PortableJSON, UTCDateTime
 
 
 class Colour(enum.Enum):
@@ -56,6 +56,17 @@ class Sealed(TypeDecorator[str]):
         if value is None:
             return None
         return value.removeprefix(f"{dialect.name}<").removesuffix(">")[::-1]
+
+
+class Hashed(TypeDecorator[str]):
+    """Text that cannot be read again once it is stored."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        """Hash it."""
+        return None if value is None else f"hash({value})"
 
 
 class Kind:
@@ -117,10 +128,15 @@ KINDS: dict[str, Kind] = {
         lambda _: sa.JSON().with_variant(postgresql.ARRAY(sa.Text()), "postgresql"),
         [["a", "{b,\"c'}", ""], [], ["null", "ü"]],
     ),
+    "long numeric": Kind(
+        lambda _: LongNumeric(30, 10), [Decimal("12345678901234567890.0123456789"), Decimal("-0.5000000000")]
+    ),
+    "checked text": Kind(lambda _: sa.Enum(Colour, native_enum=False, length=64, validate_strings=True), list(Colour)),
     "enum": Kind(lambda name: sa.Enum("red", "dark green", name=name), ["red", "dark green"]),
     "python enum": Kind(lambda name: sa.Enum(Colour, name=name), list(Colour)),
     "guid": Kind(lambda _: GUID(), [UUID(int=10**30), UUID(int=7)]),
     "sealed": Kind(lambda _: Sealed(), ["secret", ""]),
+    "hashed": Kind(lambda _: Hashed(), [Stored("password", "hash(password)"), Stored("hash()", "hash(hash())")]),
 }
 
 

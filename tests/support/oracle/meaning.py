@@ -57,16 +57,23 @@ class Rows:
         given = new.values | ({"id": key["id"]} if "id" in key else {})
         given |= {name: key[name] for name in table.own_key_columns}
         row = self.rows[new.marker] = Row(table, new.marker, given, dict(new.refs))
-        for one in table.references:
-            target = row.refs.get(one.name)
-            # A reference to a column that is empty is empty, and stays so when the column is filled in.
-            if target in self.rows and None in [self.value(target, column) for column in one.target_columns]:
-                row.refs[one.name] = None
+        row.refs = self._as_written(table, row.refs)
 
     def change(self, change: Change) -> None:
         """A request changed a row."""
-        self.rows[change.marker].given |= change.values
-        self.rows[change.marker].refs |= change.refs
+        row = self.rows[change.marker]
+        row.refs |= self._as_written(row.table, change.refs)
+        row.given |= change.values
+
+    def _as_written(self, table: Table, refs: dict[str, str | None]) -> dict[str, str | None]:
+        """References to columns that are empty are empty, and stay so when the columns are filled in."""
+        return {
+            name: None
+            if target in self.rows
+            and None in [self.value(target, column) for column in table.reference(name).target_columns]
+            else target
+            for name, target in refs.items()
+        }
 
     def delete(self, marker: str) -> None:
         """A request deleted a row, and what the database deletes or changes with it."""

@@ -1,8 +1,10 @@
 """Stories in which rows lost their meaning once, or would if one step were left out; as short as they can be."""
 
+from dataclasses import replace
 from decimal import Decimal
 from uuid import UUID
 
+from tests.support.oracle.kinds import KINDS
 from tests.support.oracle.schemas import Reference, Schema, Seed, Table
 from tests.support.oracle.stories import Change, Create, Delete, NewRow, Operation, Outage, Story
 
@@ -67,6 +69,18 @@ ONCE_FAILED = {
         ],
         [_create("birds", 1, {"parent": "seed0-apples"})],
     ),
+    "a reference leads to the seed of the same number among those that are equal otherwise": _story(
+        [
+            Table(
+                "apples",
+                "integer",
+                seeds=[replace(_seed("apples", number, "drawn"), values={"marker": "seed"}) for number in range(3)],
+            ),
+            Table("birds", "integer", references=[_reference("apples", nullable=False)]),
+        ],
+        [_create("birds", number, {"parent": f"seed{number}-apples"}) for number in range(3)],
+        elsewhere=[Delete("seed1-apples")],
+    ),
     "a seed that somebody changed is told, and references lead to PostgreSQL's": _story(
         [
             Table("apples", "integer", unique="not null", seeds=[_seed("apples", 0, "drawn", u="u-seed")]),
@@ -86,6 +100,10 @@ ONCE_FAILED = {
     "JSON that is a number": _story(
         [Table("apples", "uuid", columns={"value0": "json", "value1": "portable json"})],
         [_create("apples", 1, id=UUID(int=1), value0=0, value1=1.5)],
+    ),
+    "a password that is hashed when it is written": _story(
+        [Table("apples", "uuid", columns={"value0": "hashed"})],
+        [_create("apples", 1, id=UUID(int=1), value0=KINDS["hashed"].values[0])],
     ),
     "a decimal, without a rowid": _story(
         [Table("apples", "uuid", columns={"value0": "numeric"}, without_rowid=True)],
@@ -115,6 +133,21 @@ ONCE_FAILED = {
             _create("apples", 2, {"parent": "bird1"}),
             Change("bird1", {}, {"parent": "apple2"}),
         ],
+    ),
+    "a row refers to itself, and its key follows a number that PostgreSQL has": _story(
+        [
+            Table("apples", "integer"),
+            Table(
+                "birds",
+                "lines",
+                references=[
+                    Reference("owner", ("owner_id",), "apples", ("id",), nullable=False, in_key=True),
+                    Reference("parent", ("parent_owner_id", "parent_line"), "birds", ("owner_id", "line")),
+                ],
+            ),
+        ],
+        [_create("apples", 2), _create("birds", 3, {"owner": "apple2", "parent": "bird3"}, line=1)],
+        elsewhere=[_taken("apples", 4, "apple2")],
     ),
     "a row that PostgreSQL would refuse only at the end": _story(
         [Table("apples", "integer", odd="late trigger"), Table("birds", "integer", references=[_reference("apples")])],

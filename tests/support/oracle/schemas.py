@@ -1,6 +1,6 @@
 """What tables there are. A schema says it in words of its own, and is then written for SQLAlchemy."""
 
-import itertools
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
+from space_runtime.columns import portable_metadata
 
 from tests.support.oracle.choosing import Choose
 from tests.support.oracle.kinds import KINDS, given
@@ -15,7 +16,7 @@ from tests.support.oracle.kinds import KINDS, given
 NAMES = ("apples", "birds", "cats", "dogs")
 # Generated integers are the commonest, and the hardest.
 KEYS = ("uuid", "integer", "text", "composite", "integer")
-KEYS_OF_PARTS = ("lines", "shared")
+KEYS_OF_PARTS = ("lines", "shared", "pair")
 NUMBERINGS = ("serial", "identity", "always", "sequence")
 BEGINNINGS = {16: 2**14, 32: 2**30, 64: 2**52}
 INTEGERS: dict[int, type[sa.types.TypeEngine[Any]]] = {16: sa.SmallInteger, 32: sa.Integer, 64: sa.BigInteger}
@@ -67,7 +68,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Seed:
-    """A row that the migration inserts."""
+    """A row that the migration inserts; the marker among its values is that of all that are equal to it."""
 
     marker: str
     values: dict[str, Any]
@@ -113,6 +114,7 @@ class Table:
             "composite": ("area", "number"),
             "lines": ("line",),
             "shared": (),
+            "pair": (),
         }[self.key]
         return (*(column for one in self.references if one.in_key for column in one.columns), *own)
 
@@ -174,6 +176,8 @@ class Schema:
     """Some tables; the references of each may lead to any."""
 
     tables: dict[str, Table]
+    portable: bool = False
+    """Whether the models are made with what a project's Base gives them, or with plain SQLAlchemy."""
 
     @property
     def seeds(self) -> Iterator[tuple[Table, Seed]]:
@@ -182,7 +186,7 @@ class Schema:
 
     def metadata(self, *, models: bool) -> sa.MetaData:
         """The tables as the models know them, or as the migration makes them."""
-        metadata = sa.MetaData()
+        metadata = portable_metadata() if self.portable else sa.MetaData()
         for table in self.tables.values():
             if table.has_model or not models:
                 self._write(table, metadata, models)
@@ -262,7 +266,7 @@ class Schema:
             for statement in self._oddities():
                 connection.exec_driver_sql(statement)
         keys: dict[str, dict[str, Any]] = {}
-        drawn = itertools.count(draw * 1000 + 10**6)
+        drawn = random.Random(draw)  # noqa: S311
         for table, seed in self.seeds:
             columns = {name: given(value) for name, value in seed.values.items()}
             for one in table.references:
@@ -270,7 +274,7 @@ class Schema:
                 for own, name in zip(one.columns, one.target_columns, strict=True):
                     columns.setdefault(own, target.get(name))
             if table.key == "uuid" and seed.key == "drawn":
-                columns["id"] = UUID(int=next(drawn))
+                columns["id"] = UUID(int=drawn.getrandbits(128))
             written = metadata.tables[table.name]
             returned = connection.execute(written.insert().values(columns).returning(*written.primary_key.columns))
             keys[seed.marker] = columns | dict(returned.mappings().one())
@@ -304,7 +308,8 @@ class Schema:
 
     def __str__(self) -> str:
         """All tables."""
-        return "\n".join(map(str, self.tables.values()))
+        base = ["made with Base:"] if self.portable else []
+        return "\n".join([*base, *map(str, self.tables.values())])
 
 
 def shown(values: dict[str, Any], refs: dict[str, str | None]) -> str:
@@ -322,7 +327,7 @@ def short(value: Any) -> str:
 def draw_schema(choose: Choose) -> Schema:
     """Choose some tables."""
     names = NAMES[: choose.number(1, len(NAMES))]
-    schema = Schema({})
+    schema = Schema({}, portable=choose.chance(50))
     for name in names:
         schema.tables[name] = _draw_table(choose, name, list(schema.tables.values()))
     for table in schema.tables.values():
@@ -343,11 +348,11 @@ def _draw_table(choose: Choose, name: str, before: list[Table]) -> Table:
         table.width = choose.one_of((32, 64, 16))
         table.numbering = choose.one_of(NUMBERINGS)
         table.autoincrement = choose.chance(30)
-    if key in ("lines", "shared"):
-        target = choose.one_of(before)
-        columns = tuple(f"owner_{column}" for column in target.key_columns)
-        owner = Reference("owner", columns, target.name, target.key_columns, nullable=False, in_key=True)
-        table.references.append(owner)
+    if key in KEYS_OF_PARTS:
+        for name in ("owner", "partner") if key == "pair" else ("owner",):
+            target = choose.one_of(before)
+            columns = tuple(f"{name}_{column}" for column in target.key_columns)
+            table.references.append(Reference(name, columns, target.name, target.key_columns, False, in_key=True))
     if choose.chance(40):
         table.unique = choose.one_of(("not null", "null"))
     if choose.chance(25):
@@ -356,8 +361,10 @@ def _draw_table(choose: Choose, name: str, before: list[Table]) -> Table:
     table.without_rowid = key != "integer" and choose.chance(20)
     # The model is where a named sequence is known from.
     table.has_model = not (choose.chance(10) and table.numbering != "sequence")
-    if key in ("lines", "shared") and not (table.has_model and target.has_model):
-        table.references[0] = replace(owner, known_to="database")
+    with_models = {one.name for one in before if one.has_model and table.has_model}
+    table.references = [
+        one if one.target in with_models else replace(one, known_to="database") for one in table.references
+    ]
     kinds = [kind for kind, one in KINDS.items() if table.has_model or not one.needs_model]
     for number in range(choose.number(0, 2)):
         table.columns[f"value{number}"] = choose.one_of(kinds)
@@ -416,7 +423,10 @@ def _is_given(schema: Schema, *tables: Table) -> bool:
     """Whether a client knows the keys of these before it writes a row."""
     return all(
         table.key in ("uuid", "text", "composite")
-        or (table.key in ("lines", "shared") and _is_given(schema, schema.tables[table.references[0].target]))
+        or (
+            table.key in KEYS_OF_PARTS
+            and _is_given(schema, *(schema.tables[one.target] for one in table.references if one.in_key))
+        )
         for table in tables
     )
 
@@ -432,7 +442,7 @@ def _draw_seeds(choose: Choose, schema: Schema, table: Table) -> None:
             if one.is_to_sibling:
                 targets = []
             refs[one.name] = choose.one_of([*([None] if one.nullable else []), *targets])
-        if table.key == "shared" and number:
+        if table.key in ("shared", "pair") and number:
             # The second would need an owner of its own.
             return
         values = draw_values(choose, table, marker, 900 + number)
@@ -442,6 +452,11 @@ def _draw_seeds(choose: Choose, schema: Schema, table: Table) -> None:
         elif table.key == "uuid":
             values.pop("id")
         table.seeds.append(Seed(marker, values, refs, "drawn" if drawn else "fixed"))
+    if len(table.seeds) > 1 and table.is_numbered and len(table.uniques) == 1 and choose.chance(60):
+        # They have everything in common but their numbers.
+        for number, seed in enumerate(table.seeds):
+            values = table.seeds[0].values | {"marker": f"seed-{table.name}"}
+            table.seeds[number] = replace(seed, values=values, refs=table.seeds[0].refs)
 
 
 def draw_values(choose: Choose, table: Table, marker: str, number: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from space_runtime.failback.handover import Failback
 from space_runtime.migrations import Migrations
 from space_runtime.project import Project
 from space_runtime.records import failbacks
+from space_runtime.records.stored import as_text
 from space_runtime.runtime import Runtime
 from space_runtime.serving.sessions import SessionFactory
 from space_runtime.settings import RuntimeSettings
@@ -159,6 +160,8 @@ class _Telling:
         self.meaning = Meaning(self.schema)
         self.problems: list[str] = []
         self._drawn = 0
+        self._equal_seeds: dict[tuple[str, Any], str] = {}
+        """The markers of seeds that are known by their numbers alone, which are the same everywhere."""
         self._kept = 0
         """How many refused rows PostgreSQL keeps."""
         self._runtime: Runtime | None = None
@@ -344,13 +347,13 @@ class _Telling:
                 columns |= self._referring(table, refs, rows.value)
                 written = self.tables[table.name]
                 return lambda connection: connection.execute(
-                    written.update().where(written.c.marker == marker).values(columns)
+                    written.update().where(_is(rows.rows[marker], written)).values(columns)
                 )
             case Delete(marker):
                 if marker not in rows.rows:
                     return None
                 written = self.tables[rows.rows[marker].table.name]
-                return lambda connection: connection.execute(written.delete().where(written.c.marker == marker))
+                return lambda connection: connection.execute(written.delete().where(_is(rows.rows[marker], written)))
 
     def _insert(
         self, connection: sa.Connection, created: list[NewRow], rows: Rows, others: Rows, elsewhere: bool
@@ -407,8 +410,11 @@ class _Telling:
         rows: dict[str, Row] = {}
         for table, seed in self.schema.seeds:
             written = self.tables[table.name]
-            query = sa.select(*written.primary_key.columns).where(written.c.marker == seed.marker)
-            key = dict(connection.execute(query).mappings().one())
+            equal = [one.marker for one in table.seeds if one.values["marker"] == seed.values["marker"]]
+            key_columns = written.primary_key.columns
+            query = sa.select(*key_columns).where(written.c.marker == seed.values["marker"]).order_by(*key_columns)
+            key = dict(connection.execute(query).mappings().all()[equal.index(seed.marker)])
+            self._equal_seeds |= {(table.name, key["id"]): seed.marker} if len(equal) > 1 else {}
             names = [name for name in ("id", *table.own_key_columns) if name in key]
             given_values = seed.values | {name: key[name] for name in names}
             rows[seed.marker] = Row(table, seed.marker, given_values, dict(seed.refs))
@@ -434,7 +440,8 @@ class _Telling:
         expected, problems = self.meaning.postgresql, self.problems
         with self.world.elsewhere.connect() as connection:
             found = self._found(connection)
-            reasons = refused_rows(connection)
+            reasons = refused_rows(connection, self._equal_seeds)
+            self._check_new_keys(when, connection, found, move)
         for marker, rows in found.items():
             if len(rows) > 1:
                 problems.append(f"{when}: {marker} is in PostgreSQL {len(rows)} times")
@@ -474,6 +481,17 @@ class _Telling:
             problems.append(f"{when}: pending_rows is {told}, and should be {wanted.total()}")
         self._kept = wanted.total()
 
+    def _check_new_keys(self, when: str, connection: sa.Connection, found: dict[str, list[Found]], move: Move) -> None:
+        """All rows that have just got another key are recorded, as far as keys have one form everywhere."""
+        recorded = {(table, old, new) for _, table, old, new in failbacks.read_new_keys(connection)}
+        for marker in move.moved.keys() & found.keys() & self._sqlite.rows.keys():
+            table = self._sqlite.rows[marker].table
+            old = [self._sqlite.value(marker, name) for name in table.key_columns]
+            new = [found[marker][0].columns[name][1] for name in table.key_columns]
+            is_plain = all(isinstance(one, (int, str)) for one in (*old, *new))
+            if is_plain and ((table.name, as_text(old), as_text(new)) in recorded) != (old != new):
+                self.problems.append(f"{when}: {marker} had key {old}, has {new}, and that is not what is recorded")
+
     def _compare_row(
         self, when: str, row: Row, columns: dict[str, tuple[bool, Any]], found: dict[str, list[Found]]
     ) -> None:
@@ -491,7 +509,7 @@ class _Telling:
                         f" it leads to {leads_to}"
                     )
             elif name == "computed":
-                if value != row.marker.upper():
+                if value != row.given["marker"].upper():
                     self.problems.append(f"{when}: {row.marker}.{name} is {short(value)}")
             elif (is_null, repr(value)) != (held(row.given.get(name))[0], repr(held(row.given.get(name))[1])):
                 if row.table.columns.get(name) in ("utc", "datetime") and value == row.given.get(name):
@@ -519,7 +537,8 @@ class _Telling:
             query = sa.select(*table.c, *(one.is_(None).label(f"{one.name} is null") for one in table.c))
             for row in connection.execute(query).mappings():
                 columns = {one.name: (row[f"{one.name} is null"], row[one.name]) for one in table.c}
-                found.setdefault(row["marker"], []).append(Found(name, columns))
+                marker: str = self._equal_seeds.get((name, row.get("id")), row["marker"])
+                found.setdefault(marker, []).append(Found(name, columns))
         return found
 
     # repairing, and going on
@@ -619,9 +638,19 @@ def retry(runtime: Runtime) -> None:
             failback.retry_refused(file_id)
 
 
-def refused_rows(connection: sa.Connection) -> list[tuple[str, str]]:
+def refused_rows(connection: sa.Connection, equal_seeds: dict[tuple[str, Any], str]) -> list[tuple[str, str]]:
     """The markers of the rows that PostgreSQL keeps because it refused them, and why it did."""
     if not sa.inspect(connection).has_table(REFUSED):
         return []
-    found = connection.execute(sa.text(f"SELECT content, reason, error FROM {REFUSED}"))  # noqa: S608
-    return [(content["marker"], f"{reason} {error or ''}".strip()) for content, reason, error in found]
+    found = connection.execute(sa.text(f"SELECT table_name, content, reason, error FROM {REFUSED}"))  # noqa: S608
+    return [
+        (equal_seeds.get((table, content.get("id")), content["marker"]), f"{reason} {error or ''}".strip())
+        for table, content, reason, error in found
+    ]
+
+
+def _is(row: Row, written: sa.Table) -> sa.ColumnElement[bool]:
+    """What tells a row from all others in its table."""
+    name, value = ("id", row.given["id"]) if row.table.is_numbered else ("marker", row.marker)
+    same: sa.ColumnElement[bool] = written.c[name] == value
+    return same

@@ -31,9 +31,11 @@ class Copies:
             return [*rows], []
         for row in rows:
             new_key = self._new_keys.get((schema.name, row.stored.key))
-            if new_key is not None and len(schema.key) == 1:
+            old = pick(schema.key, row.values)[0]
+            # A key of several columns follows what it refers to.
+            if new_key is not None and len(schema.key) == 1 and isinstance(old, (int, str, UUID)):
                 (name,) = schema.key
-                row.values[name] = type(row.values[name])(new_key)
+                row.values[name] = type(old)(new_key)
                 self._references.replace(row.stored, row.values, {name})
             self._references.follow(row)
         keys = [pick(schema.key, row.values) for row in rows]

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, groupby
 from types import MappingProxyType
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, MetaData
@@ -21,7 +22,6 @@ from space_runtime.failback.numbering import Numbering
 from space_runtime.failback.order import parents_first
 from space_runtime.failback.outcome import MoveFailed, Outcome
 from space_runtime.failback.references import References, Row
-from space_runtime.failback.references import Target as Referred
 from space_runtime.failback.refusals import Refusals
 from space_runtime.failback.schema import (
     TableSchema,
@@ -165,12 +165,13 @@ class Move:
     # tables
 
     def _move_group(self, group: Sequence[TableSchema]) -> None:
+        self._at_work = group[0].name
+        seeds = self._seeds.match(group)
         for schema in group:
             self._at_work = schema.name
-            seeds = self._seeds.match(schema)
-            self._staying[schema.name] |= seeds
+            self._staying[schema.name] |= seeds[schema.name]
             if schema.sequence:
-                self._numbering[schema.name] = self._continued(schema, seeds)
+                self._numbering[schema.name] = self._continued(schema, seeds[schema.name])
         names = {schema.name for schema in group}
         if any(one.table in names for schema in group for one in schema.references):
             self._move_in_order(group)
@@ -193,7 +194,8 @@ class Move:
 
     def _move_in_order(self, group: Sequence[TableSchema]) -> None:
         """Move rows that may refer to each other; those that form a circle go together."""
-        order = parents_first(self._parents(group))
+        rows = chain.from_iterable(self._rows(schema) for schema in group)
+        order = parents_first(self._references.parents(rows))
         tables = groupby(order, key=lambda circle: (len(circle) > 1, circle[0][0]))
         for (is_circle, name), circles in tables:
             if is_circle:
@@ -203,15 +205,6 @@ class Move:
                 locators = (locator for ((_, locator),) in circles)
                 for batch in batches(self._source.fetch(name, locators)):
                     self._move_rows(self._tables[name], batch)
-
-    def _parents(self, group: Sequence[TableSchema]) -> dict[Node, list[Node]]:
-        """Return for each row of these tables the rows of these tables that it refers to."""
-        named: dict[Referred, Node] = {}
-        referring: dict[Node, list[Referred]] = {}
-        for row in chain.from_iterable(self._rows(schema) for schema in group):
-            named |= dict.fromkeys(self._references.names(row), row.node)
-            referring[row.node] = [referred for _, referred in self._references.of(row)]
-        return {node: [named[one] for one in of if one in named] for node, of in referring.items()}
 
     # rows
 
@@ -287,9 +280,13 @@ class Move:
         # A trigger makes keys itself. One by one it is known which row has which.
         if len(rows) > 1:
             raise Refused
-        (row,), (values,) = rows, inserted
-        row.values.update(zip(columns, values, strict=True))
-        row.has_new_key = True
+        self._let_be(rows[0], dict(zip(columns, inserted[0], strict=True)))
+
+    def _let_be(self, row: Row, values: Mapping[str, Any]) -> None:
+        """Let references follow what a trigger made of the columns that they point to."""
+        key = self._tables[row.stored.table].key
+        row.has_new_key = row.has_new_key or pick(key, row.values) != pick(key, values)
+        row.values.update(values)
         self._references.replace(row.stored, row.values)
 
     def _move_circle(self, circle: Sequence[Node]) -> None:
@@ -302,11 +299,10 @@ class Move:
         for row in rows:
             self._references.follow(row)
         moving = self._followed(rows)
-        together = [(self._tables[row.stored.table], row.values) for row in moving]
         refusal: Refusal = ("refers_to_refused", None)
         if len(moving) == len(circle):
             try:
-                self._target.attempt(partial(self._target.insert_together, together))
+                self._target.attempt(partial(self._insert_circle, moving))
                 self._count_moved(moving)
                 moving = []
             except Refused as refused:
@@ -314,6 +310,21 @@ class Move:
         for row in moving:
             self._refusals.refuse(row.stored, *refusal)
         self._record_batch()
+
+    def _insert_circle(self, rows: Sequence[Row]) -> None:
+        schemas = [self._tables[row.stored.table] for row in rows]
+        values = [row.values for row in rows]
+        self._target.insert_together(list(zip(schemas, values, strict=True)))
+        # By what they refer to each other, a trigger has not changed.
+        inside = {target for row in rows for _, target in self._references.of(row.stored)}
+        for row, schema in zip(rows, schemas, strict=True):
+            if schema.has_trigger:
+                known = next(one for one in self._references.names(row.stored) if one in inside)
+                found = self._target.find(schema, {name: row.values[name] for name in known[1]})
+                if len(found) != 1:
+                    raise Refused
+                referred = [*schema.key, *chain(*self._references.columns(schema.name))]
+                self._let_be(row, {name: found[0][name] for name in referred})
 
     def _count_moved(self, rows: Sequence[Row]) -> None:
         self._moved += len(rows)

@@ -16,7 +16,7 @@ MOST_ROWS_NAMED = 100
 
 # Asking a sequence for its last number takes a right of its own.
 _SEQUENCE = text(
-    "SELECT may_number, may_set, abs(seqincrement) AS step, seqmax,"
+    "SELECT may_number, may_set, abs(seqincrement) AS step, seqmax, seqstart,"
     " CASE WHEN may_number THEN pg_sequence_last_value(seqrelid) END AS last"
     " FROM (SELECT *, has_sequence_privilege(seqrelid, 'USAGE, UPDATE') AS may_number,"
     " has_sequence_privilege(seqrelid, 'UPDATE') AS may_set FROM pg_sequence) AS sequence"
@@ -34,11 +34,14 @@ class Numbering:
         self._target, self._schema = target, schema
         (self._key,) = schema.key
         found = target.connection.execute(_SEQUENCE, {"sequence": schema.sequence}).one()
-        self._may_number, self._may_set, self._step, last_possible, self._last = found
+        self._may_number, self._may_set, self._step, last_possible, first, self._last = found
         self.limit = min(schema.own_numbers_from, last_possible + 1)
         """PostgreSQL's own numbers are below."""
-        self._replaced_below = -inf
+        self._replaced_above = self._replaced_below = -inf
         """Which numbers PostgreSQL's numbering might meet, if it does not continue after them."""
+        last = first - 1 if self._last is None else self._last
+        if last >= schema.own_numbers_from - 1:
+            self._replaced_above, self._replaced_below = last, last_possible + 1
         self.replaced = 0
         self.notices: list[str] = []
         """For people."""
@@ -84,7 +87,11 @@ class Numbering:
         integers = [number for number in numbers if isinstance(number, int)]
         most = highest(self._schema.columns[key].type)
         taken.update(self._taken(integers))
-        taken.update(one for one in integers if one > most or one < self._replaced_below)
+        taken.update(
+            one
+            for one in integers
+            if one > most or self._replaced_above < one < self._replaced_below
+        )
         if taken.isdisjoint(numbers):
             return list(rows), [], []
         new = iter(self._next(sum(number in taken for number in numbers)))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from space_runtime.failback.schema import Reference, TableSchema
-from space_runtime.failback.sources import Columns, StoredRow, Values, pick
+from space_runtime.failback.sources import Columns, Node, StoredRow, Values, pick
 from space_runtime.failback.values import as_raw
 from space_runtime.records.stored import Raw
 
@@ -62,6 +62,15 @@ class References:
                 found.append((one, self._target(one.table, one.to, values)))
         return found
 
+    def parents(self, rows: Iterable[StoredRow]) -> dict[Node, list[Node]]:
+        """Return for each of these rows those of them that it refers to."""
+        named: dict[Target, Node] = {}
+        referring: dict[Node, list[Target]] = {}
+        for row in rows:
+            named |= dict.fromkeys(self.names(row), row.node)
+            referring[row.node] = [target for _, target in self.of(row)]
+        return {node: [named[one] for one in of if one in named] for node, of in referring.items()}
+
     def refuse(self, row: StoredRow) -> None:
         """Let the rows that refer to this one stay behind."""
         self._refused.update(self.names(row))
@@ -86,13 +95,20 @@ class References:
     def follow(self, row: Row) -> None:
         """Let the row refer to what the rows that it refers to have become."""
         changed = set(row.stored.settled)
-        if self._replaced:
-            for one, target in self.of(row.stored):
+        # One that refers to itself may have got another key by the first time.
+        for _ in range(2):
+            for one, target in self.of(row.stored) if self._replaced else ():
                 if (new := self._replaced.get(target)) is not None:
                     row.values.update(zip(one.columns, new, strict=True))
                     changed.update(one.columns)
-        if changed:
+            if not changed:
+                return
             self.replace(row.stored, row.values, changed)
+        table, content = row.stored.table, row.stored.content
+        row.has_new_key = row.has_new_key or any(
+            self._as_stored(table, name, row.values[name]) != content[name]
+            for name in changed.intersection(self._tables[table].key)
+        )
 
     def settled(self, row: StoredRow) -> StoredRow:
         """Return a row that stays behind, with what it refers to in PostgreSQL.

@@ -6,11 +6,13 @@ A table that the project adds needs no code here.
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
     Column,
     Connection,
+    DateTime,
     MetaData,
     Table,
     Text,
@@ -21,6 +23,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy import Sequence as NamedSequence
+from sqlalchemy.dialects.postgresql import JSON
 
 from space_runtime.failback.order import parents_first
 from space_runtime.failback.sources import Columns, StoredRow
@@ -81,6 +84,17 @@ class TableSchema:
     """Whether a trigger may change a row before it is inserted."""
     without_case: frozenset[str]
     """The columns for which `A` is taken to be the same as `a`."""
+
+    @cached_property
+    def telling(self) -> tuple[Columns, ...]:
+        """The columns that tell rows apart without their keys: all, and those that are no times.
+
+        The type json cannot be compared. When a row was inserted differs, though it is the same.
+        """
+        kinds = {name: one.type for name, one in self.columns.items() if name not in self.key}
+        comparable = tuple(name for name, kind in kinds.items() if type(kind) is not JSON)
+        timeless = tuple(name for name in comparable if not isinstance(kinds[name], DateTime))
+        return tuple(dict.fromkeys((comparable, timeless)))
 
     def read(self, stored: StoredRow) -> dict[str, Any]:
         """Return the values that PostgreSQL gets for a row; raise Unmovable."""

@@ -1,13 +1,17 @@
 """Rows that migrations inserted: PostgreSQL has its own, to which references lead instead."""
 
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from itertools import chain
+
+from space_runtime.failback.order import parents_first
 from space_runtime.failback.references import References, Row
 from space_runtime.failback.references import Target as Referred
 from space_runtime.failback.refusals import Refusals
 from space_runtime.failback.schema import TableSchema, Unmovable
-from space_runtime.failback.sources import Locator, Source, StoredRow, pick
-from space_runtime.failback.target import Target
+from space_runtime.failback.sources import Columns, Locator, Node, Source, StoredRow, pick
+from space_runtime.failback.target import Target, Values
 from space_runtime.failback.values import is_same
-from space_runtime.records.stored import as_text
 
 
 class Seeds:
@@ -22,49 +26,105 @@ class Seeds:
     ) -> None:
         self._source, self._target = source, target
         self._references, self._refusals = references, refusals
-        self._missing: dict[Referred, StoredRow] = {}
-        """Seeds that PostgreSQL does not have, by what refers to them."""
+        self._missing: dict[Referred, tuple[StoredRow, str]] = {}
+        """Seeds in whose place PostgreSQL has none, and why, by what refers to them."""
 
-    def match(self, schema: TableSchema) -> set[Locator]:
+    def match(self, group: Sequence[TableSchema]) -> dict[str, set[Locator]]:
         """Let references to seeds become references to PostgreSQL's rows; return which do not move.
 
-        That is all of them, but those that may be somebody's if PostgreSQL does not have them.
+        Those are all seeds of each table, but those that may be somebody's if PostgreSQL does not
+        have them.
         """
-        matched = set()
-        is_referred_to = bool(self._references.columns(schema.name))
-        for seed in self._source.seeds(schema.name):
-            key = as_text(pick(schema.key, seed.now))
-            stored = StoredRow(schema.name, seed.locator, key, seed.inserted)
+        tables = {schema.name: schema for schema in group}
+        staying: dict[str, set[Locator]] = {name: set() for name in tables}
+        rows: dict[Node, Row] = {}
+        later: set[Node] = set()
+        changed: list[StoredRow] = []
+        for seed in chain.from_iterable(self._source.seeds(name) for name in tables):
+            stored = seed.stored
             try:
-                row = Row(stored, schema.read(stored))
+                row = Row(stored, tables[stored.table].read(stored))
             except Unmovable:
                 continue
-            self._references.follow(row)
+            staying[stored.table].add(stored.locator)
             # Looking may take long, in a table with many seeds and no key to find them by.
-            is_needed = is_referred_to or seed.later
-            there = self._target.counterpart(schema, row.values) if is_needed else None
-            if there is None and seed.later:
-                continue
-            matched.add(seed.locator)
-            if there is not None:
+            if seed.later or self._references.columns(stored.table):
+                rows[stored.node] = row
+            if seed.later:
+                later.add(stored.node)
+            if seed.now != stored.content:
+                changed.append(stored._replace(content=seed.now))
+        alike = Counter(
+            (table, columns, pick(columns, rows[table, locator].stored.content))
+            for table, locator in rows
+            for columns in tables[table].telling
+        )
+        order = parents_first(self._references.parents(row.stored for row in rows.values()))
+        for row in map(rows.__getitem__, chain.from_iterable(order)):
+            self._references.follow(row)
+            stored, schema = row.stored, tables[row.stored.table]
+            alone = {
+                columns
+                for columns in schema.telling
+                if alike[schema.name, columns, pick(columns, stored.content)] == 1
+            }
+            if stored.before and stored.before.reason == "seed_alike":
+                alone.clear()
+            if there := self._counterpart(schema, row.values, alone):
                 self._references.replace(stored, there)
-            elif is_referred_to:
+            elif stored.node in later:
+                staying[schema.name].discard(stored.locator)
+            else:
                 self._references.refuse(stored)
-                self._missing.update(dict.fromkeys(self._references.names(stored), stored))
-            if seed.now != seed.inserted:
-                self._refusals.record(stored._replace(content=seed.now), "seed_changed")
-        for stored, code in self._source.changed_seeds(schema.name):
-            if not self._is_changed_too(schema, self._references.settled(stored), code):
-                self._refusals.record(stored, code)
-        return matched
+                is_missing = schema.telling[-1] in alone and not any(
+                    found for _, found in self._like(schema, row.values)
+                )
+                names = self._references.names(stored)
+                code = "seed_missing" if is_missing else "seed_alike"
+                self._missing.update(dict.fromkeys(names, (stored, code)))
+        for stored in changed:
+            if stored.locator in staying[stored.table]:
+                self._refusals.record(stored, "seed_changed")
+        for schema in group:
+            for stored, code in self._source.changed_seeds(schema.name):
+                if not self._is_changed_too(schema, self._references.settled(stored), code):
+                    self._refusals.record(stored, code)
+        return staying
 
     def keep(self, missing: list[Referred]) -> None:
         """Keep the seeds that PostgreSQL does not have, though a row refers to them."""
         for referred in missing:
-            if stored := self._missing.get(referred):
+            if referred in self._missing:
+                stored, code = self._missing[referred]
                 for name in self._references.names(stored):
                     self._missing.pop(name, None)
-                self._refusals.refuse(stored, "seed_missing")
+                self._refusals.refuse(stored, code)
+
+    def _counterpart(
+        self, schema: TableSchema, values: Values, alone: Collection[Columns]
+    ) -> Values | None:
+        """Return PostgreSQL's row for a seed; no other seed has the same in the columns `alone`."""
+        for columns, rows in self._like(schema, values):
+            if rows and (columns is None or (columns in alone and len(rows) == 1)):
+                return rows[0]
+        return None
+
+    def _like(
+        self, schema: TableSchema, values: Values
+    ) -> Iterator[tuple[Columns | None, Sequence[Values]]]:
+        """Yield PostgreSQL's rows with the same key, and those with the same in some columns."""
+        for columns in (*schema.unique, *([] if schema.sequence else [schema.key])):
+            key = {name: values.get(name) for name in columns}
+            if key and None not in key.values():
+                yield None, self._target.find(schema, key)
+        key = {name: values.get(name) for name in schema.key}
+        for columns in schema.telling:
+            wanted = {name: values[name] for name in columns if name in values}
+            # The next number is not the same everywhere: alone, it tells nothing.
+            if schema.sequence:
+                yield None, self._target.find(schema, key | wanted)
+            if wanted:
+                yield columns, self._target.find(schema, wanted)
 
     def _is_changed_too(self, schema: TableSchema, stored: StoredRow, code: str) -> bool:
         """Return whether somebody did the same in PostgreSQL: only a person can decide that."""
@@ -72,7 +132,7 @@ class Seeds:
             values = schema.read(stored)
         except Unmovable:
             return False
-        there = self._target.counterpart(schema, values)
+        like = (rows for _, rows in self._like(schema, values) if rows)
         if code == "seed_deleted":
-            return there is None
-        return there is not None and is_same(values, there)
+            return not any(like)
+        return any(is_same(values, rows[0]) for rows in like)

@@ -10,7 +10,6 @@ from sqlalchemy import Connection
 
 from space_runtime.records import seeds
 from space_runtime.records.failbacks import RefusedRow
-from space_runtime.records.seeds import Seed
 from space_runtime.records.stored import Raw, as_text
 from space_runtime.records.tables import Shape, data_tables, quote, shape
 
@@ -51,6 +50,16 @@ class StoredRow(NamedTuple):
         return sum([len(one) for one in self.content.values() if isinstance(one, (str, bytes))])
 
 
+class SeedRow(NamedTuple):
+    """A row that a migration inserted."""
+
+    stored: StoredRow
+    """As it was inserted."""
+    now: Mapping[str, Raw]
+    later: bool
+    """It may be somebody's, if PostgreSQL does not have it."""
+
+
 class FileSource:
     """The rows of an SQLite file, which is not written meanwhile."""
 
@@ -73,9 +82,13 @@ class FileSource:
         for locator in locators:
             yield from self._select(table, f"WHERE {condition}", locator)
 
-    def seeds(self, table: str) -> Iterable[Seed]:
-        """Return the rows that migrations inserted, also if somebody changed them."""
-        return seeds.read(self._connection, table)
+    def seeds(self, table: str) -> Iterator[SeedRow]:
+        """Yield the rows that migrations inserted, also if somebody changed them."""
+        key = self._shape(table).key
+        for seed in seeds.read(self._connection, table):
+            text = as_text(pick(key, seed.now))
+            stored = StoredRow(table, seed.locator, text, seed.inserted)
+            yield SeedRow(stored, seed.now, seed.later)
 
     def changed_seeds(self, table: str) -> Iterator[tuple[StoredRow, str]]:
         """Yield the seeds that were deleted on SQLite, each with its reason code."""
@@ -114,7 +127,7 @@ class RefusedSource:
     def __init__(self, refused: Iterable[RefusedRow]) -> None:
         self._rows: dict[str, dict[Locator, StoredRow]] = {}
         self._changed_seeds: dict[str, list[tuple[StoredRow, str]]] = {}
-        self._seeds: dict[str, list[Seed]] = {}
+        self._seeds: dict[str, list[SeedRow]] = {}
         for one in refused:
             row = as_stored_row(one)
             rows = self._rows.setdefault(row.table, {})
@@ -122,9 +135,8 @@ class RefusedSource:
                 self._changed_seeds.setdefault(row.table, []).append((row, one.reason))
             else:
                 rows[row.locator] = row
-            if one.reason == "seed_missing":
-                seed = Seed(one.content, one.content, row.locator, later=True)
-                self._seeds.setdefault(row.table, []).append(seed)
+            if one.reason in ("seed_missing", "seed_alike"):
+                self._seeds.setdefault(row.table, []).append(SeedRow(row, row.content, later=True))
 
     def tables(self) -> list[str]:
         """Return the names of the tables."""
@@ -139,7 +151,7 @@ class RefusedSource:
         rows = self._rows[table]
         return (rows[locator] for locator in locators if locator in rows)
 
-    def seeds(self, table: str) -> Iterable[Seed]:
+    def seeds(self, table: str) -> Iterable[SeedRow]:
         """Return the rows that PostgreSQL lacked, though migrations insert them.
 
         Somebody may have inserted them again; if not, they move like other rows.

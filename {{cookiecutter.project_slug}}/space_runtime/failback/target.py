@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    DateTime,
     Integer,
     TableClause,
     cast,
@@ -20,7 +19,6 @@ from sqlalchemy import (
     text,
     tuple_,
 )
-from sqlalchemy.dialects.postgresql import JSON
 from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import Insert
@@ -188,33 +186,22 @@ class Target:
         self._has_fresh_savepoint = True
         raise refused
 
-    def find(self, schema: TableSchema, values: Values) -> Values | None:
-        """Return a row with these values; None if there is none, or they cannot be compared."""
+    def find(self, schema: TableSchema, values: Values) -> list[dict[str, Any]]:
+        """Return the first two rows with these values; none if they cannot be compared."""
         clause = self.clause(schema)
+        # Only what is compared with `=` is found by an index.
         same = (
-            clause.c[name].is_not_distinct_from(_typed(schema, name, value))
+            clause.c[name] == _typed(schema, name, value)
+            if name in schema.key
+            else clause.c[name].is_not_distinct_from(_typed(schema, name, value))
             for name, value in values.items()
         )
         query = select(clause).where(*same).order_by(*(clause.c[name] for name in schema.key))
         try:
-            row = self.attempt(lambda: self.connection.execute(query.limit(1)).mappings().first())
+            rows = self.attempt(lambda: self.connection.execute(query.limit(2)).mappings().all())
         except Refused:
-            return None
-        return None if row is None else dict(row)
-
-    def counterpart(self, schema: TableSchema, values: Values) -> Values | None:
-        """Return PostgreSQL's row with the same unique key, or else with the same values."""
-        unique = [*schema.unique, *([] if schema.sequence else [schema.key])]
-        # The type json cannot be compared. When a row was inserted differs, though it is the same.
-        kinds = {name: schema.columns[name].type for name in values if name not in schema.key}
-        comparable = [name for name, kind in kinds.items() if type(kind) is not JSON]
-        timeless = [name for name in comparable if not isinstance(kinds[name], DateTime)]
-        for columns in (*unique, comparable, timeless):
-            wanted = {name: values.get(name) for name in columns}
-            is_told = wanted and (columns not in unique or None not in wanted.values())
-            if is_told and (there := self.find(schema, wanted)):
-                return there
-        return None
+            return []
+        return [dict(row) for row in rows]
 
     def with_keys(
         self, schema: TableSchema, keys: Sequence[tuple[Any, ...]]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import ARRAY, JSON, Boolean, Dialect
+from sqlalchemy import ARRAY, JSON, Boolean, Dialect, Integer, LargeBinary, String
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql import INTERVAL
 from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
@@ -15,6 +15,8 @@ from space_runtime.records.stored import Raw
 # SQLAlchemy stores an interval on SQLite as a point in time, counted from here.
 _EPOCH = datetime(1970, 1, 1)
 _SQLITE = sqlite.dialect()
+# What a type can be asked to read, to find out whether it changes anything.
+_STORED = {String: "a text", LargeBinary: b"bytes", Integer: 12345}
 
 
 class Conversion(NamedTuple):
@@ -41,11 +43,31 @@ def find_conversion(
     here, there = model.dialect_impl(_SQLITE), model.dialect_impl(target)
     if isinstance(_inner(here), JSON) and isinstance(_inner(there), JSON):
         return Conversion(_read_json, unchanged, NullType())
+    if _reads_as_stored(here, there):
+        return Conversion(unchanged, as_raw, NullType())
     return Conversion(
         here.result_processor(_SQLITE, None) or unchanged,
         here.bind_processor(_SQLITE) or as_raw,
         model,
     )
+
+
+def _reads_as_stored(here: TypeEngine[Any], there: TypeEngine[Any]) -> bool:
+    """Return whether an owner's type reads what is stored as it is, on both databases.
+
+    Then it may hash what it writes, or change it otherwise, which must not happen twice.
+    """
+    if not isinstance(here, TypeDecorator) or type(here) is not type(there):
+        return False
+    kinds = _inner(here), _inner(there)
+    read = here.result_processor(_SQLITE, None) or unchanged
+    for kind, stored in _STORED.items():
+        if all(isinstance(one, kind) for one in kinds):
+            try:
+                return bool(read(stored) == stored)
+            except Exception:  # It is the owner's code, which raises anything.
+                return False
+    return False
 
 
 def _inner(kind: TypeEngine[Any]) -> TypeEngine[Any]:

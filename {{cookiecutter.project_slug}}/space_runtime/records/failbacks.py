@@ -39,6 +39,7 @@ REFUSALS: dict[str, str] = {
     "seed_changed": "a migration inserted it, and it was changed on SQLite",
     "seed_deleted": "a migration inserted it, and it was deleted on SQLite",
     "seed_missing": "a migration inserted it, and PostgreSQL has none like it any more",
+    "seed_alike": "a migration inserted it, and PostgreSQL's own cannot be told from others",
 }
 """Why a row stayed behind: the codes in the table, and a clause for people."""
 

@@ -2,7 +2,8 @@
 
 They begin at a random place in the upper half of what the key can hold, which PostgreSQL's own
 numbering hardly ever reaches. So a number that a client was told stays valid when the row moves,
-also if several machines, each with a file of its own, number rows at the same time.
+mostly also if several machines, each with a file of its own, number rows at the same time: two of
+them may begin at places so close to each other that their numbers meet, of a smallint easily.
 """
 
 import random
