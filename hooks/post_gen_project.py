@@ -79,7 +79,8 @@ COPY --chown={USER}:{USER} src/ src/
 # The import is for what a start needs of the standard library, of which the official image brings none. Not of src:
 # what that does when it is imported may take secrets, which no build has, or a model.
 RUN python -m compileall -q migrations space_runtime src \\
-    && python -c "import alembic.command, encodings.idna, glob, space_runtime.http.application, uvicorn"
+    && python -c "import alembic.command, concurrent.futures.thread, encodings.idna, glob, uvicorn" \\
+    && python -c "import space_runtime.http.application"
 
 ENV HOME={HOME} container=oci \\
     PATH={HOME}/.local/bin:$PATH \\

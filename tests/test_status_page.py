@@ -47,11 +47,10 @@ WORDS = {
     "starting": ["Starting", "The database is being chosen."],
 }
 FACTS: dict[str, dict[str, str]] = {
-    "ok": {"Database": "SQLite", "Data survives a restart": "Yes"},
+    "ok": {"Database": "SQLite"},
     "ok-on-a-space": {"Database": "SQLite", "Data survives a restart": "No"},
     "degraded": {
         "Database": "SQLite",
-        "Data survives a restart": "Yes",
         "Rows that are not in PostgreSQL yet": "1",
         "Mended in DATABASE_URL": "blanks around it, quotes around it, left out the parameter pgbouncer",
     },
@@ -163,7 +162,12 @@ def test_each_state_is_told_in_words_that_everyone_can_use(
             assert {name: facts[name].lower() for name in FACTS[state]} == {
                 name: value.lower() for name, value in FACTS[state].items()
             }
-            expect(page.get_by_text("Data does not survive")).to_be_visible(visible=state == "ok-on-a-space")
+            database = server.health()["database"]
+            if database["backend"]:
+                # where these tests run may itself be a container, whose disk ends with it
+                assert facts["Data survives a restart"] == ("Yes" if database["persistent"] else "No")
+            is_lost = facts["Data survives a restart"] == "No"
+            expect(page.get_by_text("Data does not survive")).to_be_visible(visible=is_lost)
             check_looks(opened, axe, f"status-{state}", looks)
             assert opened.problems == []
         assert server.health()["status"] == status
