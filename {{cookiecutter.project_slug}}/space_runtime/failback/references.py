@@ -9,7 +9,7 @@ from space_runtime.failback.sources import Columns, Node, StoredRow, Values, pic
 from space_runtime.failback.values import as_raw
 from space_runtime.records.stored import Raw
 
-Target = tuple[str, Columns, Values]
+Referred = tuple[str, Columns, Values]
 """What a reference points to: a table, some of its columns, and what SQLite stored in them."""
 
 
@@ -39,21 +39,21 @@ class References:
         for reference in (one for of_table in references.values() for one in of_table):
             self._referred.setdefault(reference.table, {})[reference.to] = None
         self._without_case = {one.name: one.without_case for one in tables.values()}
-        self._replaced: dict[Target, Values] = {}
-        self._refused: set[Target] = set()
+        self._replaced: dict[Referred, Values] = {}
+        self._refused: set[Referred] = set()
 
     def columns(self, table: str) -> Collection[Columns]:
         """Return the sets of columns of a table that references point to."""
         return self._referred.get(table, ())
 
-    def names(self, row: StoredRow) -> list[Target]:
+    def names(self, row: StoredRow) -> list[Referred]:
         """Return all that references to this row may point to."""
         return [
             self._target(row.table, columns, pick(columns, row.content))
             for columns in self.columns(row.table)
         ]
 
-    def of(self, row: StoredRow) -> list[tuple[Reference, Target]]:
+    def of(self, row: StoredRow) -> list[tuple[Reference, Referred]]:
         """Return the references of a row, and what they point to."""
         found = []
         for one in self._references[row.table]:
@@ -64,8 +64,8 @@ class References:
 
     def parents(self, rows: Iterable[StoredRow]) -> dict[Node, list[Node]]:
         """Return for each of these rows those of them that it refers to."""
-        named: dict[Target, Node] = {}
-        referring: dict[Node, list[Target]] = {}
+        named: dict[Referred, Node] = {}
+        referring: dict[Node, list[Referred]] = {}
         for row in rows:
             named |= dict.fromkeys(self.names(row), row.node)
             referring[row.node] = [target for _, target in self.of(row)]
@@ -75,7 +75,7 @@ class References:
         """Let the rows that refer to this one stay behind."""
         self._refused.update(self.names(row))
 
-    def refused_by(self, row: StoredRow) -> list[Target]:
+    def refused_by(self, row: StoredRow) -> list[Referred]:
         """Return what the row refers to that stays behind."""
         if not self._refused:
             return []
@@ -125,7 +125,7 @@ class References:
 
     def with_those_that_refer(self, row: StoredRow, others: Iterable[StoredRow]) -> list[StoredRow]:
         """Return the row, and those of the others that refer to it, directly or not."""
-        referring: dict[Target, list[StoredRow]] = {}
+        referring: dict[Referred, list[StoredRow]] = {}
         for other in others:
             for one, target in self.of(other):
                 if not other.settled.keys() >= {*one.columns}:
@@ -138,7 +138,7 @@ class References:
                 waiting += children
         return list(found.values())
 
-    def _target(self, table: str, columns: Columns, stored: Values) -> Target:
+    def _target(self, table: str, columns: Columns, stored: Values) -> Referred:
         """Return a target that is equal to another if references take it for the same."""
         if folded := self._without_case.get(table):
             stored = tuple(

@@ -5,8 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import chain
 
 from space_runtime.failback.order import parents_first
-from space_runtime.failback.references import References, Row
-from space_runtime.failback.references import Target as Referred
+from space_runtime.failback.references import References, Referred, Row
 from space_runtime.failback.refusals import Refusals
 from space_runtime.failback.schema import TableSchema, Unmovable
 from space_runtime.failback.sources import Columns, Locator, Node, Source, StoredRow, pick

@@ -21,7 +21,7 @@ from space_runtime.migrations import Migrations
 from space_runtime.migrations.opening import CannotServe, Opened, open_sqlite
 from space_runtime.records import generated_keys
 from space_runtime.snapshots.schedule import Snapshots
-from space_runtime.snapshots.store import CONFIGURED, FALLBACK, new_series, state_of
+from space_runtime.snapshots.store import CONFIGURED, FALLBACK, file_state, new_series
 
 logger = logging.getLogger(__name__)
 
@@ -232,7 +232,7 @@ class SQLiteFiles:
 
 def _count_rows(file: Path) -> int:
     try:
-        return _count_rows_at(file, tuple(state_of(file)))
+        return _count_rows_at(file, tuple(file_state(file)))
     except SQLAlchemyError as error:
         logger.warning("%s cannot be read: %s", file.name, connection_reason(error))
         return 0

@@ -122,7 +122,7 @@ class SnapshotStore:
 
         A series of None continues the newest one of the kind CONFIGURED.
         """
-        state = state_of(file)
+        state = file_state(file)
         taken, digest = self._taken.get(series or "", (None, None))
         if taken == state:
             return None
@@ -244,7 +244,7 @@ FileState = list[tuple[int, int]]
 _COARSE_NS = 2_000_000_000
 
 
-def state_of(file: Path) -> FileState:
+def file_state(file: Path) -> FileState:
     """Return times and sizes that change with the database, so that an idle one is left alone.
 
     No two are the same while its last change is so recent that another one could bear its time.
