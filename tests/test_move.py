@@ -1150,3 +1150,35 @@ def test_two_silent_hosts_keep_nobody_from_the_third(postgres: Postgres, monkeyp
         with pytest.raises(BlockingIOError):
             servers[0].accept()
     first.result(30)
+
+
+def test_rows_of_a_circle_that_stay_behind_are_not_in_postgresql(database: Database) -> None:
+    nodes = "CREATE TABLE nodes (code text PRIMARY KEY, next text REFERENCES nodes (code))"
+    database.run(
+        nodes,
+        "CREATE FUNCTION fold() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN NEW.code := lower(NEW.code); NEW.next := lower(NEW.next); RETURN NEW; END $$",
+        "CREATE TRIGGER fold BEFORE INSERT ON nodes FOR EACH ROW EXECUTE FUNCTION fold()",
+    )
+    assert database.move(nodes, "INSERT INTO nodes VALUES ('A', 'B'), ('B', 'A')") == (0, 2)
+    assert database.run("SELECT * FROM nodes") == []
+
+
+@pytest.mark.parametrize("decimals", [0, 2])
+def test_a_seed_with_a_name_for_a_key_is_not_taken_for_one_with_another_name(database: Database, decimals: int) -> None:
+    currencies = "CREATE TABLE currencies (code text PRIMARY KEY, decimals int)"
+    prices = "CREATE TABLE prices (id integer PRIMARY KEY, currency text REFERENCES currencies)"
+    database.run(currencies, prices, "INSERT INTO currencies VALUES ('USD', 2), ('KRW', 0)")
+    database.seed(currencies, prices, f"INSERT INTO currencies VALUES ('USD', 2), ('JPY', {decimals})")
+    assert database.move("INSERT INTO prices VALUES (1, 'JPY')") == (0, 2)
+    assert database.reasons() == [("currencies", "seed_missing"), ("prices", "refers_to_refused")]
+
+
+def test_a_refused_row_is_found_only_where_postgresql_has_its_key(database: Database) -> None:
+    people = "CREATE TABLE people (id integer PRIMARY KEY, email text UNIQUE)"
+    database.run(people, "INSERT INTO people VALUES (1, 'a@x')")
+    assert database.move(people, "INSERT INTO people VALUES (7, 'a@x')") == (0, 1)
+    (row,) = database.failback.find_refused(1)
+    assert not database.failback.is_there(row)
+    database.run("INSERT INTO people VALUES (7, 'b@x')")
+    assert database.failback.is_there(row)

@@ -195,6 +195,8 @@ class _Command:
     def _take_as_found(self, which: str) -> int:
         found, *referring = self._find(which, "FOUND is")
         _print_rows([found])
+        if not self._failback.is_there(found):
+            sys.exit("PostgreSQL has no row with this key: nothing was changed.")
         if not self._confirm("Is PostgreSQL's row with this key this row?"):
             return 1
         with self._target.begin() as connection:

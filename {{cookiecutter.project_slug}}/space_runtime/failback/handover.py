@@ -6,6 +6,7 @@ table of failbacks in PostgreSQL show what is left to do.
 
 import logging
 import sqlite3
+import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -39,6 +40,8 @@ from space_runtime.time_limit import while_at_work, within
 logger = logging.getLogger(__name__)
 
 _SECONDS_BETWEEN_CHECKS = 20.0
+_LOOKS = 5
+_SECONDS_BETWEEN_LOOKS = 2.0
 ROWS_FOLLOW = "it moves its rows to PostgreSQL or migrates it, and these rows follow"
 """What another process does that keeps PostgreSQL locked."""
 
@@ -77,9 +80,14 @@ class Failback:
             # statement may take long: each of its rows may have a slow trigger.
             ask = partial(backend.is_being_migrated, self._target)
             try:
-                return within(_SECONDS_BETWEEN_CHECKS, ask)
+                for _ in range(_LOOKS):
+                    if within(_SECONDS_BETWEEN_CHECKS, ask):
+                        return True
+                    # Between two files, nobody has the lock for a while.
+                    time.sleep(_SECONDS_BETWEEN_LOOKS)
             except (SQLAlchemyError, DatabaseUnavailable, TimeoutError) as error:
                 return REASONS[connection_reason(error)].reached
+            return False
 
         def terminate() -> None:
             backend.terminate_connections(self._target)
@@ -172,6 +180,13 @@ class Failback:
                     move = Move(rows.values(), connection, self._models, file_id)
                     return move.with_those_that_refer(rows[number], rows.values())
         raise LookupError(number)
+
+    def is_there(self, row: RefusedRow) -> bool:
+        """Return whether PostgreSQL has a row with the key of this refused one."""
+        from space_runtime.failback.move import Move
+
+        with self._target.connect() as connection:
+            return Move([row], connection, self._models, row.file_id).is_there(row)
 
     def _move_rows(self, file: Path, file_id: UUID, *, is_empty: bool) -> Outcome:
         """Move every row of a file and record its id, in one transaction.

@@ -8,6 +8,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import chain, groupby
 from types import MappingProxyType
@@ -147,6 +148,19 @@ class Move:
         stored = map(as_stored_row, others)
         found = self._references.with_those_that_refer(as_stored_row(row), stored)
         return [one.before for one in found if one.before]
+
+    def is_there(self, row: RefusedRow) -> bool:
+        """Return whether PostgreSQL has a row with the key of this one."""
+        if not (schema := self._tables.get(row.table_name)) or not schema.key:
+            return False
+        stored, known = as_stored_row(row), row.content | row.settled
+        with suppress(Unmovable):
+            # Its other values may be such that the columns' types cannot read them.
+            content = {name: known.get(name) for name in schema.key}
+            values = schema.read(stored._replace(content=content, settled={}))
+            self._target.prepare()
+            return bool(self._target.find(schema, values))
+        return False
 
     def _rows_left_out(self) -> Iterator[tuple[StoredRow, str, str | None]]:
         """Yield the rows that are not tried, and why: those left out, and of unknown tables."""
@@ -320,7 +334,7 @@ class Move:
         for row, schema in zip(rows, schemas, strict=True):
             if schema.has_trigger:
                 known = next(one for one in self._references.names(row.stored) if one in inside)
-                found = self._target.find(schema, {name: row.values[name] for name in known[1]})
+                found = self._target.select(schema, {name: row.values[name] for name in known[1]})
                 if len(found) != 1:
                     raise Refused
                 referred = [*schema.key, *chain(*self._references.columns(schema.name))]

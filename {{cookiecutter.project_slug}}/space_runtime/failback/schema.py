@@ -17,6 +17,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    Uuid,
     cast,
     func,
     select,
@@ -84,13 +85,18 @@ class TableSchema:
     """Whether a trigger may change a row before it is inserted."""
     without_case: frozenset[str]
     """The columns for which `A` is taken to be the same as `a`."""
+    has_generated_key: bool
+    """Whether a row that is inserted again has another key, or there is none."""
 
     @cached_property
     def telling(self) -> tuple[Columns, ...]:
         """The columns that tell rows apart without their keys: all, and those that are no times.
 
+        None if a key is a name that somebody chose: another row is another one, however alike.
         The type json cannot be compared. When a row was inserted differs, though it is the same.
         """
+        if not self.has_generated_key:
+            return ()
         kinds = {name: one.type for name, one in self.columns.items() if name not in self.key}
         comparable = tuple(name for name, kind in kinds.items() if type(kind) is not JSON)
         timeless = tuple(name for name in comparable if not isinstance(kinds[name], DateTime))
@@ -148,6 +154,7 @@ def read_schema(
             min([generated_keys.beginning(model), *smallest]),
             name in triggered,
             frozenset(column for column in columns if (name, column) in without_case),
+            _has_generated_key(table, model),
         )
     return tables
 
@@ -199,6 +206,17 @@ def _references(table: Table | None) -> set[Reference]:
         for constraint in constraints
         if constraint.referred_table.schema is None
     }
+
+
+def _has_generated_key(table: Table, model: Table | None) -> bool:
+    modelled = {} if model is None else dict(model.columns)
+    return not table.primary_key.columns or any(
+        isinstance(one.type, Uuid)
+        or one.server_default is not None
+        or one.identity is not None
+        or (one.name in modelled and modelled[one.name].default is not None)
+        for one in table.primary_key.columns
+    )
 
 
 def _sequence(target: Connection, table: Table, model: Table | None) -> str | None:

@@ -75,7 +75,7 @@ class Seeds:
                 staying[schema.name].discard(stored.locator)
             else:
                 self._references.refuse(stored)
-                is_missing = schema.telling[-1] in alone and not any(
+                is_missing = alone.issuperset(schema.telling[-1:]) and not any(
                     found for _, found in self._like(schema, row.values)
                 )
                 names = self._references.names(stored)

@@ -96,6 +96,9 @@ class Target:
         """
         milliseconds = int(1000 * _SECONDS_FOR_A_STATEMENT)
         self.connection.exec_driver_sql(f"SET LOCAL statement_timeout = {milliseconds}")
+        # Else a connection that is lost on this side alone would keep the lock for ever.
+        idle = "idle_in_transaction_session_timeout"
+        self.connection.exec_driver_sql(f"SET LOCAL {idle} = {milliseconds}")
         self.connection.exec_driver_sql("SET LOCAL TIME ZONE 'UTC'")
         self.connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
         found = self.connection.execute(_DEFERRED_TRIGGERS).all()
@@ -188,6 +191,13 @@ class Target:
 
     def find(self, schema: TableSchema, values: Values) -> list[dict[str, Any]]:
         """Return the first two rows with these values; none if they cannot be compared."""
+        try:
+            return self.attempt(partial(self.select, schema, values))
+        except Refused:
+            return []
+
+    def select(self, schema: TableSchema, values: Values) -> list[dict[str, Any]]:
+        """Return the first two rows with these values, also within an attempt."""
         clause = self.clause(schema)
         # Only what is compared with `=` is found by an index.
         same = (
@@ -197,11 +207,7 @@ class Target:
             for name, value in values.items()
         )
         query = select(clause).where(*same).order_by(*(clause.c[name] for name in schema.key))
-        try:
-            rows = self.attempt(lambda: self.connection.execute(query.limit(2)).mappings().all())
-        except Refused:
-            return []
-        return [dict(row) for row in rows]
+        return [dict(row) for row in self.connection.execute(query.limit(2)).mappings()]
 
     def with_keys(
         self, schema: TableSchema, keys: Sequence[tuple[Any, ...]]
