@@ -227,6 +227,30 @@ def test_a_thread_keeps_nothing_alive_between_two_jobs_and_ends_with_its_pool() 
     assert not thread.is_alive()
 
 
+def test_the_threads_of_a_pool_whose_work_takes_too_long_end_with_it() -> None:
+    pool, begun, over = WorkerPool("outlived", 2), threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        over.wait(SOON)
+
+    async def close_meanwhile() -> None:
+        running = asyncio.ensure_future(pool.run(work))
+        await asyncio.to_thread(begun.wait, SOON)
+        pool.close()
+        assert not pool.wait_until_idle(0.01)
+        # such as that of a session that has a place
+        await pool.start(lambda: None)
+        over.set()
+        await running
+
+    asyncio.run(close_meanwhile())
+    for thread in threading.enumerate():
+        if thread.name == "database-outlived":
+            thread.join(SOON)
+            assert not thread.is_alive()
+
+
 WORK_WITHOUT_END = """
 import asyncio, threading
 from space_runtime.serving.worker_pool import WorkerPool

@@ -112,20 +112,23 @@ class WorkerPool:
             name = f"database-{self.name}"
             # A daemon, since work that never ends must not keep the process from ending.
             Thread(target=_work, args=(self._jobs,), name=name, daemon=True).start()
+        if self.limiter.is_closed:
+            self._end_threads()  # A session has a place, and goes on.
         return future
 
     def close(self) -> None:
-        """Take no more work; running work continues."""
+        """Take no more work; running work continues, and each thread ends with its own."""
         self.limiter.close()
+        self._end_threads()
 
     def wait_until_idle(self, seconds: float) -> bool:
         """Wait, after close(), for running work; return whether all of it has ended."""
-        if not self.limiter.wait_until_empty(seconds):
-            return False
+        return self.limiter.wait_until_empty(seconds)
+
+    def _end_threads(self) -> None:
         while self._threads:
             self._threads -= 1
             self._jobs.put(None)
-        return True
 
     async def _enter_for_thread(self) -> None:
         # Endpoints wait in the threads that answers are made in. If all of them waited, whoever has
