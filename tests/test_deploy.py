@@ -523,7 +523,14 @@ def test_what_the_image_would_lack_is_said_before_anything_is_sent(hub: Hub, pro
 
 
 def test_code_that_the_image_would_lack_is_named_before_anything_is_sent(hub: Hub, project: BakedProject) -> None:
-    for name in ("training/fit.py", "helpers.py", "tests/yaml.py", "unused/it.py", "src/voices/__init__.py"):
+    for name in (
+        "training/fit.py",
+        "helpers.py",
+        "tests/yaml.py",
+        "unused/it.py",
+        "yaml/prepare.py",
+        "src/voices/__init__.py",
+    ):
         (project.path / name).parent.mkdir(exist_ok=True)
         (project.path / name).touch()
     text = (
@@ -539,6 +546,9 @@ def test_code_that_the_image_would_lack_is_named_before_anything_is_sent(hub: Hu
     ]
     with (project.path / "Dockerfile").open("a") as dockerfile:
         dockerfile.write('COPY ["./training/", \\\n"helpers.py", "./"]\n')
+        # nothing of this folder, and what Docker allows
+        dockerfile.write("COPY --chown=1000:1000 --from=page /dist/ web/dist/\nADD https://example.com/a.git/ /srv/a\n")
+        dockerfile.write("copy\t/training/ training/ \n")
     assert deploy(project, hub, "--dry-run").returncode == 0
 
 

@@ -33,6 +33,11 @@ app.mount("/ui", PlainTextResponse("mounted"))
 @app.post("/numbers/")
 async def numbers() -> list[int]:
     return [1, 2]
+
+
+@app.get("/add.{ending}/")
+async def added(ending: str) -> str:
+    return ending
 """
 BY_HAND = """\
     from fastapi.staticfiles import StaticFiles
@@ -224,6 +229,8 @@ def test_a_program_that_forgets_a_slash_is_led_to_the_route_and_a_browser_to_the
         assert (answer.status, answer.headers["location"]) == (307, "./numbers/?x=1")
     assert request(built.port, b"DELETE /numbers").status == 404
     assert "<title>Built</title>" in built.get("/numbers", headers=BROWSER).text
+    # a file of the page is served, whatever route would answer with a slash
+    assert built.get("/add.wasm").status_code == 200
 
 
 @pytest.mark.slow

@@ -232,7 +232,7 @@ def test_the_threads_of_a_pool_whose_work_takes_too_long_end_with_it() -> None:
 
     def work() -> None:
         begun.set()
-        over.wait(SOON)
+        over.wait(2 * SOON)
 
     async def close_meanwhile() -> None:
         running = asyncio.ensure_future(pool.run(work))
@@ -240,7 +240,7 @@ def test_the_threads_of_a_pool_whose_work_takes_too_long_end_with_it() -> None:
         pool.close()
         assert not pool.wait_until_idle(0.01)
         # such as that of a session that has a place
-        await pool.start(lambda: None)
+        await asyncio.wait_for(pool.start(lambda: None), SOON)
         over.set()
         await running
 
@@ -249,6 +249,27 @@ def test_the_threads_of_a_pool_whose_work_takes_too_long_end_with_it() -> None:
         if thread.name == "database-outlived":
             thread.join(SOON)
             assert not thread.is_alive()
+
+
+def test_a_thread_that_cannot_be_started_costs_one_job_and_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def jobs() -> None:
+        pool = WorkerPool("work", 2)
+        with monkeypatch.context() as busy:
+            busy.setattr(threading.Thread, "start", start)
+            for _ in range(3):
+                with pytest.raises(RuntimeError):
+                    await pool.run(lambda: 1)
+        assert await asyncio.wait_for(pool.run(lambda: 1), SOON) == 1
+        monkeypatch.setattr(threading.Thread, "start", start)
+        # the thread that is there does it
+        assert await asyncio.wait_for(pool.run(lambda: 2), SOON) == 2
+        assert pool.limiter.inside == 0
+        pool.close()
+
+    asyncio.run(jobs())
 
 
 WORK_WITHOUT_END = """

@@ -820,6 +820,16 @@ def test_an_endpoint_of_fsspec_s_own_is_named(s3: dict[str, str], tmp_path: Path
     assert "FSSPEC_S3_ENDPOINT_URL is no address" in told
 
 
+def test_another_setting_that_is_wrong_is_not_blamed_on_the_endpoint(
+    s3_credentials: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "many")
+    with pytest.raises(SnapshotError) as caught:
+        SnapshotStore("s3://example").series("app")
+    assert "AWS_ENDPOINT_URL" not in str(caught.value)
+
+
 def test_a_region_that_is_none_is_named(s3_credentials: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_DEFAULT_REGION", f"eu_{SECRET}")
     with pytest.raises(SnapshotError, match=r": AWS_DEFAULT_REGION is not a region\."):

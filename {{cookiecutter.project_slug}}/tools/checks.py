@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 
@@ -26,7 +27,10 @@ LOCKED = re.compile(r"^([\w.-]+)(?:\[.*\])? ?(?:@|==([^\s;]+))", re.MULTILINE)
 USABLE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASS|KEY|CREDENTIAL|AUTH", re.IGNORECASE)
 PASSWORD_IN_URL = re.compile(r"://[^\s:/@]*:(\S+)@")
-COPIED = re.compile(r"^(?:COPY|ADD) +(?!--from)(?:--\S+ +)*(.*) \S+$", re.MULTILINE)
+COPIED = re.compile(
+    r"^[ \t]*(?:COPY|ADD)[ \t]((?:[ \t]*--\S+[ \t])*)(.*)[ \t]\S+[ \t]*$",
+    re.MULTILINE | re.IGNORECASE,
+)
 COPIED_WORD = re.compile(r"[^\s\",\[\]]+")
 COPIES_ALL = {"", ".", "*", "*.py"}
 SHORTEST_SECRET, SHORTEST_SECRET_WORD = 8, 16
@@ -149,7 +153,13 @@ def file_problems(files: Mapping[str, bytes]) -> Iterator[str]:
     if readme.encode() != files.get("README.md", b""):
         yield "README.md is not UTF-8: save it as that"
     lines = COPIED.findall(dockerfile.replace("\\\n", " "))
-    sources = [word.removeprefix("./") for line in lines for word in COPIED_WORD.findall(line)]
+    sources = [
+        word.removeprefix("./").lstrip("/")
+        for options, line in lines
+        for word in COPIED_WORD.findall(line)
+        # Of another stage, or from elsewhere.
+        if "--from=" not in options and "://" not in word
+    ]
     for source in sources:
         if source.endswith("/") and not any(path.startswith(source) for path in files):
             yield f"{source}, which the Dockerfile copies, is empty here, or ignored"
@@ -180,7 +190,15 @@ def imports_of_the_code(files: Mapping[str, bytes]) -> list[tuple[str, str]]:
                     found.add((path, str(node.module).partition(".")[0]))
                 elif isinstance(node, ast.Import):
                     found |= {(path, alias.name.partition(".")[0]) for alias in node.names}
-    return sorted((path, name) for path, name in found if name in here)
+    return sorted((path, name) for path, name in found if name in here and is_own(name, files))
+
+
+def is_own(name: str, files: Mapping[str, bytes]) -> bool:
+    """Return whether this name means what stands here: else, an installed package comes first."""
+    if f"{name}.py" in files or f"{name}/__init__.py" in files:
+        return True
+    spec = find_spec(name)
+    return spec is None or spec.origin is None
 
 
 def not_locked(files: Mapping[str, bytes]) -> Iterator[str]:

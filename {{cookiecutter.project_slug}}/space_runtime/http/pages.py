@@ -62,8 +62,11 @@ class Remainder:
             return
         # Looked for each time, so that a page which is built while the server runs is shown.
         folder = own_page(self._project)
-        # A page that routes by itself may have an address of that name.
-        if _lacks_a_slash(scope, of_mounts_alone=folder is not None and _wants_a_page(scope)):
+        # A page that routes by itself may have an address of that name, or there is such a file.
+        is_of_page = folder is not None and (
+            _wants_a_page(scope) or os.path.isfile(f"{folder}{path_of(scope)}")
+        )
+        if _lacks_a_slash(scope, of_mounts_alone=is_of_page):
             raise _slash_added(scope)
         if folder:
             scope["route"] = _AS_LOGGED

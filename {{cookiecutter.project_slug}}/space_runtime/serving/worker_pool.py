@@ -5,8 +5,9 @@ import contextlib
 import logging
 from collections.abc import Callable
 from contextvars import copy_context
+from functools import partial
 from queue import SimpleQueue
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any, TypeVar
 
 from anyio.to_thread import current_default_thread_limiter
@@ -38,6 +39,7 @@ class WorkerPool:
         self.limiter = ConcurrencyLimiter(threads)
         self._jobs: _Jobs = SimpleQueue()
         self._threads = 0
+        self._lock = Lock()
 
     async def enter(self) -> None:
         """Take a place; raise DatabaseUnavailable if none becomes free in time."""
@@ -72,7 +74,12 @@ class WorkerPool:
     async def run(self, job: Callable[[], Result]) -> Result:
         """Return what the job returns; raise DatabaseUnavailable if no thread is free in time."""
         await self.enter()
-        return await self.start(job, gives_back=True)
+        try:
+            future = self.start(job, gives_back=True)
+        except RuntimeError:  # The process may have no more threads.
+            self.limiter.leave()
+            raise
+        return await future
 
     def start(
         self, job: Callable[[], Result], *, gives_back: bool = False
@@ -106,29 +113,36 @@ class WorkerPool:
             if not future.done():
                 settle(outcome)
 
-        self._jobs.put(run_in_thread)
-        if self._threads < self.limiter.places:
-            self._threads += 1
-            name = f"database-{self.name}"
-            # A daemon, since work that never ends must not keep the process from ending.
-            Thread(target=_work, args=(self._jobs,), name=name, daemon=True).start()
-        if self.limiter.is_closed:
-            self._end_threads()  # A session has a place, and goes on.
+        with self._lock:
+            if self.limiter.is_closed:
+                # A session has a place, and goes on, while the threads end.
+                self._start_thread(run_in_thread)
+                return future
+            if self._threads < self.limiter.places:
+                try:
+                    self._start_thread(partial(_work, self._jobs))
+                    self._threads += 1
+                except RuntimeError:
+                    if not self._threads:
+                        raise
+            self._jobs.put(run_in_thread)
         return future
 
     def close(self) -> None:
         """Take no more work; running work continues, and each thread ends with its own."""
         self.limiter.close()
-        self._end_threads()
+        with self._lock:
+            while self._threads:
+                self._threads -= 1
+                self._jobs.put(None)
 
     def wait_until_idle(self, seconds: float) -> bool:
         """Wait, after close(), for running work; return whether all of it has ended."""
         return self.limiter.wait_until_empty(seconds)
 
-    def _end_threads(self) -> None:
-        while self._threads:
-            self._threads -= 1
-            self._jobs.put(None)
+    def _start_thread(self, target: Callable[[], None]) -> None:
+        # A daemon, since work that never ends must not keep the process from ending.
+        Thread(target=target, name=f"database-{self.name}", daemon=True).start()
 
     async def _enter_for_thread(self) -> None:
         # Endpoints wait in the threads that answers are made in. If all of them waited, whoever has

@@ -184,7 +184,8 @@ def _cause(error: Exception, protocol: str) -> str:
         return f"its server cannot be reached; check the network{also}"
     if code:
         return f"the store answers {code}; check AWS_ENDPOINT_URL and AWS_DEFAULT_REGION"
-    if endpoint and (isinstance(error, ValueError) or "Endpoint" in name):
+    is_address = isinstance(error, ValueError) and re.search("[Ee]ndpoint|URL", str(error))
+    if endpoint and (is_address or "Endpoint" in name):
         return f"{endpoint} is no address; write http://HOST:PORT or https://HOST, no _ in HOST"
     if "Region" in name:
         return "AWS_DEFAULT_REGION is not a region"
