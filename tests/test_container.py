@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import httpx2
 import pytest
 
 from tests.support.bakery import Bakery
-from tests.support.load import clients, titles_in, write
+from tests.support.load import SERVING, clients, titles_in, write
 from tests.support.machine import base_image, need_base_image
 from tests.support.processes import is_listening, reserved
 from tests.test_stopping import SECONDS_ON_A_BUSY_MACHINE, SECONDS_TO_STOP
@@ -247,8 +248,6 @@ def test_requests_that_run_at_sigterm_finish_and_the_exit_code_is_0(image: Image
         assert state.strip() == "0", container.log()
 
 
-SERVING = None
-"""The moment at which it has acknowledged some rows, and goes on to."""
 MOMENTS = [tenths / 10 for tenths in range(21)]
 IN_EVERY_RUN = (0.0, SERVING)
 
@@ -275,19 +274,13 @@ def test_it_stops_whenever_it_is_asked_to_and_keeps_what_it_acknowledged(
     options = (*WITH_TEMP, f"--volume={volume}:/home/user/app/data", "--publish", f"127.0.0.1:{PORT}:{PORT}")
     with reserved(PORT), image.start(*options) as container, clients(1, write, PORT) as told:
         until_sigterm_is_heard(container)
-        if seconds is not None:
-            # the moment is what is tested; at any of them it may still import, start up or serve
-            time.sleep(seconds)
-        deadline = time.monotonic() + 30
-        while seconds is SERVING and len(told.stored) < 10:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        told.wait_until(seconds)
         engine_output(image.engine, "kill", "--signal", "TERM", container.name)
         asked = time.monotonic()
         assert engine_output(image.engine, "wait", container.name).strip() == "0"
         assert time.monotonic() - asked < within
     titles = titles_in(volume / "app.db") if (volume / "app.db").exists() else []
-    assert [titles.count(title) for title in told.stored] == [1] * len(told.stored)
+    told.compare(Counter(titles))
 
 
 def until_sigterm_is_heard(container: Container) -> None:

@@ -5,13 +5,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tests.support.bakery import ROOT, TEMPLATE_FOLDER, Bakery
 from tests.support.faults import listening
-from tests.support.load import clients, titles_in, write
+from tests.support.load import SERVING, clients, titles_in, write
 from tests.support.processes import bare_environment, free_port
 
 pytestmark = pytest.mark.slow
@@ -21,8 +22,6 @@ SECONDS_TO_STOP = 3
 SECONDS_ON_A_BUSY_MACHINE = 8
 # uvicorn does not look for signals while it waits for workers that begin, which may take so long
 SECONDS_WITH_WORKERS = 10
-SERVING = None
-"""The moment at which it has acknowledged some rows, and goes on to."""
 MOMENTS = [tenths / 10 for tenths in range(1, 21)]
 WITH_WORKERS = [SERVING, 0.5, 1.0, 1.5, 2.0]
 
@@ -47,19 +46,12 @@ def test_it_stops_whenever_it_is_asked_to_and_keeps_what_it_acknowledged(
         clients(2, write, port) as told,
         subprocess.Popen(command, cwd=bake().path, env=environ, stderr=subprocess.DEVNULL) as process,  # noqa: S603
     ):
-        if seconds is not None:
-            # the moment is what is tested: it may still import, start up or serve
-            time.sleep(seconds)
-        deadline = time.monotonic() + 30
-        while seconds is SERVING and len(told.stored) < 10:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        told.wait_until(seconds)
         process.send_signal(signal.SIGTERM)
         assert process.wait(within) in (0, -signal.SIGTERM)
     for kept in (data / "app.db", max(copies.glob("*.db"), default=copies / "none")):
         titles = titles_in(kept) if kept.exists() else []
-        assert [titles.count(title) for title in told.stored] == [1] * len(told.stored)
-        assert not set(titles) & set(told.refused)
+        told.compare(Counter(titles))
 
 
 @pytest.mark.parametrize(

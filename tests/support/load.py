@@ -19,6 +19,9 @@ import httpx2
 
 ITEMS = "/api/items"
 PAUSE_SECONDS = 0.05
+SERVING = None
+"""The moment at which an app has acknowledged some rows, and goes on to."""
+SOME_ROWS, SECONDS_FOR_THEM = 10, 30
 
 
 @dataclass
@@ -47,9 +50,26 @@ class Told:
         """Compare with the titles that are stored: what was acknowledged once, what was refused never."""
         print(f"acknowledged {len(self.stored)}, refused {len(self.refused)}, uncertain {len(self.uncertain)}")
         assert self.stored, "nothing was acknowledged"
+        self.compare(titles)
+
+    def compare(self, titles: Counter[str]) -> None:
+        """Like check(), where nothing may have been acknowledged yet."""
         assert not [title for title in self.stored if titles[title] != 1]
         assert not [title for title in self.refused if titles[title]]
         assert not [title for title in self.uncertain if titles[title] > 1]
+
+    def wait_until(self, moment: float | None) -> None:
+        """Wait so many seconds, or until SERVING.
+
+        The moment is what is tested: at any of them the app may still import, start up or serve.
+        """
+        if moment is not SERVING:
+            time.sleep(moment)
+            return
+        deadline = time.monotonic() + SECONDS_FOR_THEM
+        while len(self.stored) < SOME_ROWS:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 @dataclass

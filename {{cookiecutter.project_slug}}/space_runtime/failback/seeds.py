@@ -69,15 +69,14 @@ class Seeds:
             }
             if stored.before and stored.before.reason == "seed_alike":
                 alone.clear()
-            if there := self._counterpart(schema, row.values, alone):
+            there, are_like = self._counterpart(schema, row.values, alone)
+            if there:
                 self._references.replace(stored, there)
             elif stored.node in later:
                 staying[schema.name].discard(stored.locator)
             else:
                 self._references.refuse(stored)
-                is_missing = alone.issuperset(schema.telling[-1:]) and not any(
-                    found for _, found in self._like(schema, row.values)
-                )
+                is_missing = alone.issuperset(schema.telling[-1:]) and not are_like
                 names = self._references.names(stored)
                 code = "seed_missing" if is_missing else "seed_alike"
                 self._missing.update(dict.fromkeys(names, (stored, code)))
@@ -101,12 +100,17 @@ class Seeds:
 
     def _counterpart(
         self, schema: TableSchema, values: Values, alone: Collection[Columns]
-    ) -> Values | None:
-        """Return PostgreSQL's row for a seed; no other seed has the same in the columns `alone`."""
+    ) -> tuple[Values | None, bool]:
+        """Return PostgreSQL's row for a seed, and whether there is any like it.
+
+        No other seed has the same in the columns `alone`.
+        """
+        are_like = False
         for columns, rows in self._like(schema, values):
             if rows and (columns is None or (columns in alone and len(rows) == 1)):
-                return rows[0]
-        return None
+                return rows[0], True
+            are_like = are_like or bool(rows)
+        return None, are_like
 
     def _like(
         self, schema: TableSchema, values: Values
